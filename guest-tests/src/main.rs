@@ -1,0 +1,2 @@
+//! Payloads that run inside a VM.
+fn main() {}

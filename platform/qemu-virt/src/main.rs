@@ -1,0 +1,2 @@
+//! The hypervisor image for QEMU's `virt` machine.
+fn main() {}
