@@ -104,6 +104,10 @@ pub trait Cpu {
     /// Makes `bytes` of memory at `pa`, written through the direct map, visible to instruction fetches and to
     /// observers with caches off: data cache cleaned to the point of coherency, instruction cache invalidated.
     fn publish(&self, pa: Pa, bytes: u64);
+
+    /// Zeroes `bytes` of memory at `pa`, both multiples of the frame size, and makes the zeroes visible to observers
+    /// with caches off where this machine needs that. Called for every frame before a guest first sees it.
+    fn zero(&self, pa: Pa, bytes: u64);
 }
 
 #[cfg(test)]
