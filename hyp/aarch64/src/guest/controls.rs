@@ -1,0 +1,249 @@
+//! What traps to EL2 while a guest runs, and which features it is let to use: register values, made of the CPU's
+//! identification registers.
+
+use aarch64_cpu::registers::{CNTHCTL_EL2, HCR_EL2, MDCR_EL2};
+
+/// The identification registers that decide, as the hardware has them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ids {
+    /// ID_AA64PFR0_EL1.
+    pub pfr0: u64,
+    /// ID_AA64DFR0_EL1.
+    pub dfr0: u64,
+    /// ID_AA64ISAR1_EL1.
+    pub isar1: u64,
+    /// ID_AA64ISAR2_EL1.
+    pub isar2: u64,
+    /// ID_AA64MMFR0_EL1.
+    pub mmfr0: u64,
+    /// ID_AA64MMFR1_EL1.
+    pub mmfr1: u64,
+    /// ID_AA64MMFR2_EL1.
+    pub mmfr2: u64,
+    /// PMCR_EL0.N, the number of event counters; 0 where there is no PMU.
+    pub counters: u64,
+}
+
+/// The values of the trap control registers while a guest runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Controls {
+    /// HCR_EL2.
+    pub hcr: u64,
+    /// HCRX_EL2; `None` where the CPU has none (FEAT_HCX).
+    pub hcrx: Option<u64>,
+    /// CPTR_EL2.
+    pub cptr: u64,
+    /// MDCR_EL2.
+    pub mdcr: u64,
+    /// CNTHCTL_EL2.
+    pub cnthctl: u64,
+    /// Whether the fine-grained trap registers exist and must be cleared (FEAT_FGT).
+    pub fine_grained: FineGrained,
+}
+
+/// Whether the CPU has fine-grained traps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FineGrained {
+    /// It has: HFGRTR_EL2 and its like are unknown at reset.
+    Present,
+    /// It has not.
+    Absent,
+}
+
+const fn field(register: u64, at: u32) -> u64 {
+    register >> at & 0xf
+}
+
+/// HCRX_EL2.MSCEn: memory copy and set instructions work at EL1 and EL0 (FEAT_MOPS).
+const HCRX_MSCEN: u64 = 1 << 11;
+
+/// CPTR_EL2 with E2H = 0: the bits that are RES1, and TZ (8) and TSM (12), which are RES1 where there is no SVE or SME.
+const CPTR_RES1_TZ_TSM: u64 = 0x33ff;
+/// CPTR_EL2.TTA: accesses to trace registers.
+const CPTR_TTA: u64 = 1 << 20;
+/// CPTR_EL2.TAM: accesses to activity monitors.
+const CPTR_TAM: u64 = 1 << 30;
+
+/// Decides the trap controls of a CPU.
+///
+/// The guest keeps floating point, pointer authentication and both timers. It does not get SVE, SME, the PMU,
+/// statistical profiling, trace, activity monitors, or memory tagging. SMC, identification registers, and
+/// implementation-defined registers trap. WFI does not: with a CPU of its own, a vCPU that waits makes the CPU wait, and
+/// a physical interrupt ends both.
+pub fn decide(ids: Ids) -> Controls {
+    let mut hcr = HCR_EL2::VM::SET
+        + HCR_EL2::SWIO::SET // data cache invalidation by set and way also cleans
+        + HCR_EL2::FMO::SET
+        + HCR_EL2::IMO::SET
+        + HCR_EL2::AMO::SET
+        + HCR_EL2::FB::SET // a guest's local TLB maintenance reaches the CPU that its vCPU ran on before
+        + HCR_EL2::BSU.val(0b01) // and its barriers reach the inner shareable domain
+        + HCR_EL2::RW::SET
+        + HCR_EL2::TSC::SET
+        + HCR_EL2::TID3::SET
+        + HCR_EL2::TACR::SET
+        + HCR_EL2::TIDCP::SET;
+    if field(ids.mmfr1, 16) != 0 {
+        hcr += HCR_EL2::TLOR::SET; // FEAT_LOR
+    }
+    if field(ids.pfr0, 28) != 0 {
+        hcr += HCR_EL2::TERR::SET; // FEAT_RAS: error records are the machine's
+    }
+    // APA, API, GPA, GPI; ISAR2's APA3 and GPA3.
+    let pointer_auth = [field(ids.isar1, 4), field(ids.isar1, 8), field(ids.isar1, 24), field(ids.isar1, 28)];
+    if pointer_auth.iter().any(|&f| f != 0) || field(ids.isar2, 8) != 0 || field(ids.isar2, 12) != 0 {
+        hcr += HCR_EL2::APK::SET + HCR_EL2::API::SET;
+    }
+    if field(ids.mmfr2, 40) != 0 {
+        hcr += HCR_EL2::FWB::SET;
+    }
+    let mut mdcr = MDCR_EL2::TPM::SET + MDCR_EL2::TPMCR::SET + MDCR_EL2::HPMN.val(ids.counters & 0x1f);
+    if field(ids.dfr0, 32) != 0 {
+        mdcr += MDCR_EL2::TPMS::SET; // E2PB stays 0: the buffer is EL2's, and its registers trap
+    }
+    if field(ids.dfr0, 40) != 0 {
+        mdcr += MDCR_EL2::TTRF::SET;
+    }
+    let mut cptr = CPTR_RES1_TZ_TSM | CPTR_TTA;
+    if field(ids.pfr0, 44) != 0 {
+        cptr |= CPTR_TAM;
+    }
+    let mops = field(ids.isar2, 16) != 0;
+    Controls {
+        hcr: hcr.value,
+        hcrx: (field(ids.mmfr1, 40) != 0).then_some(if mops { HCRX_MSCEN } else { 0 }),
+        cptr,
+        mdcr: mdcr.value,
+        cnthctl: (CNTHCTL_EL2::EL1PCTEN::SET + CNTHCTL_EL2::EL1PCEN::SET).value,
+        fine_grained: if field(ids.mmfr0, 56) != 0 { FineGrained::Present } else { FineGrained::Absent },
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Ids {
+    /// Reads the registers of this CPU.
+    pub fn read() -> Self {
+        let mut ids = Self::default();
+        // SAFETY: identification registers are read without effect; those that an older CPU does not define read as 0.
+        unsafe {
+            core::arch::asm!("mrs {}, S3_0_C0_C4_0", out(reg) ids.pfr0, options(nomem, nostack));
+            core::arch::asm!("mrs {}, S3_0_C0_C5_0", out(reg) ids.dfr0, options(nomem, nostack));
+            core::arch::asm!("mrs {}, S3_0_C0_C6_1", out(reg) ids.isar1, options(nomem, nostack));
+            core::arch::asm!("mrs {}, S3_0_C0_C6_2", out(reg) ids.isar2, options(nomem, nostack));
+            core::arch::asm!("mrs {}, S3_0_C0_C7_0", out(reg) ids.mmfr0, options(nomem, nostack));
+            core::arch::asm!("mrs {}, S3_0_C0_C7_1", out(reg) ids.mmfr1, options(nomem, nostack));
+            core::arch::asm!("mrs {}, S3_0_C0_C7_2", out(reg) ids.mmfr2, options(nomem, nostack));
+        }
+        // PMUVer 0 and 15 are no PMUv3.
+        if !matches!(field(ids.dfr0, 8), 0 | 15) {
+            let pmcr: u64;
+            // SAFETY: PMCR_EL0 is there, as just read, and reading it has no effect.
+            unsafe { core::arch::asm!("mrs {}, S3_3_C9_C12_0", out(reg) pmcr, options(nomem, nostack)) };
+            ids.counters = pmcr >> 11 & 0x1f;
+        }
+        ids
+    }
+}
+
+/// What makes the CPU this vCPU's: the values that differ from one virtual machine or vCPU to another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// VMPIDR_EL2: the affinity that the guest reads.
+    pub vmpidr: u64,
+    /// VPIDR_EL2: the part number that the guest reads.
+    pub vpidr: u64,
+    /// VTCR_EL2.
+    pub vtcr: u64,
+    /// VTTBR_EL2: base and VMID together.
+    pub vttbr: u64,
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Controls {
+    /// Writes the controls and the identity into this CPU. The virtual counter is the physical one (CNTVOFF_EL2 = 0).
+    ///
+    /// # Safety
+    /// `identity` must name valid stage-2 tables, which give the guest nothing but its own memory and stay until
+    /// another identity is installed.
+    pub unsafe fn install(&self, identity: &Identity) {
+        // SAFETY: these registers act on EL1 and EL0 only; that the tables are right is the caller's promise.
+        unsafe {
+            core::arch::asm!(
+                "msr vpidr_el2, {vpidr}",
+                "msr vmpidr_el2, {vmpidr}",
+                "msr vtcr_el2, {vtcr}",
+                "msr vttbr_el2, {vttbr}",
+                "msr hcr_el2, {hcr}",
+                "msr cptr_el2, {cptr}",
+                "msr mdcr_el2, {mdcr}",
+                "msr hstr_el2, xzr",
+                "msr cnthctl_el2, {cnthctl}",
+                "msr cntvoff_el2, xzr",
+                vpidr = in(reg) identity.vpidr,
+                vmpidr = in(reg) identity.vmpidr,
+                vtcr = in(reg) identity.vtcr,
+                vttbr = in(reg) identity.vttbr,
+                hcr = in(reg) self.hcr,
+                cptr = in(reg) self.cptr,
+                mdcr = in(reg) self.mdcr,
+                cnthctl = in(reg) self.cnthctl,
+                options(nostack),
+            );
+            if let Some(hcrx) = self.hcrx {
+                core::arch::asm!("msr S3_4_C1_C2_2, {}", in(reg) hcrx, options(nostack));
+            }
+            if self.fine_grained == FineGrained::Present {
+                // Zero: no further traps, but for the registers of features that the guest is not shown, whose bits
+                // are enables (nPIR_EL1 and the like).
+                core::arch::asm!(
+                    "msr S3_4_C1_C1_4, xzr", // HFGRTR_EL2
+                    "msr S3_4_C1_C1_5, xzr", // HFGWTR_EL2
+                    "msr S3_4_C1_C1_6, xzr", // HFGITR_EL2
+                    "msr S3_4_C3_C1_4, xzr", // HDFGRTR_EL2
+                    "msr S3_4_C3_C1_5, xzr", // HDFGWTR_EL2
+                    options(nostack),
+                );
+            }
+            core::arch::asm!("isb", options(nostack));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plainest_cpu_gets_the_base_traps() {
+        let c = decide(Ids { counters: 6, ..Ids::default() });
+        // VM 0, SWIO 1, FMO 3, IMO 4, AMO 5, FB 9, BSU 10, TID3 18, TSC 19, TIDCP 20, TACR 21, RW 31.
+        assert_eq!(c.hcr, 0x8000_0000 | 0x3c_0000 | 0x63b);
+        assert_eq!((c.hcrx, c.fine_grained), (None, FineGrained::Absent));
+        assert_eq!((c.cptr, c.mdcr, c.cnthctl), (0x1033ff, 0x66, 3));
+    }
+
+    #[test]
+    fn what_a_cpu_has_more_is_given_or_trapped() {
+        let c = decide(Ids {
+            pfr0: 1 << 28 | 1 << 44,
+            dfr0: 1 << 32 | 1 << 40,
+            isar1: 1 << 8,
+            isar2: 1 << 16,
+            mmfr0: 1 << 56,
+            mmfr1: 1 << 16 | 1 << 40,
+            mmfr2: 1 << 40,
+            counters: 0,
+        });
+        assert_eq!(c.hcr & (1 << 46 | 1 << 41 | 1 << 40 | 1 << 36 | 1 << 35), 1 << 46 | 3 << 40 | 3 << 35);
+        assert_eq!((c.hcrx, c.fine_grained), (Some(1 << 11), FineGrained::Present));
+        assert_eq!(c.cptr & CPTR_TAM, CPTR_TAM);
+        assert_eq!(c.mdcr, 1 << 5 | 1 << 6 | 1 << 14 | 1 << 19);
+    }
+
+    #[test]
+    fn tagging_and_el2_s_own_mode_are_never_given() {
+        let c = decide(Ids { pfr0: u64::MAX, isar1: u64::MAX, mmfr1: u64::MAX, ..Ids::default() });
+        // ATA 56, E2H 34, TGE 27, and TVM 26, TRVM 30, which would make every stage-1 register trap.
+        assert_eq!(c.hcr & (1 << 56 | 1 << 34 | 1 << 27 | 1 << 26 | 1 << 30), 0);
+    }
+}

@@ -1,0 +1,160 @@
+//! Into the guest and out again.
+//!
+//! [`enter`] saves what the procedure call standard lets a callee keep, loads the guest's general-purpose registers and
+//! returns to it; an exit comes in at one of four vectors, which save those registers where [`enter`] found them and
+//! return from [`enter`] with the vector's number. Between the two, the top of this CPU's stack holds the address of the
+//! [`Context`] and, above it, the saved registers: the stack pointer does not move while a guest runs.
+//!
+//! The vector table branches to `mz_guest_sync`, `mz_guest_irq`, `mz_guest_fiq` and `mz_guest_serror`.
+
+#[cfg(target_arch = "aarch64")]
+use super::Context;
+#[cfg(target_arch = "aarch64")]
+use super::context::offset;
+use super::exit::{Syndrome, Vector};
+
+#[cfg(target_arch = "aarch64")]
+core::arch::global_asm!(
+    ".pushsection .text.mz_guest, \"ax\"",
+    ".global mz_guest_enter",
+    ".type mz_guest_enter, %function",
+    "mz_guest_enter:", // x0: the context, kept for the exit at the top of the stack
+    "    stp x29, x30, [sp, #-112]!",
+    "    mov x29, sp",
+    "    stp x27, x28, [sp, #16]",
+    "    stp x25, x26, [sp, #32]",
+    "    stp x23, x24, [sp, #48]",
+    "    stp x21, x22, [sp, #64]",
+    "    stp x19, x20, [sp, #80]",
+    "    str x0, [sp, #-16]!",
+    "    ldp x2, x3, [x0, #{pc}]",
+    "    msr elr_el2, x2",
+    "    msr spsr_el2, x3",
+    "    ldp x2, x3, [x0, #{x} + 16]",
+    "    ldp x4, x5, [x0, #{x} + 32]",
+    "    ldp x6, x7, [x0, #{x} + 48]",
+    "    ldp x8, x9, [x0, #{x} + 64]",
+    "    ldp x10, x11, [x0, #{x} + 80]",
+    "    ldp x12, x13, [x0, #{x} + 96]",
+    "    ldp x14, x15, [x0, #{x} + 112]",
+    "    ldp x16, x17, [x0, #{x} + 128]",
+    "    ldp x18, x19, [x0, #{x} + 144]",
+    "    ldp x20, x21, [x0, #{x} + 160]",
+    "    ldp x22, x23, [x0, #{x} + 176]",
+    "    ldp x24, x25, [x0, #{x} + 192]",
+    "    ldp x26, x27, [x0, #{x} + 208]",
+    "    ldp x28, x29, [x0, #{x} + 224]",
+    "    ldr x30, [x0, #{x} + 240]",
+    "    ldp x0, x1, [x0, #{x}]",
+    "    eret",
+    "    dsb nsh", // no speculation past the return
+    "    isb",
+    ".macro mz_guest_exit name, vector",
+    ".global mz_guest_\\name",
+    "mz_guest_\\name:",
+    "    stp x0, x1, [sp, #-16]!",
+    "    mov x1, #\\vector",
+    "    b mz_guest_left",
+    ".endm",
+    "mz_guest_exit sync, 0",
+    "mz_guest_exit irq, 1",
+    "mz_guest_exit fiq, 2",
+    "mz_guest_exit serror, 3",
+    "mz_guest_left:", // x1: the vector; [sp]: the guest's x0 and x1; [sp + 16]: the context
+    "    ldr x0, [sp, #16]",
+    "    stp x2, x3, [x0, #{x} + 16]",
+    "    stp x4, x5, [x0, #{x} + 32]",
+    "    stp x6, x7, [x0, #{x} + 48]",
+    "    stp x8, x9, [x0, #{x} + 64]",
+    "    stp x10, x11, [x0, #{x} + 80]",
+    "    stp x12, x13, [x0, #{x} + 96]",
+    "    stp x14, x15, [x0, #{x} + 112]",
+    "    stp x16, x17, [x0, #{x} + 128]",
+    "    stp x18, x19, [x0, #{x} + 144]",
+    "    stp x20, x21, [x0, #{x} + 160]",
+    "    stp x22, x23, [x0, #{x} + 176]",
+    "    stp x24, x25, [x0, #{x} + 192]",
+    "    stp x26, x27, [x0, #{x} + 208]",
+    "    stp x28, x29, [x0, #{x} + 224]",
+    "    str x30, [x0, #{x} + 240]",
+    "    ldp x2, x3, [sp], #32", // and past the context's address
+    "    stp x2, x3, [x0, #{x}]",
+    "    mrs x2, elr_el2",
+    "    mrs x3, spsr_el2",
+    "    stp x2, x3, [x0, #{pc}]",
+    "    mov x0, x1",
+    "    ldp x27, x28, [sp, #16]",
+    "    ldp x25, x26, [sp, #32]",
+    "    ldp x23, x24, [sp, #48]",
+    "    ldp x21, x22, [sp, #64]",
+    "    ldp x19, x20, [sp, #80]",
+    "    ldp x29, x30, [sp], #112",
+    "    ret",
+    ".size mz_guest_enter, . - mz_guest_enter",
+    ".popsection",
+    x = const offset::X,
+    pc = const offset::PC,
+);
+
+#[cfg(target_arch = "aarch64")]
+unsafe extern "C" {
+    fn mz_guest_enter(context: *mut Context) -> u64;
+}
+
+/// Runs the guest until its next exit, and returns the vector at which it came out. `context` holds the registers it
+/// runs with, and afterwards those it stopped with. Interrupts are masked before and after.
+///
+/// # Safety
+/// The CPU's EL1 state, list registers, trap controls and stage-2 tables must be those of the vCPU that `context`
+/// belongs to, and the tables must give it nothing but its own memory.
+#[cfg(target_arch = "aarch64")]
+pub unsafe fn enter(context: &mut Context) -> Vector {
+    // SAFETY: the assembly keeps the callee-saved registers and touches `context` and its own stack only; what the
+    // guest can reach is the caller's promise.
+    match unsafe { mz_guest_enter(context) } {
+        0 => Vector::Sync,
+        1 => Vector::Irq,
+        2 => Vector::Fiq,
+        _ => Vector::SError,
+    }
+}
+
+/// Reads the syndrome of the exit that just happened.
+#[cfg(target_arch = "aarch64")]
+pub fn syndrome() -> Syndrome {
+    use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
+    Syndrome { esr: ESR_EL2.get(), far: FAR_EL2.get(), hpfar: HPFAR_EL2.get() }
+}
+
+/// Translates a guest's virtual address by its own stage 1 (AT S1E1R, S1E1W or their EL0 forms): returns the page of
+/// the intermediate physical address, or `None` where stage 1 does not translate it now, since another vCPU changed
+/// the tables: running the guest again brings the right exception.
+#[cfg(target_arch = "aarch64")]
+pub fn stage1(far: u64, context: &Context) -> Option<u64> {
+    let par: u64;
+    let el0 = context.pstate & 0xf == 0;
+    // SAFETY: an address translation changes nothing but PAR_EL1, which is put back for the guest, which may be
+    // between its own AT and its read.
+    unsafe {
+        core::arch::asm!(
+            "mrs {old}, par_el1",
+            "cbnz {el0}, 2f",
+            "at s1e1r, {va}",
+            "b 3f",
+            "2: at s1e0r, {va}",
+            "3: isb",
+            "mrs {par}, par_el1",
+            "msr par_el1, {old}",
+            va = in(reg) far,
+            el0 = in(reg) u64::from(el0),
+            old = out(reg) _,
+            par = out(reg) par,
+            options(nostack),
+        );
+    }
+    (par & 1 == 0).then_some(par & 0x000f_ffff_ffff_f000)
+}
+
+/// Nothing runs a guest on the host; these exist so that the types meet there, too.
+#[cfg(not(target_arch = "aarch64"))]
+const _: (Option<Vector>, Option<Syndrome>) = (None, None);
