@@ -1,0 +1,126 @@
+//! The guest's initramfs: one static busybox and one `/init`.
+//!
+//! It is small on purpose: what it boots is the kernel, and the hypervisor under it. It is made anew from its parts each
+//! time it is looked at (this takes a tenth of a second), so that it cannot be out of date.
+
+use super::apt::Debian;
+use super::{Found, used};
+use crate::paths;
+use anyhow::{Context, Result};
+use cpio::{NewcBuilder, newc};
+use flate2::{Compression, write::GzEncoder};
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+const NAME: &str = "initrd.cpio.gz";
+const INIT: &[u8] = include_bytes!("init.sh");
+
+/// File types in a cpio mode.
+const DIRECTORY: u32 = 0o040_000;
+const REGULAR: u32 = 0o100_000;
+const CHARACTER_DEVICE: u32 = 0o020_000;
+const SYMLINK: u32 = 0o120_000;
+
+/// Returns where the initramfs is, or will be.
+pub(crate) fn path() -> PathBuf {
+    paths::guest().join(NAME)
+}
+
+fn busybox() -> PathBuf {
+    paths::guest().join("busybox")
+}
+
+/// Looks for busybox.
+pub(super) fn find_busybox(refresh: bool) -> Result<Found> {
+    Ok(match used::line("busybox")? {
+        Some(line) if busybox().exists() && !refresh => Found::Ready(line),
+        _ => Found::Missing("fetching Debian's busybox-static for arm64".to_owned()),
+    })
+}
+
+/// Fetches busybox.
+pub(super) fn fetch(debian: &mut Debian) -> Result<String> {
+    let package = debian.unpack("busybox-static", "busybox-static")?;
+    // /bin is a link to /usr/bin since Debian 13, and the packages moved with it.
+    let file = ["usr/bin/busybox", "bin/busybox"].map(|file| package.root.join(file));
+    let file = file.iter().find(|file| file.exists()).context("the package has no busybox")?;
+    paths::replace(&busybox(), &fs::read(file)?)?;
+    used::record("busybox-static", &package.version, &package.deb)?;
+    used::record("busybox", &package.version, &busybox())
+}
+
+/// Looks whether the initramfs is what its parts make today.
+pub(super) fn find() -> Result<Found> {
+    let there = fs::read(path()).unwrap_or_default();
+    Ok(match there == packed()? {
+        true => Found::Ready(paths::display(&path())),
+        false => Found::Missing(format!("making {} from busybox and init.sh", paths::display(&path()))),
+    })
+}
+
+/// Makes the initramfs.
+pub(super) fn make() -> Result<String> {
+    paths::replace(&path(), &packed()?)?;
+    let init = &used::sha256(INIT)[..12];
+    used::record(NAME, &format!("init.sh:{init}"), &path())
+}
+
+fn packed() -> Result<Vec<u8>> {
+    let busybox = fs::read(busybox()).context("cannot read busybox")?;
+    // Level 6 and no timestamp: the same parts give the same bytes.
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    gzip.write_all(&archive(&busybox)?)?;
+    Ok(gzip.finish()?)
+}
+
+fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    let mut inode = 0;
+    let mut add = |builder: NewcBuilder, mode: u32, data: &[u8]| -> Result<()> {
+        inode += 1;
+        let size = u32::try_from(data.len()).context("a cpio entry holds less than 4 GiB")?;
+        let mut entry = builder.ino(inode).nlink(1).mode(mode).write(&mut out, size);
+        entry.write_all(data)?;
+        entry.finish()?;
+        Ok(())
+    };
+    for dir in ["bin", "dev", "proc", "sys", "tmp", "root"] {
+        add(NewcBuilder::new(dir), DIRECTORY | 0o755, b"")?;
+    }
+    // The kernel opens this for init's first three descriptors, before devtmpfs is mounted.
+    add(NewcBuilder::new("dev/console").rdev_major(5).rdev_minor(1), CHARACTER_DEVICE | 0o600, b"")?;
+    add(NewcBuilder::new("bin/busybox"), REGULAR | 0o755, busybox)?;
+    add(NewcBuilder::new("bin/sh"), SYMLINK | 0o777, b"busybox")?;
+    add(NewcBuilder::new("init"), REGULAR | 0o755, INIT)?;
+    newc::trailer(&mut out)?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_archive_holds_what_the_kernel_looks_for() {
+        let archive = archive(b"\x7fELF").unwrap();
+        let mut rest = &archive[..];
+        let mut seen = Vec::new();
+        loop {
+            let reader = newc::Reader::new(rest).unwrap();
+            if reader.entry().is_trailer() {
+                break;
+            }
+            seen.push((reader.entry().name().to_owned(), reader.entry().mode()));
+            rest = reader.finish().unwrap();
+        }
+        assert!(seen.contains(&("init".to_owned(), REGULAR | 0o755)), "{seen:?}");
+        assert!(seen.contains(&("dev/console".to_owned(), CHARACTER_DEVICE | 0o600)), "{seen:?}");
+        assert!(seen.contains(&("bin/busybox".to_owned(), REGULAR | 0o755)), "{seen:?}");
+    }
+
+    #[test]
+    fn the_same_parts_make_the_same_bytes() {
+        assert_eq!(archive(b"x").unwrap(), archive(b"x").unwrap());
+    }
+}

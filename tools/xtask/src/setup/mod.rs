@@ -1,0 +1,110 @@
+//! `cargo xtask setup`: what the other commands need on this machine.
+//!
+//! Each step first looks, and says so if there is nothing to do. What needs root is run as root or through `sudo`; where
+//! neither is possible, the exact command is printed and the step fails. Nothing that is downloaded is committed: it all
+//! lies in `target/guest/`, and `USED.txt` there records versions and checksums.
+
+mod apt;
+mod initramfs;
+mod kernel;
+mod qemu;
+mod rust;
+mod used;
+
+use crate::paths;
+use anyhow::{Context, Result};
+use std::fs;
+
+/// What `setup` may be told.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Fetch the newest guest kernel and busybox even if there are some
+    #[arg(long)]
+    refresh: bool,
+    /// Debian mirror that the guest's packages come from
+    #[arg(long, value_name = "URL", default_value = apt::MIRROR)]
+    mirror: String,
+}
+
+/// One thing a command may need.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// The bare-metal Rust target, rustfmt and clippy.
+    Rust,
+    /// QEMU 10 or later for AArch64.
+    Qemu,
+    /// The guest's kernel and initramfs.
+    Guest,
+}
+
+/// What a step found when it looked.
+enum Found {
+    /// There is nothing to do; the text says what is there.
+    Ready(String),
+    /// Work is needed; the text says what will be done.
+    Missing(String),
+}
+
+/// How much a run of the steps says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Say {
+    Everything,
+    WorkOnly,
+}
+
+/// Runs every step.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    steps(&[Need::Rust, Need::Qemu, Need::Guest], Say::Everything, args)?;
+    print!("\n{}", used::read()?);
+    Ok(())
+}
+
+/// Runs the steps that a command needs, and is silent about those that are done.
+pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
+    steps(needs, Say::WorkOnly, &Args { refresh: false, mirror: apt::MIRROR.to_owned() })
+}
+
+fn steps(needs: &[Need], say: Say, args: &Args) -> Result<()> {
+    let guest = paths::guest();
+    fs::create_dir_all(&guest).with_context(|| format!("cannot make {}", guest.display()))?;
+    // Two commands started at once must not download into each other's files.
+    let lock = fs::File::create(guest.join("lock")).context("cannot make the lock file")?;
+    lock.lock().context("cannot lock the guest folder")?;
+
+    for need in needs {
+        match need {
+            Need::Rust => {
+                step(say, "bare-metal target", rust::find_target, rust::add_target)?;
+                step(say, "rustfmt and clippy", rust::find_components, rust::add_components)?;
+            }
+            Need::Qemu => step(say, "QEMU", qemu::find, qemu::install)?,
+            Need::Guest => {
+                let mut debian = apt::Debian::new(&args.mirror);
+                let refresh = args.refresh;
+                step(say, "guest kernel", || kernel::find(refresh), || kernel::fetch(&mut debian))?;
+                step(say, "busybox", || initramfs::find_busybox(refresh), || initramfs::fetch(&mut debian))?;
+                step(say, "initramfs", initramfs::find, initramfs::make)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Looks, acts if there is something to do, and looks again.
+fn step(
+    say: Say,
+    what: &str,
+    look: impl Fn() -> Result<Found>,
+    act: impl FnOnce() -> Result<String>,
+) -> Result<()> {
+    match look().with_context(|| format!("looking for {what}"))? {
+        Found::Ready(there) if say == Say::Everything => println!("  ready  {what}: {there}"),
+        Found::Ready(_) => {}
+        Found::Missing(plan) => {
+            println!("  doing  {what}: {plan}");
+            let done = act().with_context(|| format!("setting up {what}"))?;
+            println!("  done   {what}: {done}");
+        }
+    }
+    Ok(())
+}
