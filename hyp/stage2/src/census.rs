@@ -1,0 +1,109 @@
+//! What a tree is made of, and what was done to it: counters for statistics.
+
+use crate::sync::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+use types::{CpuId, Height};
+
+/// One more than the greatest height that any format has.
+pub const HEIGHTS: usize = 6;
+/// CPUs share counters by number modulo this, so that parallel faults seldom meet on a line.
+const SHARDS: usize = 8;
+
+/// What is counted beside leaves by height.
+#[derive(Clone, Copy)]
+pub(crate) enum Event {
+    TableTaken,
+    TableGiven,
+    Split,
+    Pruned,
+    Invalidation,
+    GracePeriod,
+    LostRace,
+}
+const EVENTS: usize = 7;
+
+/// The counters of a tree. Each is a sum over CPUs and exact when nobody is changing the tree.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    shards: [Shard; SHARDS],
+}
+
+#[repr(align(128))]
+#[derive(Debug)]
+struct Shard {
+    leaves: [AtomicU64; HEIGHTS],
+    events: [AtomicU64; EVENTS],
+}
+
+impl Counters {
+    pub(crate) const fn new() -> Self {
+        Self {
+            shards: [const {
+                Shard {
+                    leaves: [const { AtomicU64::new(0) }; HEIGHTS],
+                    events: [const { AtomicU64::new(0) }; EVENTS],
+                }
+            }; SHARDS],
+        }
+    }
+
+    fn shard(&self, cpu: CpuId) -> &Shard {
+        &self.shards[cpu.index() % SHARDS]
+    }
+
+    /// Counts `n` leaves more at `height`.
+    pub(crate) fn gained(&self, cpu: CpuId, height: Height, n: u64) {
+        self.shard(cpu).leaves[usize::from(height.get())].fetch_add(n, Relaxed);
+    }
+
+    /// Counts `n` leaves fewer at `height`.
+    pub(crate) fn lost(&self, cpu: CpuId, height: Height, n: u64) {
+        self.shard(cpu).leaves[usize::from(height.get())].fetch_sub(n, Relaxed);
+    }
+
+    /// Counts `n` events.
+    pub(crate) fn count(&self, cpu: CpuId, event: Event, n: u64) {
+        self.shard(cpu).events[event as usize].fetch_add(n, Relaxed);
+    }
+
+    /// Adds up. Single shards may have wrapped below zero; the sums are right.
+    pub(crate) fn census(&self) -> Census {
+        let events = |event: Event| {
+            self.shards.iter().fold(0u64, |sum, s| sum.wrapping_add(s.events[event as usize].load(Relaxed)))
+        };
+        let mut leaves = [0u64; HEIGHTS];
+        for shard in &self.shards {
+            for (sum, n) in leaves.iter_mut().zip(&shard.leaves) {
+                *sum = sum.wrapping_add(n.load(Relaxed));
+            }
+        }
+        Census {
+            leaves,
+            tables: events(Event::TableTaken).wrapping_sub(events(Event::TableGiven)),
+            splits: events(Event::Split),
+            pruned: events(Event::Pruned),
+            invalidations: events(Event::Invalidation),
+            grace_periods: events(Event::GracePeriod),
+            lost_races: events(Event::LostRace),
+        }
+    }
+}
+
+/// What a tree is made of, and what was done to it so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Census {
+    /// The number of leaves by height: pages first, then blocks.
+    pub leaves: [u64; HEIGHTS],
+    /// The number of tables in use, without the root: linked, or unlinked and not yet given back.
+    pub tables: u64,
+    /// The number of blocks that were split.
+    pub splits: u64,
+    /// The number of empty tables that were pruned.
+    pub pruned: u64,
+    /// The number of invalidations that were issued.
+    pub invalidations: u64,
+    /// The number of grace periods that were waited for.
+    pub grace_periods: u64,
+    /// The number of compare-exchanges that lost to another CPU or to the hardware.
+    pub lost_races: u64,
+}

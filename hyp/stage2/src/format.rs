@@ -1,0 +1,97 @@
+//! The seam to an architecture's bits: what a format has to say about its entries.
+
+use crate::Entry;
+use core::fmt::Debug;
+use types::{Height, Pa};
+
+/// A page-table format. The value carries what is only known at run time (does the CPU have FWB, does it set dirty
+/// flags, …) and is small and `Copy`; what is known at build time is a constant.
+///
+/// Laws, which the format suite of `model` checks for every implementation:
+/// - `decode(encode(e, h), h) == canonical(e, h)`, and `canonical` is idempotent;
+/// - `decode(0, h) == Entry::Absent`;
+/// - `decode` is total: a word that no `encode` makes decodes to `Frozen`, which nobody touches;
+/// - `child`, `output` agree with `decode`;
+/// - no encoding without a valid bit holds a usable address.
+pub trait Format: Copy + Debug + Send + Sync + 'static {
+    /// Base-2 logarithm of the page size, and of a table's size but for a concatenated root.
+    const GRANULE_SHIFT: u32;
+    /// Base-2 logarithm of the number of entries in a table.
+    const INDEX_BITS: u32;
+    /// The greatest height that an entry of a root table can have.
+    const MAX_TOP: u8;
+
+    /// Returns the greatest height at which this configuration allows leaves; all heights below allow them too.
+    fn largest_leaf(self) -> Height;
+
+    /// Returns the word for `entry` at `height`.
+    ///
+    /// `entry` must be possible there: a leaf not above [`Self::largest_leaf`], a table not at the page; addresses
+    /// aligned and within the output size. The core asks for nothing else. Table links are made with the accessed
+    /// flag set where the format has one there.
+    fn encode(self, entry: Entry, height: Height) -> u64;
+
+    /// Returns the entry that `raw` stands for at `height`.
+    fn decode(self, raw: u64, height: Height) -> Entry;
+
+    /// Returns the entry that comes back when `entry` is stored: what the configuration cannot express is set to what
+    /// it means there (without a hardware dirty flag, a writable leaf counts as dirty).
+    fn canonical(self, entry: Entry, height: Height) -> Entry;
+
+    /// Returns the address of the table that `raw` links to, at a height above the page; `None` where it is no link.
+    /// The hot half of `decode`: a few instructions, and no configuration.
+    fn child(raw: u64) -> Option<Pa>;
+
+    /// Returns the first output address of the leaf `raw` at `height`; `None` where it is no leaf.
+    /// The hot half of `decode`: a few instructions, and no configuration.
+    fn output(raw: u64, height: Height) -> Option<Pa>;
+
+    /// Returns `raw` with the flags cleared that hardware may set by itself in it. Two words of one height that agree
+    /// in this differ in accessed and dirty flags only.
+    fn settled(self, raw: u64, height: Height) -> u64;
+
+    /// Tells how the live entry `from` may become `to` at `height`, on CPUs of which the weakest has level `bbm`.
+    ///
+    /// Where `from` is not live (nothing that a TLB could hold), anything may be stored in place.
+    fn rewrite(self, from: Entry, to: Entry, height: Height, bbm: Bbm) -> Rewrite;
+}
+
+/// How a live entry may be changed, strictest last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Rewrite {
+    /// Store it; stale copies do no harm. Where rights were added, the CPU that faulted may still hold the stricter
+    /// copy and owes a local invalidation.
+    InPlace,
+    /// Store it; TLBs may hold the old value until the invalidation is complete.
+    InPlaceThenInvalidate,
+    /// Store an invalid entry, invalidate, and only then store the new one (DDI 0487, D8.17.1 "Using
+    /// break-before-make when updating translation table entries").
+    BreakBeforeMake,
+}
+
+/// What the weakest of all CPUs and IOMMUs can do when the size of a live mapping changes
+/// (DDI 0487, D8.17.2 "Support levels for changing block size", ID_AA64MMFR2_EL1.BBM).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Bbm {
+    /// Break-before-make for every change of size.
+    Level0 = 0,
+    /// A block may be marked not to be cached (nT), invalidated, and then changed without a break.
+    Level1 = 1,
+    /// The size may be changed directly; a TLB-conflict abort is possible until the invalidation is complete.
+    Level2 = 2,
+    /// As level 2, and no conflict aborts.
+    Level3 = 3,
+}
+
+impl Bbm {
+    /// Returns the level with number `n`; [`Bbm::Level0`], the weakest, for numbers that are none.
+    pub const fn from_number(n: u8) -> Self {
+        match n {
+            1 => Self::Level1,
+            2 => Self::Level2,
+            3 => Self::Level3,
+            _ => Self::Level0,
+        }
+    }
+}

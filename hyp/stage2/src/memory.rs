@@ -1,0 +1,193 @@
+//! The seams to memory: where tables are, where new ones come from, and where they go.
+//!
+//! A table page's life, each step a type that only that step can make:
+//!
+//! ```text
+//! Pages::take → FreshTable ─ linked ─▶ (reachable, a TablePa) ─ unlinked, invalidated, grace period ─▶ IdleTable → give_back
+//!                    └──────────────── never linked (lost the race) ──────────────────────────────────────▲
+//! ```
+
+use crate::TableSize;
+use core::sync::atomic::{AtomicU64, Ordering};
+use types::Pa;
+
+/// One table entry, as an atomic 64-bit word.
+///
+/// The orderings are the caller's, so that each stands, numbered, where it matters (docs/memory-ordering.md). A
+/// load, store or exchange is one untorn, naturally aligned access: the hardware's table walker reads the same word.
+pub trait Slot: Copy {
+    /// Reads the word.
+    fn load(self, order: Ordering) -> u64;
+
+    /// Writes the word.
+    fn store(self, raw: u64, order: Ordering);
+
+    /// Writes the word and returns what it was.
+    fn swap(self, raw: u64, order: Ordering) -> u64;
+
+    /// Writes `new` where the word is `old`; else returns what it is. Never fails without a reason.
+    fn compare_exchange(self, old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64>;
+}
+
+impl Slot for &AtomicU64 {
+    #[inline(always)]
+    fn load(self, order: Ordering) -> u64 {
+        AtomicU64::load(self, order)
+    }
+
+    #[inline(always)]
+    fn store(self, raw: u64, order: Ordering) {
+        AtomicU64::store(self, raw, order);
+    }
+
+    #[inline(always)]
+    fn swap(self, raw: u64, order: Ordering) -> u64 {
+        AtomicU64::swap(self, raw, order)
+    }
+
+    #[inline(always)]
+    fn compare_exchange(self, old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
+        AtomicU64::compare_exchange(self, old, new, success, failure)
+    }
+}
+
+/// The address of a table that this library may look into.
+///
+/// Only this library makes one: from a [`FreshTable`] that [`Pages`] gave, or from a link to such a table, read
+/// inside a read section. So an implementation of [`Entries`] may rely on it: the table came from its own `take` and
+/// has not been given back.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct TablePa(Pa);
+
+impl TablePa {
+    pub(crate) const fn linked(pa: Pa) -> Self {
+        Self(pa)
+    }
+
+    /// Returns the physical address.
+    pub const fn pa(self) -> Pa {
+        self.0
+    }
+}
+
+/// Where tables are: turns a table and an index into the entry.
+pub trait Entries {
+    /// An entry, for as long as the memory behind `self` is there.
+    type Slot<'a>: Slot
+    where
+        Self: 'a;
+
+    /// Returns entry `index` of `table`. `index` is below the number of entries of the table.
+    ///
+    /// This is on every hot path: an addition, and nothing that can fail.
+    fn slot(&self, table: TablePa, index: usize) -> Self::Slot<'_>;
+}
+
+/// What a table is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// The root of a new space.
+    Root,
+    /// A new mapping.
+    Map,
+    /// To split a block. May draw on what the block holds in reserve.
+    Split,
+}
+
+/// There is no page for a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoPages;
+
+/// Where new tables come from, and go back to. One value serves one space, so that it can keep the space's budget.
+///
+/// Callable from several CPUs at once. Never called with a slot frozen, but for `take`, which must not wait.
+pub trait Pages {
+    /// Takes memory for a table: `size` bytes, aligned to `size`, all zero, and the zeroes visible to the hardware's
+    /// table walker (it is cache-coherent with us: a cacheable write is enough). May fail; does not wait.
+    fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages>;
+
+    /// Takes back a table that nobody can look at any more. Does not fail, wait or allocate. What the memory holds is
+    /// arbitrary.
+    fn give_back(&self, table: IdleTable);
+}
+
+impl<T: Entries + ?Sized> Entries for &T {
+    type Slot<'a>
+        = T::Slot<'a>
+    where
+        Self: 'a;
+
+    #[inline(always)]
+    fn slot(&self, table: TablePa, index: usize) -> Self::Slot<'_> {
+        T::slot(self, table, index)
+    }
+}
+
+impl<T: Pages + ?Sized> Pages for &T {
+    fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
+        T::take(self, size, purpose)
+    }
+
+    fn give_back(&self, table: IdleTable) {
+        T::give_back(self, table);
+    }
+}
+
+/// Memory for a table, just taken: zeroed, linked nowhere, seen by nobody but its owner.
+#[must_use = "a table that is not linked must be given back"]
+#[derive(Debug)]
+pub struct FreshTable {
+    pa: Pa,
+    size: TableSize,
+}
+
+impl FreshTable {
+    /// Vouches for memory taken for a table. For implementations of [`Pages::take`] only: whoever calls this says
+    /// that `size` bytes at `pa` are zeroed, aligned to `size`, reachable through the [`Entries`] that goes with the
+    /// `Pages`, and used by nobody else until they are given back.
+    pub const fn new(pa: Pa, size: TableSize) -> Self {
+        Self { pa, size }
+    }
+
+    /// Returns the table, to look into.
+    pub const fn table(&self) -> TablePa {
+        TablePa(self.pa)
+    }
+
+    /// Returns the size.
+    pub const fn size(&self) -> TableSize {
+        self.size
+    }
+
+    /// Gives up a table that was never linked, so that it can go back at once.
+    pub fn unused(self) -> IdleTable {
+        IdleTable { pa: self.pa, size: self.size }
+    }
+}
+
+/// A table that nobody can look at: unlinked, invalidated on every CPU with the walk caches, and every read section
+/// that was open at the unlink has ended; or it was never linked.
+#[must_use = "an idle table must be given back"]
+#[derive(Debug)]
+pub struct IdleTable {
+    pa: Pa,
+    size: TableSize,
+}
+
+impl IdleTable {
+    /// For the two places that have waited for all of the above.
+    #[expect(dead_code, reason = "the operations that free tables build on it")]
+    pub(crate) const fn after_grace(table: TablePa, size: TableSize) -> Self {
+        Self { pa: table.0, size }
+    }
+
+    /// Returns the address.
+    pub const fn pa(&self) -> Pa {
+        self.pa
+    }
+
+    /// Returns the size.
+    pub const fn size(&self) -> TableSize {
+        self.size
+    }
+}
