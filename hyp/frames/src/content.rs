@@ -1,0 +1,184 @@
+//! The contents of guests' frames, through the direct map.
+//!
+//! A guest, another CPU or a device may write the same bytes at any time, so every access is a relaxed atomic one: what
+//! comes out is then some mixture of what was written, and never undefined.
+
+use crate::{FrameError, Frames, Kind};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use types::{FRAME_SIZE, Pa};
+
+/// Bytes in the unit that most of a copy is made in.
+const WORD: usize = size_of::<u64>();
+
+impl Frames {
+    /// Copies `bytes` into guests' frames from `pa` on; any alignment. The caller makes them visible to instruction
+    /// fetches and to observers with caches off ([`types::Cpu::publish`]).
+    ///
+    /// Errors: [`FrameError::NoRecord`], [`FrameError::NotGuest`]; bytes for the frames before have been written.
+    pub fn write(&self, pa: Pa, bytes: &[u8]) -> Result<(), FrameError> {
+        let mut rest = bytes;
+        let mut at = pa;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(to_frame_end(at)));
+            self.check(at)?;
+            self.store(at, now);
+            at = at.wrapping_add(now.len() as u64);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes out of guests' frames from `pa` on; any alignment.
+    ///
+    /// Errors: [`FrameError::NoRecord`], [`FrameError::NotGuest`]; bytes of the frames before have been read.
+    pub fn read(&self, pa: Pa, bytes: &mut [u8]) -> Result<(), FrameError> {
+        let mut rest = bytes;
+        let mut at = pa;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at_mut(rest.len().min(to_frame_end(at)));
+            self.check(at)?;
+            self.fetch(at, now);
+            at = at.wrapping_add(now.len() as u64);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn check(&self, pa: Pa) -> Result<(), FrameError> {
+        match self.record(pa)?.load().kind() {
+            Kind::Guest => Ok(()),
+            _ => Err(FrameError::NotGuest { pa }),
+        }
+    }
+
+    /// Writes bytes that lie in one guest's frame.
+    fn store(&self, pa: Pa, bytes: &[u8]) {
+        let (head, rest) = bytes.split_at(bytes.len().min(to_word(pa)));
+        self.store_bytes(pa, head);
+        let pa = pa.wrapping_add(head.len() as u64);
+        let (body, tail) = rest.split_at(rest.len() / WORD * WORD);
+        // SAFETY: aligned and in a guest's frame, which is mapped RAM that everybody else here accesses by atomics.
+        let to = unsafe { self.map().words(pa, body.len() / WORD) };
+        store_words(to, body);
+        self.store_bytes(pa.wrapping_add(body.len() as u64), tail);
+    }
+
+    fn store_bytes(&self, pa: Pa, bytes: &[u8]) {
+        for (byte, at) in bytes.iter().zip(pa.get()..) {
+            // SAFETY: in a guest's frame, as above.
+            unsafe { self.map().byte(Pa::new(at)) }.store(*byte, Relaxed);
+        }
+    }
+
+    /// Reads bytes that lie in one guest's frame.
+    fn fetch(&self, pa: Pa, bytes: &mut [u8]) {
+        let (head, rest) = bytes.split_at_mut(bytes.len().min(to_word(pa)));
+        self.fetch_bytes(pa, head);
+        let pa = pa.wrapping_add(head.len() as u64);
+        let (body, tail) = rest.split_at_mut(rest.len() / WORD * WORD);
+        // SAFETY: aligned and in a guest's frame, as in `store`.
+        let from = unsafe { self.map().words(pa, body.len() / WORD) };
+        for (word, bytes) in from.iter().zip(body.chunks_exact_mut(WORD)) {
+            bytes.copy_from_slice(&word.load(Relaxed).to_ne_bytes());
+        }
+        self.fetch_bytes(pa.wrapping_add(body.len() as u64), tail);
+    }
+
+    fn fetch_bytes(&self, pa: Pa, bytes: &mut [u8]) {
+        for (byte, at) in bytes.iter_mut().zip(pa.get()..) {
+            // SAFETY: in a guest's frame, as in `store`.
+            *byte = unsafe { self.map().byte(Pa::new(at)) }.load(Relaxed);
+        }
+    }
+}
+
+/// Writes `from`, as many whole words as `to` has.
+///
+/// Loading a kernel is one long run through here, and the target takes unaligned words apart into bytes: so source
+/// words are read as such where they are aligned, and as halves where they are aligned to 4, as files in a bundle are.
+fn store_words(to: &[AtomicU64], from: &[u8]) {
+    // SAFETY: any eight bytes are a u64.
+    let (before, whole, _) = unsafe { from.align_to::<u64>() };
+    if before.is_empty() {
+        let (to, from) = (to.as_chunks::<8>(), whole.as_chunks::<8>());
+        for (to, from) in to.0.iter().zip(from.0) {
+            for (word, value) in to.iter().zip(from) {
+                word.store(*value, Relaxed);
+            }
+        }
+        for (word, value) in to.1.iter().zip(from.1) {
+            word.store(*value, Relaxed);
+        }
+        return;
+    }
+    // SAFETY: any four bytes are a u32.
+    let (before, halves, _) = unsafe { from.align_to::<u32>() };
+    if before.is_empty() {
+        for (word, halves) in to.iter().zip(halves.as_chunks::<2>().0) {
+            word.store(joined(*halves), Relaxed);
+        }
+        return;
+    }
+    for (word, bytes) in to.iter().zip(from.as_chunks::<WORD>().0) {
+        word.store(u64::from_ne_bytes(*bytes), Relaxed);
+    }
+}
+
+/// Makes the word that has these halves in memory order.
+fn joined([first, second]: [u32; 2]) -> u64 {
+    if cfg!(target_endian = "little") {
+        u64::from(second) << 32 | u64::from(first)
+    } else {
+        u64::from(first) << 32 | u64::from(second)
+    }
+}
+
+/// Bytes from `pa` to the end of its frame; at least 1.
+fn to_frame_end(pa: Pa) -> usize {
+    (FRAME_SIZE - (pa.get() & (FRAME_SIZE - 1))) as usize
+}
+
+/// Bytes from `pa` to the next word.
+fn to_word(pa: Pa) -> usize {
+    (pa.get().wrapping_neg() & (WORD as u64 - 1)) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fake::Machine;
+    use crate::{FrameError, Order, Owner, Usage};
+    use types::Pa;
+
+    #[test]
+    fn bytes_come_back_at_every_alignment_and_length() {
+        let machine = Machine::with_ram(0x4000_0000, 1 << 20);
+        let run = machine.allocate(Order::new(1).unwrap(), Usage::Guest(Owner(1))).unwrap();
+        let source: Vec<u8> = (1..=120).collect();
+        let frame_end = run.pa().get() + 0x1000;
+        let lengths = if cfg!(miri) { vec![0, 1, 23, 90] } else { (0..100).collect() };
+        for start in frame_end - 17..frame_end + 9 {
+            for (skip, len) in (0..9).flat_map(|skip| lengths.iter().map(move |len| (skip, *len))) {
+                let bytes = &source[skip..skip + len];
+                machine.write(Pa::new(start - 1), &[0xaa; 128]).unwrap();
+                machine.write(Pa::new(start), bytes).unwrap();
+                let mut back = vec![0; len + 2];
+                machine.read(Pa::new(start - 1), &mut back).unwrap();
+                assert_eq!((back[0], back[len + 1]), (0xaa, 0xaa), "neighbours at {start:#x}+{len}");
+                assert_eq!(&back[1..=len], bytes, "contents at {start:#x}+{len}, source off by {skip}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_guests_frames_can_be_written() {
+        let machine = Machine::with_ram(0x4000_0000, 1 << 20);
+        let table = machine.allocate(Order::FRAME, Usage::Table(Owner(1))).unwrap();
+        let wrong = machine.write(table.pa(), &[1]);
+        assert_eq!(wrong, Err(FrameError::NotGuest { pa: table.pa() }));
+        let nowhere = Pa::new(0x1000);
+        assert_eq!(machine.read(nowhere, &mut [0]), Err(FrameError::NoRecord { pa: nowhere }));
+        let guest = machine.allocate(Order::FRAME, Usage::Guest(Owner(1))).unwrap();
+        let end = guest.pa().wrapping_add(0xfff);
+        assert!(machine.write(end, &[1, 2]).is_err(), "the second byte is in a frame that is not a guest's");
+    }
+}

@@ -1,0 +1,46 @@
+//! Frames that somebody holds and nobody else can find.
+
+use crate::{Frames, Order};
+use core::mem;
+use types::Pa;
+
+/// A run of frames just allocated: naturally aligned, contiguous, of folios of at most 2 MiB, and its holder's alone.
+///
+/// Dropping it gives it back. Once it is published in a table, [`Run::into_pa`] turns it into an address, and the
+/// mapping holds the frames' reference from then on.
+#[derive(Debug)]
+#[must_use = "dropping a run gives it back at once"]
+pub struct Run<'f> {
+    frames: &'f Frames,
+    pa: Pa,
+    order: Order,
+}
+
+impl<'f> Run<'f> {
+    pub(crate) const fn new(frames: &'f Frames, pa: Pa, order: Order) -> Self {
+        Self { frames, pa, order }
+    }
+
+    /// Returns the address of the first frame, a multiple of the run's size.
+    pub const fn pa(&self) -> Pa {
+        self.pa
+    }
+
+    /// Returns the order of the whole run.
+    pub const fn order(&self) -> Order {
+        self.order
+    }
+
+    /// Lets the frames go to whoever keeps the address: a mapping, or a list.
+    pub fn into_pa(self) -> Pa {
+        let pa = self.pa;
+        mem::forget(self);
+        pa
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        self.frames.free_unpublished(self.pa, self.order);
+    }
+}
