@@ -57,6 +57,9 @@ impl Frames {
         self.store_bytes(pa, head);
         let pa = pa.wrapping_add(head.len() as u64);
         let (body, tail) = rest.split_at(rest.len() / WORD * WORD);
+        if body.is_empty() {
+            return self.store_bytes(pa, tail);
+        }
         // SAFETY: aligned and in a guest's frame, which is mapped RAM that everybody else here accesses by atomics.
         let to = unsafe { self.map().words(pa, body.len() / WORD) };
         store_words(to, body);
@@ -76,6 +79,9 @@ impl Frames {
         self.fetch_bytes(pa, head);
         let pa = pa.wrapping_add(head.len() as u64);
         let (body, tail) = rest.split_at_mut(rest.len() / WORD * WORD);
+        if body.is_empty() {
+            return self.fetch_bytes(pa, tail);
+        }
         // SAFETY: aligned and in a guest's frame, as in `store`.
         let from = unsafe { self.map().words(pa, body.len() / WORD) };
         for (word, bytes) in from.iter().zip(body.chunks_exact_mut(WORD)) {

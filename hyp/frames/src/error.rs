@@ -65,7 +65,9 @@ impl fmt::Display for FrameError {
             Self::NoRoomForRecords { bank, bytes } => {
                 write!(f, "no free gap of {bytes} bytes for the frame records of memory bank {bank}")
             }
-            Self::Exhausted { order } => write!(f, "no {} KiB of contiguous memory free", order.bytes() >> 10),
+            Self::Exhausted { order } => {
+                write!(f, "no {} KiB of contiguous memory free", order.bytes() >> 10)
+            }
             Self::NoRecord { pa } => write!(f, "{pa} is not in RAM"),
             Self::NotGuest { pa } => write!(f, "the frame at {pa} is not a guest's"),
             Self::Refused { pa, why } => write!(f, "the frame at {pa} refuses: {why:?}"),

@@ -1,12 +1,13 @@
 //! Start-up: from the machine's description to records and free lists.
 //!
-//! Nothing can be allocated yet, so this works in arrays of fixed size. The records of a bank go into the smallest gap
-//! between reserved ranges that holds them, in the same bank if there is one, so that the large gaps stay whole.
+//! Nothing can be allocated yet, so this works in arrays of fixed size. The records of a bank go to an end of a gap
+//! between reserved ranges, in the same bank if there is one that holds them, and where they break the fewest blocks.
 
 use crate::bank::{Bank, Memory};
 use crate::word::records_bytes;
-use crate::{DirectMap, FrameError, PaRange};
+use crate::{DirectMap, FrameError, Order, PaRange};
 use core::ptr::NonNull;
+use types::Pa;
 
 /// The most banks of RAM, after banks that touch were joined.
 pub const MAX_BANKS: usize = 16;
@@ -56,11 +57,10 @@ impl Layout {
         let mut records = [PaRange::EMPTY; MAX_BANKS];
         for (bank, place) in banks.as_slice().iter().zip(&mut records) {
             let bytes = records_bytes(*bank);
-            let own = best_gap(core::slice::from_ref(bank), taken.as_slice(), bytes);
-            let gap = own
-                .or_else(|| best_gap(banks.as_slice(), taken.as_slice(), bytes))
+            let own = best_place(core::slice::from_ref(bank), taken.as_slice(), bytes);
+            *place = own
+                .or_else(|| best_place(banks.as_slice(), taken.as_slice(), bytes))
                 .ok_or(FrameError::NoRoomForRecords { bank: *bank, bytes })?;
-            *place = PaRange::with_len(gap.start(), bytes).unwrap_or(gap);
             taken.push(*place).ok_or(FrameError::TooManyReservations)?;
         }
         Ok(Self { banks, reserved: taken, records })
@@ -138,13 +138,32 @@ fn check_alone(banks: &[PaRange], bank: PaRange) -> Result<(), FrameError> {
     }
 }
 
-/// Returns the smallest gap of at least `bytes` bytes.
-fn best_gap(banks: &[PaRange], taken: &[PaRange], bytes: u64) -> Option<PaRange> {
-    banks
-        .iter()
-        .flat_map(|bank| Gaps::new(*bank, taken))
-        .filter(|gap| gap.len() >= bytes)
-        .min_by_key(|gap| gap.len())
+/// Returns the place of `bytes` bytes, at either end of a gap, that costs the fewest blocks of 1 GiB, then of 2 MiB,
+/// and of such places the one in the smallest gap.
+fn best_place(banks: &[PaRange], taken: &[PaRange], bytes: u64) -> Option<PaRange> {
+    let gaps = banks.iter().flat_map(|bank| Gaps::new(*bank, taken)).filter(|gap| gap.len() >= bytes);
+    let places = gaps.flat_map(|gap| {
+        let low = PaRange::with_len(gap.start(), bytes);
+        let high = PaRange::new(Pa::new(gap.end().get() - bytes), gap.end());
+        [high, low].into_iter().flatten().map(move |place| (gap, place))
+    });
+    let cost = |(gap, place): &(PaRange, PaRange)| {
+        let rest = if gap.start() == place.start() {
+            PaRange::new(place.end(), gap.end())
+        } else {
+            PaRange::new(gap.start(), place.start())
+        };
+        let lost = |order: Order| blocks(*gap, order) - rest.map_or(0, |rest| blocks(rest, order));
+        (lost(Order::LARGEST), lost(Order::FOLIO), gap.len())
+    };
+    places.min_by_key(cost).map(|(_, place)| place)
+}
+
+/// Returns how many aligned blocks of this order lie in a range.
+fn blocks(range: PaRange, order: Order) -> u64 {
+    let end = range.end().align_down(order.bytes());
+    let start = range.start().align_up(order.bytes());
+    start.and_then(|start| end.offset_from(start)).unwrap_or(0) / order.bytes()
 }
 
 /// Goes through the parts of a bank that are not taken. The taken ranges are in no order and may overlap.
@@ -182,7 +201,6 @@ impl Iterator for Gaps<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use types::Pa;
 
     fn range(start: u64, end: u64) -> PaRange {
         PaRange::new(Pa::new(start), Pa::new(end)).unwrap()
@@ -233,21 +251,30 @@ mod tests {
     }
 
     #[test]
-    fn records_go_into_the_smallest_gap_that_holds_them() {
+    fn records_go_into_the_smallest_gap_if_no_block_is_broken_by_it() {
         let bank = range(0, 0x100_0000); // 4096 frames: 32 KiB of records
-        let plan = Layout::plan(&[bank], &[range(0x4000, 0x8000), range(0x1_0000, 0x20_0000)]).unwrap();
-        assert_eq!(plan.records[0], range(0x8000, 0x1_0000));
+        let reserved = [range(0x4000, 0x8000), range(0x1_8000, 0x20_0000)];
+        let plan = Layout::plan(&[bank], &reserved).unwrap();
+        assert_eq!(plan.records[0], range(0x1_0000, 0x1_8000));
         let full = Layout::plan(&[bank], &[range(0, 0x100_0000)]).err();
         assert_eq!(full, Some(FrameError::NoRoomForRecords { bank, bytes: 0x8000 }));
     }
 
     #[test]
+    fn records_go_to_the_end_that_keeps_blocks_whole() {
+        let records = |bank| Layout::plan(&[bank], &[]).unwrap().records[0];
+        assert_eq!(records(range(0x20_0000, 0x50_0000)).end(), Pa::new(0x50_0000));
+        assert_eq!(records(range(0x30_0000, 0x60_0000)).start(), Pa::new(0x30_0000));
+        let gibibytes = records(range(0x4000_0000, 0xc010_0000));
+        assert!(gibibytes.start() < Pa::new(0xc000_0000), "4 MiB do not fit behind the last whole one");
+        assert_eq!(gibibytes.end(), Pa::new(0xc010_0000));
+    }
+
+    #[test]
     fn records_of_a_full_bank_go_into_another() {
-        let plan = Layout::plan(
-            &[range(0, 0x10_0000), range(0x1000_0000, 0x1010_0000)],
-            &[range(0, 0x10_0000)],
-        )
-        .unwrap();
+        let plan =
+            Layout::plan(&[range(0, 0x10_0000), range(0x1000_0000, 0x1010_0000)], &[range(0, 0x10_0000)])
+                .unwrap();
         assert!(plan.records[..2].iter().all(|place| place.start() >= Pa::new(0x1000_0000)));
         assert!(!plan.records[0].overlaps(plan.records[1]));
     }

@@ -30,6 +30,8 @@ mod pool;
 mod run;
 mod store;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod word;
 
 pub use area::{Order, PaRange};

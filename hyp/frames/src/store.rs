@@ -83,11 +83,7 @@ impl Frames {
     /// The memory in `banks` outside of `reserved` is RAM that `map` maps readable, writable and cacheable for as long
     /// as the result or anything got from it is in use, and no Rust reference or allocator of anybody else has part
     /// in it.
-    pub unsafe fn init(
-        map: DirectMap,
-        banks: &[PaRange],
-        reserved: &[PaRange],
-    ) -> Result<Self, FrameError> {
+    pub unsafe fn init(map: DirectMap, banks: &[PaRange], reserved: &[PaRange]) -> Result<Self, FrameError> {
         let layout = Layout::plan(banks, reserved)?;
         // SAFETY: the caller hands over the memory outside of the reserved ranges.
         let memory = unsafe { layout.memory(map) };

@@ -372,14 +372,16 @@ impl Record {
 
     /// Lets go of a word that the caller froze, leaving everything else as it is.
     pub fn thaw(&self) -> Result<(), Refused> {
-        self.update(|w| if w.is_frozen() { Ok(w.0 & !FROZEN.mask()) } else { Err(Refused::NotHeld) }).map(|_| ())
+        self.update(|w| if w.is_frozen() { Ok(w.0 & !FROZEN.mask()) } else { Err(Refused::NotHeld) })
+            .map(|_| ())
     }
 
     /// Makes the frame a folio by itself, if it is still in a folio of `order`. Counts stay.
     pub(crate) fn dissolve(&self, order: Order) {
         // Whoever else has dissolved the same folio may have freed its part, and the next owner written a new word:
         // such a word is of a smaller order, since this folio still has a frame that is not free.
-        let _ = self.update(|w| if w.order() == order { Ok(w.0 & !ORDER.mask()) } else { Err(Refused::Unowned) });
+        let _ =
+            self.update(|w| if w.order() == order { Ok(w.0 & !ORDER.mask()) } else { Err(Refused::Unowned) });
     }
 
     /// Keeps `link`, below 2³⁸, in the word of a table that nobody can find any more. The table itself cannot hold
