@@ -1,6 +1,6 @@
 //! The seam to an architecture's bits: what a format has to say about its entries.
 
-use crate::Entry;
+use crate::{Entry, Leaf, Live, Marks};
 use core::fmt::Debug;
 use types::{Height, Pa};
 
@@ -52,8 +52,13 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
 
     /// Tells how the live entry `from` may become `to` at `height`, on CPUs of which the weakest has level `bbm`.
     ///
-    /// Where `from` is not live (nothing that a TLB could hold), anything may be stored in place.
-    fn rewrite(self, from: Entry, to: Entry, height: Height, bbm: Bbm) -> Rewrite;
+    /// The rule of the Arm manual unless the format has one of its own (DDI 0487, D8.17.1): address, memory type and
+    /// shareability always break; so does size, below level 2; rights, flags and software's bits never do, and what
+    /// takes something away is to be invalidated. Where `from` is not live, anything may be stored in place.
+    fn rewrite(self, from: Entry, to: Entry, height: Height, bbm: Bbm) -> Rewrite {
+        let _ = height;
+        by_the_book(from, to, bbm)
+    }
 }
 
 /// How a live entry may be changed, strictest last.
@@ -93,5 +98,39 @@ impl Bbm {
             3 => Self::Level3,
             _ => Self::Level0,
         }
+    }
+}
+
+fn by_the_book(from: Entry, to: Entry, bbm: Bbm) -> Rewrite {
+    let Some(from) = from.live() else { return Rewrite::InPlace };
+    // The break itself: allowed at any time, and what follows it waits for the invalidation.
+    let Some(to) = to.live() else { return Rewrite::InPlaceThenInvalidate };
+    match (from, to) {
+        (Live::Leaf(from), Live::Leaf(to)) => leaf_to_leaf(from, to, bbm),
+        (Live::Table(from), Live::Table(to)) if from.pa == to.pa => Rewrite::InPlace,
+        (Live::Table(_), Live::Table(_)) => Rewrite::BreakBeforeMake,
+        (Live::Leaf(block), Live::Table(_)) | (Live::Table(_), Live::Leaf(block)) => match bbm {
+            Bbm::Level0 => Rewrite::BreakBeforeMake,
+            Bbm::Level1 if !block.attrs.marks.contains(Marks::NO_TLB) => Rewrite::BreakBeforeMake,
+            Bbm::Level1 | Bbm::Level2 | Bbm::Level3 => Rewrite::InPlaceThenInvalidate,
+        },
+    }
+}
+
+fn leaf_to_leaf(from: Leaf, to: Leaf, bbm: Bbm) -> Rewrite {
+    let (old, new) = (from.attrs, to.attrs);
+    let no_tlb_changes = (old.marks ^ new.marks).contains(Marks::NO_TLB);
+    if from.pa != to.pa
+        || old.memory != new.memory
+        || old.share != new.share
+        || (no_tlb_changes && bbm == Bbm::Level0)
+    {
+        return Rewrite::BreakBeforeMake;
+    }
+    let flags_taken = (old.marks - new.marks).intersects(Marks::YOUNG | Marks::DIRTY);
+    if !new.access.contains(old.access) || flags_taken || no_tlb_changes {
+        Rewrite::InPlaceThenInvalidate
+    } else {
+        Rewrite::InPlace
     }
 }
