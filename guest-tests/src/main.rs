@@ -1,2 +1,0 @@
-//! Payloads that run inside a VM.
-fn main() {}

@@ -1,0 +1,136 @@
+//! The other vCPUs: on for one function, off otherwise.
+//!
+//! States of a vCPU other than the boot CPU: off → (CPU_ON) → in the function → (CPU_OFF) → off. So each function starts
+//! on fresh CPUs, and while a test runs on the boot CPU alone nothing else does.
+
+use crate::calls::{self, psci};
+use crate::cpu::{self, MAX_CPUS};
+use crate::report::{NotPassed, Verdict};
+use crate::start::{self, Entry};
+use crate::{machine, read_sysreg};
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+type Work<'a> = &'a (dyn Fn(usize) -> Verdict + Sync);
+
+struct Job {
+    work: UnsafeCell<Option<Work<'static>>>,
+    results: [UnsafeCell<Verdict>; MAX_CPUS],
+    /// How many CPUs have left their result.
+    done: AtomicUsize,
+    /// Changes with each job, and is part of what CPU_ON hands over.
+    cookie: AtomicU64,
+    /// How many CPUs take part, the boot CPU included; 1 between jobs.
+    taking_part: AtomicUsize,
+}
+
+// SAFETY: `work` is written while the other CPUs are off; each result is written by its CPU before it counts itself into
+// `done`, and read after.
+unsafe impl Sync for Job {}
+
+static JOB: Job = Job {
+    work: UnsafeCell::new(None),
+    results: [const { UnsafeCell::new(Ok(())) }; MAX_CPUS],
+    done: AtomicUsize::new(0),
+    cookie: AtomicU64::new(0x5eed_0000_0000),
+    taking_part: AtomicUsize::new(1),
+};
+
+/// Returns the number of CPUs in use.
+pub fn count() -> usize {
+    machine::get().cpus.len()
+}
+
+/// Tells whether the other CPUs are off.
+pub fn alone() -> bool {
+    JOB.taking_part.load(Ordering::Relaxed) == 1
+}
+
+/// Runs `work` on every CPU at once, the boot CPU included, each with its number. Returns the first that is not `Ok`.
+///
+/// # Panics
+/// Where a CPU cannot be started or does not come back.
+pub fn on_all(work: Work<'_>) -> Verdict {
+    on_first(count(), work)
+}
+
+/// As [`on_all`] on the first `count` CPUs only.
+pub fn on_first(count: usize, work: Work<'_>) -> Verdict {
+    assert!(cpu::index() == 0 && alone(), "only the boot CPU borrows the others, for one function at a time");
+    // SAFETY: `work` is called by CPUs that this function waits for before it returns, so the lifetime never ends
+    // while it is in use. The other CPUs are off.
+    unsafe { *JOB.work.get() = Some(core::mem::transmute::<Work<'_>, Work<'static>>(work)) };
+    let cookie = JOB.cookie.fetch_add(0x100, Ordering::Relaxed) + 0x100;
+    JOB.done.store(0, Ordering::Relaxed);
+    JOB.taking_part.store(count, Ordering::Relaxed);
+    cpu::dsb_isb();
+    for cpu in 1..count {
+        start(cpu, cookie | cpu as u64);
+    }
+    let mut verdict = work(0);
+    if count > 1 {
+        cpu::wait_until("the vCPUs to finish", || JOB.done.load(Ordering::Acquire) == count - 1);
+    }
+    for cpu in 1..count {
+        wait_off(cpu);
+        // SAFETY: the CPU has written its result and is off.
+        let result = unsafe { core::mem::replace(&mut *JOB.results[cpu].get(), Ok(())) };
+        verdict = verdict.and(result);
+    }
+    JOB.taking_part.store(1, Ordering::Relaxed);
+    verdict
+}
+
+/// Starts `cpu`, which is off or about to be, with `context`.
+fn start(cpu: usize, context: u64) {
+    let entry = &raw const start::SECONDARY_START as u64;
+    let mut result = 0;
+    cpu::wait_until("a vCPU that can be started", || {
+        result = calls::cpu_on(machine::get().cpus[cpu], entry, context);
+        result != psci::ALREADY_ON
+    });
+    assert!(result == psci::SUCCESS, "CPU_ON of vCPU {cpu} returned {result}");
+}
+
+/// Waits until `cpu` is off.
+pub fn wait_off(cpu: usize) {
+    let affinity = machine::get().cpus[cpu];
+    cpu::wait_until("a vCPU to be off", || calls::affinity_info(affinity, 0) == psci::OFF);
+}
+
+/// Does the current job as a CPU that has just been started.
+pub(crate) fn work(entry: Entry) -> ! {
+    let index = cpu::index();
+    let result = check(entry, index).and_then(|()| {
+        // SAFETY: written before this CPU was started, and left alone until it is off.
+        let work = unsafe { *JOB.work.get() };
+        work.expect("a CPU is started for a job")(index)
+    });
+    // SAFETY: this CPU's own slot; the boot CPU reads it after `done`.
+    unsafe { *JOB.results[index].get() = result };
+    JOB.done.fetch_add(1, Ordering::Release);
+    calls::cpu_off()
+}
+
+/// Checks the state in which a CPU was started (PSCI, "Initial core configuration").
+fn check(entry: Entry, index: usize) -> Verdict {
+    let machine = machine::get();
+    let affinity = read_sysreg!("mpidr_el1") & 0xff_00ff_ffff;
+    if affinity != machine.cpus[index] {
+        return Err(NotPassed::differs("MPIDR_EL1 of a started vCPU", 0, machine.cpus[index], affinity));
+    }
+    let context = JOB.cookie.load(Ordering::Relaxed) | index as u64;
+    if entry.x0 != context {
+        return Err(NotPassed::differs("x0 of a started vCPU", 0, context, entry.x0));
+    }
+    if entry.el != 4 {
+        return Err(NotPassed::differs("CurrentEL of a started vCPU", 0, 4, entry.el));
+    }
+    if entry.sctlr & 0x1005 != 0 {
+        return Err(NotPassed::differs("SCTLR_EL1 M, C, I of a started vCPU", 0, 0, entry.sctlr & 0x1005));
+    }
+    if entry.daif != 0x3c0 {
+        return Err(NotPassed::differs("DAIF of a started vCPU", 0, 0x3c0, entry.daif));
+    }
+    Ok(())
+}
