@@ -1,3 +1,37 @@
 //! Virtual machines: bundles, manifests, vCPUs, PSCI, and the virtual devices.
+//!
+//! A [`Vm`] answers what its guest traps on. It knows CPUs only through [`types::Cpu`] and [`ListRegisters`], and guest
+//! memory only through [`Ram`], so that all of it runs on the host, under test, as it does on the machine.
+//!
+//! Neighbours: `monitor` runs the exit loop, which [`vm`] describes, and implements the traits over `aarch64` and
+//! `space`; `abi` has the numbers of the calls that are ours.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod call;
+mod doorbell;
+mod gic;
+mod host;
+mod idregs;
+pub mod manifest;
+pub mod map;
+mod pl011;
+mod power;
+mod psci;
+mod stats;
+mod sysreg;
+mod vcpu;
+pub mod vm;
+
+pub use call::{CallOutcome, CallRegs};
+pub use gic::TimerIntids;
+pub use host::{Console, Line, ListRegisters, Ram, RamError, Timer};
+pub use manifest::VmConfig;
+pub use pl011::Taken;
+pub use power::{Start, Why};
+pub use stats::ExitReason;
+pub use sysreg::{SysAccess, SysOutcome};
+pub use vcpu::{MAX_VCPUS, Vcpu, affinity, index_of};
+pub use vm::{IdBits, Intent, Mmio, MmioOp, MmioOutcome, Next, Vm};

@@ -1,0 +1,107 @@
+//! How one CPU tells a vCPU on another CPU that something changed, so that it is never lost.
+//!
+//! A vCPU has a word of requests. Who wants something sets a bit, and then kicks the CPU where the vCPU is, if it is
+//! anywhere. Who runs the vCPU says where, and then looks at the word. Between the two steps there is a full barrier on
+//! both sides, so at least one of them sees the other: the runner the bit, or the sender the CPU. A kick that comes when
+//! the runner has looked, but is not in the guest yet, stays pending in the interrupt controller and ends the guest's
+//! run at once.
+
+use core::sync::atomic::{AtomicU32, Ordering::*, fence};
+use types::{Cpu, CpuId};
+
+/// Reasons to look closer before a vCPU runs, a bit each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Requests(u32);
+
+impl Requests {
+    pub(crate) const NONE: Self = Self(0);
+    /// Interrupt state changed: list registers may need to.
+    pub(crate) const INTERRUPTS: Self = Self(1);
+    /// Its power state may have to change.
+    pub(crate) const POWER: Self = Self(2);
+    /// It is off. Stays until it is turned on.
+    pub(crate) const PARKED: Self = Self(4);
+
+    pub(crate) const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// A vCPU's requests, and where it is.
+#[derive(Debug)]
+pub(crate) struct Doorbell {
+    requests: AtomicU32,
+    /// The number of the CPU that is in this vCPU's guest, on the way there, or idle for it, plus 1; 0 for none.
+    place: AtomicU32,
+}
+
+impl Doorbell {
+    /// Makes the doorbell of a vCPU that is off and nowhere.
+    pub(crate) const fn new() -> Self {
+        Self { requests: AtomicU32::new(Requests::PARKED.0), place: AtomicU32::new(0) }
+    }
+
+    /// Sets `what` without waking anybody: the caller runs this vCPU, or rings later.
+    pub(crate) fn note(&self, what: Requests) {
+        // O40: what the request is about was written before; pairs with O43.
+        self.requests.fetch_or(what.0, Release);
+    }
+
+    /// Sets `what`, and kicks the CPU where the vCPU is.
+    pub(crate) fn ring(&self, cpu: &(impl Cpu + ?Sized), what: Requests) {
+        self.note(what);
+        fence(SeqCst); // O41: the request is there before we ask where the vCPU is; pairs with O42
+        self.kick(cpu);
+    }
+
+    /// Kicks the CPU where the vCPU is, unless that is this one. A full barrier came after the request.
+    pub(crate) fn kick(&self, cpu: &(impl Cpu + ?Sized)) {
+        let place = self.place.load(Relaxed);
+        if place != 0
+            && let Some(target) = CpuId::new(place as usize - 1)
+            && target != cpu.id()
+        {
+            cpu.kick(target);
+        }
+    }
+
+    /// Says that this CPU is about to run the vCPU or to idle for it, and returns the requests so far.
+    pub(crate) fn arrive(&self, id: CpuId) -> Requests {
+        self.place.store(id.index() as u32 + 1, Relaxed);
+        fence(SeqCst); // O42: senders see where we are before we look for the last time; pairs with O41
+        Requests(self.requests.load(Relaxed))
+    }
+
+    /// Says that the vCPU's guest does not run, and nobody idles for it.
+    pub(crate) fn leave(&self) {
+        self.place.store(0, Relaxed);
+    }
+
+    /// Takes the requests, all but [`Requests::PARKED`], which stays.
+    pub(crate) fn take(&self) -> Requests {
+        // O43: what the requests are about is read after; pairs with O40.
+        Requests(self.requests.fetch_and(Requests::PARKED.0, Acquire))
+    }
+
+    /// Tells whether the vCPU is parked. Only its own CPU parks it.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.requests.load(Relaxed) & Requests::PARKED.0 != 0
+    }
+
+    /// Parks the vCPU, or lets it run. The caller holds the lock on its power state.
+    pub(crate) fn park(&self, parked: Parked) {
+        match parked {
+            Parked::Yes => self.requests.fetch_or(Requests::PARKED.0, Relaxed),
+            Parked::No => self.requests.fetch_and(!Requests::PARKED.0, Relaxed),
+        };
+    }
+}
+
+/// Whether a vCPU is to run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Parked {
+    /// It is off.
+    Yes,
+    /// It is on.
+    No,
+}

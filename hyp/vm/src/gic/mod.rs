@@ -1,0 +1,181 @@
+//! A virtual GICv3: distributor and redistributors by trap, interrupts to the guest by list registers.
+//!
+//! Each interrupt's state is in one of two places: here, or in a list register of the CPU that its vCPU runs on
+//! (*resident*). While it is resident the hardware changes it without telling; what others want of it meanwhile is
+//! noted beside it, and the vCPU's own CPU carries it out before it enters the guest again. List registers are left
+//! alone from exit to exit: an entry with nothing new reads none and writes none.
+//!
+//! Locks: a vCPU's private interrupts ([`Port::irqs`]) before the shared ones ([`Gic::spis`]). Neither is held while
+//! another vCPU's private interrupts are locked, or while anybody is kicked.
+//!
+//! Neighbours: `vm` routes trapped accesses here and calls [`Gic::refresh`] before an entry; `pl011` asserts a line.
+
+mod distributor;
+mod lists;
+mod lr;
+mod private;
+mod redistributor;
+mod sgi;
+mod spi;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use private::Port;
+pub(crate) use sgi::SgiGroups;
+
+use crate::{
+    doorbell::Requests,
+    host::{Line, ListRegisters, Timer},
+    map,
+    vcpu::Vcpu,
+};
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use spi::Spis;
+use spin::mutex::SpinMutex;
+use types::Cpu;
+
+/// Words of 32 shared peripheral interrupts.
+pub(crate) const SPI_WORDS: usize = 3;
+/// Shared peripheral interrupts, from INTID 32 on.
+pub(crate) const SPI_COUNT: usize = 32 * SPI_WORDS;
+
+/// GICD_CTLR.EnableGrp0.
+const ENABLE_GROUP0: u32 = 1;
+/// GICD_CTLR.EnableGrp1.
+const ENABLE_GROUP1: u32 = 1 << 1;
+
+/// A set of vCPUs, a bit each.
+type VcpuSet = u64;
+
+/// The physical interrupts of the two timers, as this machine numbers them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TimerIntids {
+    /// The EL1 virtual timer's (27 on machines that follow the Arm BSA).
+    pub virtual_timer: u32,
+    /// The EL1 physical timer's (30 on machines that follow the Arm BSA).
+    pub physical_timer: u32,
+}
+
+impl TimerIntids {
+    fn get(self, timer: Timer) -> u32 {
+        match timer {
+            Timer::Virtual => self.virtual_timer,
+            Timer::Physical => self.physical_timer,
+        }
+    }
+}
+
+/// The private interrupt by which a guest knows a timer.
+const fn timer_intid(timer: Timer) -> u32 {
+    match timer {
+        Timer::Virtual => map::VIRTUAL_TIMER_INTID,
+        Timer::Physical => map::PHYSICAL_TIMER_INTID,
+    }
+}
+
+/// The timer that a private interrupt belongs to.
+const fn timer_of(intid: u32) -> Option<Timer> {
+    match intid {
+        map::VIRTUAL_TIMER_INTID => Some(Timer::Virtual),
+        map::PHYSICAL_TIMER_INTID => Some(Timer::Physical),
+        _ => None,
+    }
+}
+
+/// What is in one place for all vCPUs.
+#[derive(Debug)]
+pub(crate) struct Gic {
+    /// The two group enables of GICD_CTLR.
+    enables: AtomicU32,
+    spis: SpinMutex<Spis>,
+    timers: TimerIntids,
+}
+
+impl Gic {
+    /// Makes an interrupt controller in its reset state.
+    pub(crate) fn new(timers: TimerIntids) -> Self {
+        Self { enables: AtomicU32::new(0), spis: SpinMutex::new(Spis::new()), timers }
+    }
+
+    /// Puts everything in its reset state. No vCPU runs, and each has had its interrupts [taken out](Self::withdraw).
+    pub(crate) fn reset(&self, vcpus: &[Vcpu]) {
+        self.enables.store(0, Relaxed);
+        *self.spis.lock() = Spis::new();
+        for vcpu in vcpus {
+            vcpu.port.reset();
+        }
+    }
+
+    /// Returns which of 32 interrupts, given those in group 1, belong to a group that is enabled.
+    fn in_enabled_groups(&self, group1: u32) -> u32 {
+        let enables = self.enables.load(Relaxed);
+        let mut mask = 0;
+        if enables & ENABLE_GROUP0 != 0 {
+            mask |= !group1;
+        }
+        if enables & ENABLE_GROUP1 != 0 {
+            mask |= group1;
+        }
+        mask
+    }
+
+    /// Brings list registers up to date, on the CPU that runs `vcpu`, before its guest goes on.
+    pub(crate) fn refresh(&self, vcpus: &[Vcpu], vcpu: &Vcpu, cpu: &impl Cpu, lrs: &mut impl ListRegisters) {
+        let others = lists::refresh(self, vcpus, vcpu, lrs);
+        ring(vcpus, others, vcpu, cpu);
+    }
+
+    /// Takes every interrupt out of the list registers, on the CPU that runs `vcpu`, since the vCPU goes off.
+    pub(crate) fn withdraw(&self, vcpus: &[Vcpu], vcpu: &Vcpu, cpu: &impl Cpu, lrs: &mut impl ListRegisters) {
+        let others = lists::withdraw(self, vcpus, vcpu, lrs);
+        ring(vcpus, others, vcpu, cpu);
+    }
+
+    /// Tells whether an interrupt waits for the vCPU, as far as its list registers know. After [`Self::refresh`].
+    pub(crate) fn has_pending(&self, vcpu: &Vcpu, lrs: &impl ListRegisters) -> bool {
+        vcpu.port.irqs.lock().any_pending(lrs)
+    }
+
+    /// Notes that a timer's physical interrupt was taken on the CPU that runs `vcpu`, and its priority dropped; it stays
+    /// active until the guest ends the virtual one.
+    pub(crate) fn timer_fired(&self, vcpu: &Vcpu, timer: Timer) {
+        vcpu.port.irqs.lock().timer_fired(timer_intid(timer));
+        vcpu.bell.note(Requests::INTERRUPTS);
+    }
+
+    /// Sets the line of a shared peripheral interrupt. Any CPU may; the caller passes the vCPU it runs, if it does.
+    pub(crate) fn set_spi(&self, vcpus: &[Vcpu], cpu: &impl Cpu, intid: u32, line: Line) {
+        let Some(index) = intid.checked_sub(32).map(|i| i as usize).filter(|&i| i < SPI_COUNT) else {
+            return;
+        };
+        let rung = self.spis.lock().set_line(self, vcpus, index, line);
+        ring_all(vcpus, rung, cpu);
+    }
+}
+
+/// Asks `set` to look at their interrupts, `me` without a kick.
+pub(crate) fn ring(vcpus: &[Vcpu], set: VcpuSet, me: &Vcpu, cpu: &impl Cpu) {
+    if set == 0 {
+        return;
+    }
+    if set >> me.index() & 1 != 0 {
+        me.bell.note(Requests::INTERRUPTS);
+    }
+    ring_all(vcpus, set & !(1 << me.index()), cpu);
+}
+
+/// Asks `set` to look at their interrupts. A vCPU that is on this very CPU gets no kick.
+fn ring_all(vcpus: &[Vcpu], mut set: VcpuSet, cpu: &impl Cpu) {
+    while set != 0 {
+        if let Some(vcpu) = vcpus.get(set.trailing_zeros() as usize) {
+            vcpu.bell.ring(cpu, Requests::INTERRUPTS);
+        }
+        set &= set - 1;
+    }
+}
+
+/// Makes the array of a machine's vCPUs.
+pub(crate) fn vcpus(count: usize) -> Box<[Vcpu]> {
+    (0..count).map(|index| Vcpu::new(index as u8)).collect()
+}

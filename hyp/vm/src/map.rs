@@ -1,0 +1,35 @@
+//! Where things are in a virtual machine: the addresses and interrupt numbers of QEMU's `virt` machine.
+
+use types::Ipa;
+
+/// The interrupt distributor.
+pub const GICD: Ipa = Ipa::new(0x0800_0000);
+/// Bytes of the distributor's registers.
+pub const GICD_SIZE: u64 = 0x1_0000;
+/// The first vCPU's redistributor; the others follow.
+pub const GICR: Ipa = Ipa::new(0x080a_0000);
+/// Bytes of one redistributor: a frame of controls and a frame of private interrupts.
+pub const GICR_SIZE: u64 = 0x2_0000;
+/// The serial port, a PL011.
+pub const UART: Ipa = Ipa::new(0x0900_0000);
+/// Bytes of the serial port's registers.
+pub const UART_SIZE: u64 = 0x1000;
+/// The serial port's interrupt: shared peripheral interrupt 1.
+pub const UART_INTID: u32 = 33;
+/// The first virtio-mmio slot. There is no device in any yet.
+pub const VIRTIO: Ipa = Ipa::new(0x0a00_0000);
+/// Bytes of one virtio-mmio slot.
+pub const VIRTIO_SIZE: u64 = 0x200;
+/// The number of virtio-mmio slots.
+pub const VIRTIO_SLOTS: u64 = 32;
+/// Main memory.
+pub const RAM: Ipa = Ipa::new(0x4000_0000);
+
+/// Main memory's size is a multiple of this many bytes, as are the bounds of every further region: a block of 2 MiB
+/// then never holds two owners' memory.
+pub const RAM_UNIT: u64 = 0x20_0000;
+
+/// The virtual timer's private interrupt.
+pub const VIRTUAL_TIMER_INTID: u32 = 27;
+/// The physical timer's private interrupt.
+pub const PHYSICAL_TIMER_INTID: u32 = 30;
