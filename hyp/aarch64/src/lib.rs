@@ -1,5 +1,21 @@
 //! Every AArch64 instruction the hypervisor issues, and fakes that record them on the host.
-#![cfg_attr(not(test), no_std)]
+//!
+//! On the target (`target_os = "none"`) a function here is one instruction or a few; on the host the same function
+//! appends what it would have done to a list ([`effect`]), so that callers are tested there. Policy is elsewhere: this
+//! crate knows how, not when.
+//!
+//! Neighbours: uses `vmsa` and `stage2` for the bits of what it invalidates; `monitor` uses it, and nobody else.
+#![cfg_attr(target_os = "none", no_std)]
 #![allow(unsafe_code, reason = "this crate is where the CPU's instructions are")]
 
+pub mod barrier;
+#[cfg(not(target_os = "none"))]
+pub mod effect;
+pub mod entry;
+pub mod features;
 pub mod guest;
+pub mod local;
+pub mod mmu;
+pub mod psci;
+pub mod syndrome;
+pub mod sysreg;

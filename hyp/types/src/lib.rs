@@ -12,6 +12,7 @@ mod addr;
 mod cpu;
 mod fault;
 mod height;
+mod pa_range;
 mod range;
 mod sysreg;
 
@@ -20,6 +21,7 @@ pub use addr::{Ipa, Pa, Vmid};
 pub use cpu::{Cpu, CpuId, CpuSet, MAX_CPUS, Ticks};
 pub use fault::{Cause, Fault, FaultKind};
 pub use height::Height;
+pub use pa_range::PaRange;
 pub use range::{BadRange, Range};
 pub use sysreg::SysReg;
 

@@ -1,0 +1,50 @@
+//! Barriers, and the instructions that wait.
+//!
+//! None of them says `nomem`: the compiler, too, keeps memory accesses on their side.
+
+macro_rules! instruction {
+    ($(#[$doc:meta])* $name:ident, $asm:literal, $effect:expr) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name() {
+            #[cfg(target_os = "none")]
+            // SAFETY: a barrier or a hint changes no memory and no register.
+            unsafe {
+                core::arch::asm!($asm, options(nostack, preserves_flags));
+            }
+            #[cfg(not(target_os = "none"))]
+            crate::effect::record($effect);
+        }
+    };
+}
+
+#[cfg(not(target_os = "none"))]
+use crate::effect::Effect;
+
+instruction!(
+    /// Waits until all earlier accesses and maintenance are complete for the inner shareable domain.
+    dsb_ish, "dsb ish", Effect::Dsb("ish"));
+instruction!(
+    /// Waits until all earlier stores are complete for the inner shareable domain.
+    dsb_ishst, "dsb ishst", Effect::Dsb("ishst"));
+instruction!(
+    /// Waits until all earlier accesses and maintenance are complete for this CPU.
+    dsb_nsh, "dsb nsh", Effect::Dsb("nsh"));
+instruction!(
+    /// Waits until all earlier accesses and maintenance are complete for the full system, devices included.
+    dsb_sy, "dsb sy", Effect::Dsb("sy"));
+instruction!(
+    /// Keeps all accesses on their side for observers in the inner shareable domain.
+    dmb_ish, "dmb ish", Effect::Dmb("ish"));
+instruction!(
+    /// Makes earlier changes of context (system registers, completed maintenance) hold for what follows.
+    isb, "isb", Effect::Isb);
+instruction!(
+    /// Waits until an interrupt is pending, masked or not.
+    wfi, "wfi", Effect::Wfi);
+instruction!(
+    /// Waits for an event.
+    wfe, "wfe", Effect::Wfe);
+instruction!(
+    /// Wakes every CPU that waits for an event.
+    sev, "sev", Effect::Sev);

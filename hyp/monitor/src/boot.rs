@@ -1,0 +1,199 @@
+//! From the loader's jump to the first guest.
+#![cfg_attr(not(target_os = "none"), allow(dead_code, reason = "the entry code calls what is here"))]
+
+use crate::heap;
+use crate::layout::{self, Layout};
+use crate::logger;
+use crate::machine::Machine;
+use crate::options::Options;
+use crate::platform;
+use crate::report::{self, image};
+use crate::secondary::{self, AFFINITY};
+use crate::tree::{self, ConsoleAt, EnableMethod, Hardware};
+use crate::{console, fatal, vms};
+use aarch64::local::SlotAt;
+use aarch64::mmu::{Kind, Map};
+use aarch64::sysreg::{ID_AA64MMFR0_EL1, MPIDR_EL1, Readable, fields};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use dtoolkit::fdt::Fdt;
+use log::{debug, info, warn};
+use types::{CpuId, MAX_CPUS, Pa, PaRange, Ticks};
+
+/// The boot CPU's way. At EL2, MMU and caches off, on the boot slot's stack.
+fn start(dtb: u64, started: Ticks) -> ! {
+    // With the MMU off: no lock, no log, no allocation.
+    let fdt = device_tree(dtb);
+    let console = find_console(fdt);
+    let hardware = tree::read(fdt).unwrap_or_else(|error| fatal!("{error}"));
+    let tree = PaRange::with_len(Pa::new(dtb), fdt.data().len() as u64).unwrap_or(PaRange::EMPTY);
+    let others = other_cpus(&hardware);
+    let layout =
+        layout::plan(&hardware, image_range(), tree, others.len()).unwrap_or_else(|error| fatal!("{error}"));
+    enable_map(&hardware, &console, tree, &layout);
+
+    // From here on as any other program.
+    console::set_up(&console);
+    let options = Options::parse(hardware.bootargs, |_| ());
+    logger::start(started, options.log);
+    say_what_was_found(&hardware, &console, &layout);
+    // SAFETY: the layout gave the heap this memory, which is mapped.
+    unsafe { heap::init(layout.heap) };
+    let mut affinities = Vec::from([MPIDR_EL1.get() & AFFINITY]);
+    affinities.extend(secondary::start(hardware.psci, &others, &layout));
+    let machine = Box::leak(Box::new(machine(&hardware, &console, &layout, options, affinities, started)));
+    info!("{} CPUs at EL2", machine.affinities.len());
+    secondary::release(machine);
+    vms::run(machine, CpuId::BOOT)
+}
+
+/// Finds the device tree, or says on the board's console of last resort that there is none.
+fn device_tree(dtb: u64) -> Fdt<'static> {
+    // SAFETY: the boot protocol (x0) puts the tree there, and the layout keeps it.
+    unsafe { tree::from_loader(dtb) }.unwrap_or_else(|error| {
+        if let Some(registers) = platform::board().last_resort_console() {
+            // SAFETY: the board says so.
+            unsafe { console::use_registers(registers) };
+        }
+        fatal!("{error}")
+    })
+}
+
+/// Finds the console and the firmware, so that from here on errors can be said, and the machine turned off.
+fn find_console(fdt: Fdt<'_>) -> ConsoleAt {
+    if let Some(psci) = tree::find_psci(fdt) {
+        report::use_psci(psci);
+    }
+    let console = tree::find_console(fdt).unwrap_or_else(|| {
+        if let Some(registers) = platform::board().last_resort_console() {
+            // SAFETY: the board says so.
+            unsafe { console::use_registers(registers) };
+        }
+        fatal!("the device tree has no PL011 console")
+    });
+    // SAFETY: the tree says that a PL011 is there; the map will have it.
+    unsafe { console::use_registers(console.registers.start()) };
+    console
+}
+
+/// Returns the affinities of the CPUs to start, in the tree's order: those that PSCI starts, without the one that runs
+/// this.
+fn other_cpus(hardware: &Hardware<'_>) -> ArrayVec<u64, MAX_CPUS> {
+    let own = MPIDR_EL1.get() & AFFINITY;
+    let by_psci = |cpu: &&tree::CpuAt| cpu.enable == EnableMethod::Psci && cpu.mpidr != own;
+    hardware.cpus.iter().filter(by_psci).map(|cpu| cpu.mpidr).take(MAX_CPUS - 1).collect()
+}
+
+fn image_range() -> PaRange {
+    let [start, .., end] = image::sections();
+    PaRange::new(Pa::new(start), Pa::new(end)).unwrap_or(PaRange::EMPTY)
+}
+
+/// Builds the hypervisor's address space, clears the other CPUs' slots, and turns the MMU and the caches on.
+fn enable_map(hardware: &Hardware<'_>, console: &ConsoleAt, tree: PaRange, layout: &Layout) {
+    let pa_range = ID_AA64MMFR0_EL1.read(fields::ID_AA64MMFR0_EL1::PARange);
+    // SAFETY: boot runs once.
+    let mut map = unsafe { Map::new(pa_range) };
+    let [code, constants, data, end] = image::sections().map(Pa::new);
+    let section = |start, end| PaRange::new(start, end).unwrap_or(PaRange::EMPTY);
+    let ram = |range: &PaRange| (*range, Kind::Ram);
+    let device = |range: &PaRange| (*range, Kind::Device);
+    let ranges = hardware.memory.iter().map(ram).chain([
+        (tree, Kind::Constants),
+        (section(code, constants), Kind::Code),
+        (section(constants, data), Kind::Constants),
+        (section(data, end), Kind::Ram),
+        device(&console.registers),
+        device(&hardware.gic.distributor),
+    ]);
+    for (range, kind) in ranges.chain(hardware.gic.redistributors.iter().map(device)) {
+        map.map(range, kind).unwrap_or_else(|error| fatal!("{range} cannot be mapped: {error}"));
+    }
+    let slots = (0..layout.slots.len() / SlotAt::SIZE)
+        .map(|i| SlotAt::at(layout.slots.start().get() + i * SlotAt::SIZE));
+    let guards = slots.chain([SlotAt::boot()]).flat_map(SlotAt::guards);
+    let guards = guards.filter_map(|at| PaRange::with_len(Pa::new(at), types::FRAME_SIZE));
+    for range in guards.chain(hardware.forbidden.iter().copied()) {
+        map.unmap(range).unwrap_or_else(|error| fatal!("{range} cannot be left out of the map: {error}"));
+    }
+    // SAFETY: the map has the image's sections with their rights, the stack among them, and the devices that were
+    // found.
+    unsafe { map.enable(image_range()) };
+    // The map stays as it is; its tables are in the image.
+    core::mem::forget(map);
+}
+
+fn say_what_was_found(hardware: &Hardware<'_>, console: &ConsoleAt, layout: &Layout) {
+    info!(
+        "Mezzanine {} on {}, image at {}",
+        env!("CARGO_PKG_VERSION"),
+        platform::board().name(),
+        image_range()
+    );
+    let _ =
+        Options::parse(hardware.bootargs, |word| warn!("command line: \"{}\" means nothing here", word.0));
+    for bank in &hardware.memory {
+        info!("memory {bank}, {} MiB", bank.len() >> 20);
+    }
+    info!("console at {}, GIC at {}", console.registers.start(), hardware.gic.distributor.start());
+    debug!("slots {}, heap {}", layout.slots, layout.heap);
+    if hardware.further_cpus != 0 {
+        warn!("{} CPUs beyond the first {MAX_CPUS} stay off", hardware.further_cpus);
+    }
+}
+
+fn machine(
+    hardware: &Hardware<'_>,
+    console: &ConsoleAt,
+    layout: &Layout,
+    options: Options,
+    affinities: Vec<u64>,
+    started: Ticks,
+) -> Machine {
+    let bundle = hardware.initrd.map(|range| {
+        let start = core::ptr::with_exposed_provenance::<u8>(range.start().get() as usize);
+        // SAFETY: in RAM, which is mapped, and the layout keeps it from everybody else.
+        unsafe { core::slice::from_raw_parts(start, range.len() as usize) }
+    });
+    Machine {
+        platform: platform::board(),
+        psci: hardware.psci,
+        gic: hardware.gic.clone(),
+        interrupts: hardware.interrupts,
+        console_interrupt: console.interrupt,
+        memory: hardware.memory.to_vec(),
+        reserved: layout.taken.to_vec(),
+        bundle,
+        options,
+        affinities,
+        started,
+    }
+}
+
+/// Says that the image was entered at the wrong exception level. MMU off, at that level.
+fn wrong_level(dtb: u64, level: u64) -> ! {
+    let fdt = device_tree(dtb);
+    find_console(fdt);
+    match level {
+        1 => fatal!("needs EL2: start QEMU with virtualization=on (entered at EL1)"),
+        level => fatal!("needs EL2: entered at EL{level}, and firmware at EL3 is needed to start it"),
+    }
+}
+
+#[cfg(target_os = "none")]
+mod target {
+    /// Where the entry code goes on the boot CPU, at EL2.
+    // SAFETY: the name is the entry code's, and nobody else defines it.
+    #[unsafe(no_mangle)]
+    extern "C" fn mz_boot(dtb: u64, started: u64) -> ! {
+        super::start(dtb, started)
+    }
+
+    /// Where the entry code goes at any other level.
+    // SAFETY: the name is the entry code's, and nobody else defines it.
+    #[unsafe(no_mangle)]
+    extern "C" fn mz_wrong_level(dtb: u64, level: u64) -> ! {
+        super::wrong_level(dtb, level)
+    }
+}

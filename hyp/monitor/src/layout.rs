@@ -1,0 +1,148 @@
+//! Where in RAM the hypervisor's own things go: the other CPUs' slots, and the heap.
+//!
+//! Decided before the MMU is on, since the guards between a slot's stacks must not be in the map at all.
+
+use crate::tree::Hardware;
+use aarch64::local::SlotAt;
+use arrayvec::ArrayVec;
+use core::fmt;
+use types::{Pa, PaRange};
+
+/// Bytes of the heap.
+const HEAP: u64 = 4 << 20;
+/// The most ranges that are taken: the tree's, and the image, the tree itself, the bundle, and the hypervisor's own.
+const MAX_TAKEN: usize = 2 * crate::tree::MAX_RANGES + 4;
+
+/// Who has what of RAM.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    /// RAM that is not free, in ascending order of starts; may overlap.
+    pub(crate) taken: ArrayVec<PaRange, MAX_TAKEN>,
+    /// The slots of all CPUs but the boot CPU, one after the other.
+    pub(crate) slots: PaRange,
+    /// The heap.
+    pub(crate) heap: PaRange,
+}
+
+/// Why there is no place for the hypervisor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NoPlace {
+    /// No gap of RAM is large enough.
+    Ram {
+        /// The bytes wanted in one piece.
+        wanted: u64,
+    },
+    /// The bundle is not in RAM.
+    BundleOutside {
+        /// Where it is said to be.
+        at: PaRange,
+    },
+}
+
+impl fmt::Display for NoPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ram { wanted } => {
+                write!(f, "no {} KiB of memory in one piece for the hypervisor itself", wanted >> 10)
+            }
+            Self::BundleOutside { at } => {
+                write!(f, "the bundle (initrd) at {at} is not in the machine's memory")
+            }
+        }
+    }
+}
+
+/// Finds a place for `others` slots and the heap: in the smallest gap that is large enough, so that large blocks stay
+/// whole for guests.
+pub(crate) fn plan(
+    hardware: &Hardware<'_>,
+    image: PaRange,
+    tree: PaRange,
+    others: usize,
+) -> Result<Layout, NoPlace> {
+    if let Some(at) = hardware.initrd
+        && !hardware.memory.iter().any(|bank| bank.covers(at))
+    {
+        return Err(NoPlace::BundleOutside { at });
+    }
+    let mut taken: ArrayVec<PaRange, MAX_TAKEN> = ArrayVec::new();
+    taken.extend(hardware.reserved.iter().chain(&hardware.forbidden).chain(&hardware.initrd).copied());
+    taken.push(image);
+    taken.push(tree);
+    taken.sort_unstable_by_key(|range| range.start());
+
+    let slots = SlotAt::SIZE * others as u64;
+    let wanted = slots + HEAP;
+    let mut best: Option<PaRange> = None;
+    for bank in &hardware.memory {
+        for gap in gaps(*bank, &taken) {
+            if gap.len() >= wanted && best.is_none_or(|best| gap.len() < best.len()) {
+                best = Some(gap);
+            }
+        }
+    }
+    let start = best.ok_or(NoPlace::Ram { wanted })?.start();
+    let middle = start.wrapping_add(slots);
+    let end = middle.wrapping_add(HEAP);
+    let part = |start: Pa, end: Pa| PaRange::new(start, end).expect("the parts of a gap are in order");
+    let own = part(start, end);
+    let at = taken.partition_point(|range| range.start() < start);
+    taken.insert(at, own);
+    Ok(Layout { taken, slots: part(start, middle), heap: part(middle, end) })
+}
+
+/// Goes through the whole frames of `bank` that no range in `taken`, ascending, touches.
+fn gaps(bank: PaRange, taken: &[PaRange]) -> impl Iterator<Item = PaRange> {
+    let mut from = bank.start();
+    let mut next = taken.iter().map(|range| range.outer_frames()).filter(move |range| range.overlaps(bank));
+    let mut done = false;
+    core::iter::from_fn(move || {
+        while !done {
+            let (end, resume) = match next.next() {
+                Some(range) => (range.start().min(bank.end()), range.end()),
+                None => {
+                    done = true;
+                    (bank.end(), bank.end())
+                }
+            };
+            let gap = PaRange::new(from, end).map_or(PaRange::EMPTY, PaRange::inner_frames);
+            from = from.max(resume);
+            if !gap.is_empty() {
+                return Some(gap);
+            }
+        }
+        None
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn range(start: u64, end: u64) -> PaRange {
+        PaRange::new(Pa::new(start), Pa::new(end)).expect("start is below end")
+    }
+
+    fn list(bank: PaRange, taken: &[PaRange]) -> Vec<(u64, u64)> {
+        gaps(bank, taken).map(|gap| (gap.start().get(), gap.end().get())).collect()
+    }
+
+    #[test]
+    fn gaps_are_what_nothing_touches() {
+        let bank = range(0x1_0000, 0x10_0000);
+        assert_eq!(list(bank, &[]), [(0x1_0000, 0x10_0000)]);
+        let taken = [
+            range(0, 0x800),
+            range(0x1_0000, 0x2_0800),
+            range(0x1_8000, 0x1_9000),
+            range(0xf_ff00, 0x20_0000),
+        ];
+        assert_eq!(list(bank, &taken), [(0x2_1000, 0xf_f000)]);
+    }
+
+    #[test]
+    fn a_bank_that_is_all_taken_has_no_gap() {
+        assert!(list(range(0x1000, 0x3000), &[range(0x1800, 0x1801), range(0x2000, 0x2fff)]).is_empty());
+    }
+}

@@ -1,0 +1,83 @@
+//! What a board may say about itself that its device tree does not.
+
+use aarch64::psci::Psci;
+use types::Pa;
+
+/// A board. Everything has a default that is true for a machine whose device tree is complete and whose firmware has
+/// PSCI; a board overrides what is not true for it.
+///
+/// Make one known with [`board!`](crate::board).
+pub trait Platform: Sync {
+    /// Returns the board's name, for the log.
+    fn name(&self) -> &'static str;
+
+    /// Returns where a PL011 is, set up by firmware, for messages that there is no usable device tree.
+    ///
+    /// Called on the boot CPU, with the MMU off and before anything else of the hypervisor runs: may touch nothing.
+    fn last_resort_console(&self) -> Option<Pa> {
+        None
+    }
+
+    /// Turns the machine off; returns where that is impossible.
+    ///
+    /// Called on any CPU, once, at the end: with the MMU on or off, and after a bug. May touch the firmware and the
+    /// board's own devices, may not allocate, log or take a lock. `psci` is the firmware, where the tree names one.
+    fn power_off(&self, psci: Option<Psci>) {
+        if let Some(psci) = psci {
+            psci.system_off();
+        }
+    }
+
+    /// Resets the machine; returns where that is impossible. Called as [`Platform::power_off`] is, but never after a
+    /// bug.
+    fn reset(&self, psci: Option<Psci>) {
+        if let Some(psci) = psci {
+            psci.system_reset();
+        }
+    }
+}
+
+/// Makes `$board`, a constant expression whose type implements [`Platform`], the board of this image.
+///
+/// On the host, where a board's crate is only checked, it makes a `main` that says so.
+#[macro_export]
+macro_rules! board {
+    ($board:expr) => {
+        #[cfg(target_os = "none")]
+        const _: () = {
+            /// Found by the monitor by its name.
+            // SAFETY: the name is the monitor's, and an image has one board.
+            #[allow(unsafe_code, reason = "the monitor finds the board by a symbol")]
+            #[unsafe(no_mangle)]
+            static MZ_PLATFORM: &dyn $crate::Platform = &$board;
+        };
+        #[cfg(not(target_os = "none"))]
+        fn main() {
+            let board: &dyn $crate::Platform = &$board;
+            println!("{}: built for the host; an image is made by `cargo xtask image`", board.name());
+        }
+    };
+}
+
+#[cfg(target_os = "none")]
+unsafe extern "Rust" {
+    safe static MZ_PLATFORM: &'static dyn Platform;
+}
+
+/// Returns the board of this image.
+#[cfg(target_os = "none")]
+pub(crate) fn board() -> &'static dyn Platform {
+    MZ_PLATFORM
+}
+
+/// Returns a board that has nothing.
+#[cfg(not(target_os = "none"))]
+pub(crate) fn board() -> &'static dyn Platform {
+    struct Host;
+    impl Platform for Host {
+        fn name(&self) -> &'static str {
+            "host"
+        }
+    }
+    &Host
+}

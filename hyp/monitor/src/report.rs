@@ -1,0 +1,231 @@
+//! The end: reports of bugs, refusals of bad input, and power-off.
+//!
+//! A report is made on one CPU, and the others say nothing more. It takes no lock and allocates nothing, since whoever
+//! caused it may hold any lock.
+
+use crate::console::Raw;
+use crate::platform;
+use aarch64::barrier::wfe;
+use aarch64::entry::Frame;
+use aarch64::local::Local;
+use aarch64::psci::{Conduit, Psci};
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+/// The firmware, for power-off: 0 none, 1 by SMC, 2 by HVC.
+static PSCI: AtomicU8 = AtomicU8::new(0);
+
+/// Which CPU reports; [`NOBODY`] while none does.
+static REPORTER: AtomicU8 = AtomicU8::new(NOBODY);
+const NOBODY: u8 = u8::MAX;
+
+/// Names the firmware that turns the machine off.
+pub(crate) fn use_psci(psci: Psci) {
+    let number = match psci.conduit() {
+        Conduit::Smc => 1,
+        Conduit::Hvc => 2,
+    };
+    PSCI.store(number, Relaxed);
+}
+
+fn psci() -> Option<Psci> {
+    match PSCI.load(Relaxed) {
+        1 => Some(Psci::new(Conduit::Smc)),
+        2 => Some(Psci::new(Conduit::Hvc)),
+        _ => None,
+    }
+}
+
+/// Turns the machine off; waits for ever where that is impossible.
+pub fn power_off() -> ! {
+    platform::board().power_off(psci());
+    park()
+}
+
+/// Resets the machine; waits for ever where that is impossible.
+pub fn reset() -> ! {
+    platform::board().reset(psci());
+    park()
+}
+
+/// Waits for ever.
+pub fn park() -> ! {
+    loop {
+        wfe();
+    }
+}
+
+/// Refuses to go on, because of what the hypervisor was given: says what was wrong with it and turns the machine off.
+pub fn fatal(message: fmt::Arguments<'_>) -> ! {
+    claim();
+    let _ = write!(Raw, "\n[mz FATAL] {message}\n");
+    power_off()
+}
+
+/// Refuses to go on, because of what the hypervisor was given.
+#[macro_export]
+macro_rules! fatal {
+    ($($message:tt)+) => { $crate::report::fatal(format_args!($($message)+)) };
+}
+
+/// Stops this CPU for good if another one reports.
+pub(crate) fn stop_if_reported() {
+    let reporter = REPORTER.load(Relaxed);
+    if reporter != NOBODY && usize::from(reporter) != Local::this().cpu().index() {
+        park();
+    }
+}
+
+/// Makes this CPU the one that reports, or stops it for good where another one is. A plain load and store: with the
+/// MMU off there is one CPU and no exclusives; later two CPUs may both get here, and their reports mix, which is better
+/// than a report that waits.
+fn claim() {
+    stop_if_reported();
+    REPORTER.store(Local::this().cpu().index() as u8, Relaxed);
+}
+
+/// Prints a bug's report and turns the machine off. `details` are its further lines; `calls` goes through the
+/// addresses of the calls that led there, innermost first.
+fn bug(message: fmt::Arguments<'_>, details: fmt::Arguments<'_>, calls: impl Iterator<Item = u64>) -> ! {
+    claim();
+    let local = Local::this();
+    let cpu = local.cpu().index();
+    match local.begin_report() {
+        0 => {
+            let _ = write!(Raw, "\n[mz PANIC c{cpu}] {message}\n{details}");
+            for (depth, address) in calls.take(DEEPEST).enumerate() {
+                let _ = writeln!(Raw, "  #{depth} +{address:#x}");
+            }
+        }
+        // A bug in the report: what was printed so far must do.
+        1 => {
+            let _ = write!(Raw, "\n[mz PANIC c{cpu}] {message} (while reporting)\n");
+        }
+        _ => park(),
+    }
+    let _ = writeln!(Raw, "[mz END]");
+    power_off()
+}
+
+const DEEPEST: usize = 48;
+
+/// Reports an exception that the hypervisor itself has caused.
+#[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "the vectors call it"))]
+fn exception(frame: &Frame) -> ! {
+    use aarch64::syndrome::{Words, vector};
+    let base = image::base();
+    let overflow = Local::this().is_guard(frame.far) && frame.vector.is_multiple_of(4);
+    let what = if overflow { "stack overflow: " } else { "" };
+    let calls = core::iter::once(frame.pc.wrapping_sub(base))
+        .filter(|_| image::is_code(frame.pc))
+        .chain(frame_chain(frame.x[29]));
+    bug(
+        format_args!("{what}{} at EL2: {}", vector(frame.vector), Words(frame.esr)),
+        format_args!("{}", Registers(frame)),
+        calls,
+    )
+}
+
+struct Registers<'f>(&'f Frame);
+
+impl fmt::Display for Registers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let r = self.0;
+        writeln!(f, "  esr {:#018x}  far {:#018x}  hpfar {:#018x}", r.esr, r.far, r.hpfar)?;
+        writeln!(f, "  pc  {:#018x}  sp  {:#018x}  spsr  {:#018x}", r.pc, r.sp, r.spsr)?;
+        for (row, values) in r.x.chunks(4).enumerate() {
+            for (column, value) in values.iter().enumerate() {
+                write!(f, "  x{:<2} {value:#018x}", 4 * row + column)?;
+            }
+            writeln!(f)?;
+        }
+        writeln!(f, "  image at {:#x}", image::base())
+    }
+}
+
+/// Goes through the calls that the frame records from `frame` on have led to: image-relative addresses of the calls
+/// themselves. Stops at the first record that is not on one of this CPU's stacks, not above the one before, or does
+/// not return into the image.
+fn frame_chain(frame: u64) -> impl Iterator<Item = u64> {
+    let local = Local::this();
+    let stacks = [local.stack(), local.emergency_stack()];
+    let mut at = frame;
+    core::iter::from_fn(move || {
+        let stack = stacks.iter().find(|(start, end)| *start <= at && at < *end && *end - at >= 16)?;
+        if !at.is_multiple_of(16) {
+            return None;
+        }
+        let record = core::ptr::with_exposed_provenance::<[u64; 2]>(at as usize);
+        // SAFETY: in one of this CPU's stacks, which are mapped, and aligned.
+        let [next, back] = unsafe { record.read_volatile() };
+        if !image::is_code(back) {
+            return None;
+        }
+        at = if next > at && next < stack.1 { next } else { 0 };
+        Some(back.wrapping_sub(image::base()).wrapping_sub(4))
+    })
+}
+
+/// Where the image runs.
+pub(crate) mod image {
+    #[cfg(target_os = "none")]
+    unsafe extern "C" {
+        static mz_image: u8;
+        static __text_end: u8;
+        static __constants_end: u8;
+        static __image_end: u8;
+    }
+
+    /// Returns the addresses at which the code starts, the constants, the data, and where all ends.
+    #[cfg(target_os = "none")]
+    pub(crate) fn sections() -> [u64; 4] {
+        [&raw const mz_image, &raw const __text_end, &raw const __constants_end, &raw const __image_end]
+            .map(|symbol| symbol as u64)
+    }
+
+    /// Returns the sections of no image: the host has none.
+    #[cfg(not(target_os = "none"))]
+    pub(crate) fn sections() -> [u64; 4] {
+        [0; 4]
+    }
+
+    /// Returns the address that the image's offset 0 has.
+    pub(crate) fn base() -> u64 {
+        sections()[0]
+    }
+
+    /// Tells whether `address` is in the image's code.
+    pub(crate) fn is_code(address: u64) -> bool {
+        let [start, end, ..] = sections();
+        start <= address && address < end
+    }
+}
+
+#[cfg(target_os = "none")]
+mod target {
+    use super::{bug, exception, frame_chain};
+    use aarch64::entry::Frame;
+    use core::panic::PanicInfo;
+
+    #[panic_handler]
+    fn panic(info: &PanicInfo<'_>) -> ! {
+        let frame: u64;
+        // SAFETY: reads the frame pointer.
+        unsafe { core::arch::asm!("mov {}, x29", out(reg) frame, options(nomem, nostack, preserves_flags)) };
+        match info.location() {
+            Some(at) => bug(
+                format_args!("{} ({}:{})", info.message(), at.file(), at.line()),
+                format_args!(""),
+                frame_chain(frame),
+            ),
+            None => bug(format_args!("{}", info.message()), format_args!(""), frame_chain(frame)),
+        }
+    }
+
+    /// Where the vectors go with an exception from EL2.
+    // SAFETY: the name is the entry code's, and nobody else defines it.
+    #[unsafe(no_mangle)]
+    extern "C" fn mz_exception(frame: &Frame) -> ! {
+        exception(frame)
+    }
+}

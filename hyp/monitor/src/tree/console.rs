@@ -1,0 +1,66 @@
+//! Which device is the console.
+
+use super::place::{Place, Then, visit, visit_path};
+use dtoolkit::fdt::Fdt;
+use dtoolkit::{Node, Property};
+use types::PaRange;
+
+/// A PL011.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConsoleAt {
+    /// Its registers.
+    pub registers: PaRange,
+    /// Its interrupt, where the tree names one.
+    pub interrupt: Option<u32>,
+    /// Its clock in Hz, where the tree says.
+    pub clock: Option<u32>,
+}
+
+/// Finds the console: what `/chosen/stdout-path` names if that is a PL011, else the first PL011.
+pub fn find_console(fdt: Fdt<'_>) -> Option<ConsoleAt> {
+    let mut found = None;
+    if let Some(path) = stdout_path(fdt) {
+        visit_path(fdt, path, &mut |place| found = pl011(fdt, place));
+    }
+    if found.is_none() {
+        visit(fdt, &mut |place| {
+            found = pl011(fdt, place);
+            if found.is_some() { Then::Stop } else { Then::Continue }
+        });
+    }
+    found
+}
+
+fn pl011(fdt: Fdt<'_>, place: &Place<'_, '_>) -> Option<ConsoleAt> {
+    if !place.is_compatible(&["arm,pl011", "arm,sbsa-uart"]) {
+        return None;
+    }
+    let registers = place.ranges().next().flatten().filter(|r| !r.is_empty())?;
+    Some(ConsoleAt { registers, interrupt: place.interrupts().next(), clock: clock(fdt, place) })
+}
+
+/// Returns the path that stdout-path stands for: an alias is looked up, and options after a colon are cut off.
+fn stdout_path(fdt: Fdt<'_>) -> Option<&str> {
+    let chosen = fdt.find_node("/chosen")?;
+    let value: &str = chosen.property("stdout-path")?.value_as().ok()?;
+    let name = value.split(':').next().unwrap_or(value);
+    if name.starts_with('/') {
+        return Some(name);
+    }
+    fdt.find_node("/aliases")?.property(name)?.value_as().ok()
+}
+
+/// Returns the frequency of the node's first clock, if that is a fixed one.
+fn clock(fdt: Fdt<'_>, place: &Place<'_, '_>) -> Option<u32> {
+    let clocks = place.node.property("clocks")?;
+    let phandle = u32::from_be_bytes(clocks.value().first_chunk().copied()?);
+    let mut found = None;
+    visit(fdt, &mut |clock| {
+        if clock.number("phandle") == Some(phandle.into()) {
+            found = clock.number("clock-frequency").and_then(|hz| u32::try_from(hz).ok());
+            return Then::Stop;
+        }
+        Then::Continue
+    });
+    found
+}

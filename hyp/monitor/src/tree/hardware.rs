@@ -1,0 +1,284 @@
+//! Memory, CPUs, interrupt controller, firmware, and what the loader chose.
+
+use super::place::{Place, Then, visit};
+use aarch64::psci::{Conduit, Psci};
+use arrayvec::ArrayVec;
+use core::fmt;
+use dtoolkit::fdt::Fdt;
+use types::{MAX_CPUS, Pa, PaRange};
+
+/// The most banks of memory, and the most reserved ranges, that are read.
+pub const MAX_RANGES: usize = 32;
+/// The most regions of redistributors.
+const MAX_REDISTRIBUTOR_REGIONS: usize = 8;
+
+/// A CPU as the tree names it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CpuAt {
+    /// Its affinity, as MPIDR_EL1 has it.
+    pub mpidr: u64,
+    /// Whether its enable-method is PSCI.
+    pub enable: EnableMethod,
+}
+
+/// How a CPU is started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EnableMethod {
+    /// By PSCI's CPU_ON.
+    Psci,
+    /// By something we do not know, or by nothing.
+    Other,
+}
+
+/// A GICv3.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GicAt {
+    /// The distributor's registers.
+    pub distributor: PaRange,
+    /// The regions in which the redistributors' registers are.
+    pub redistributors: ArrayVec<PaRange, MAX_REDISTRIBUTOR_REGIONS>,
+}
+
+/// The private interrupts that the hypervisor needs, as interrupt ids.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interrupts {
+    /// The virtual CPU interface's maintenance.
+    pub maintenance: u32,
+    /// EL1's physical timer.
+    pub physical_timer: u32,
+    /// EL1's virtual timer.
+    pub virtual_timer: u32,
+    /// EL2's physical timer.
+    pub hypervisor_timer: u32,
+}
+
+impl Default for Interrupts {
+    /// What the Base System Architecture recommends (DEN 0094, "PPI assignments").
+    fn default() -> Self {
+        Self { maintenance: 25, physical_timer: 30, virtual_timer: 27, hypervisor_timer: 26 }
+    }
+}
+
+/// Where the loader put the initrd: the bundle.
+pub type Initrd = PaRange;
+
+/// What the tree says is there.
+#[derive(Clone, Debug)]
+pub struct Hardware<'a> {
+    /// Banks of RAM. At least one, and none empty.
+    pub memory: ArrayVec<PaRange, MAX_RANGES>,
+    /// RAM that somebody else uses.
+    pub reserved: ArrayVec<PaRange, MAX_RANGES>,
+    /// Memory that must not even be mapped.
+    pub forbidden: ArrayVec<PaRange, MAX_RANGES>,
+    /// CPUs, in the tree's order.
+    pub cpus: ArrayVec<CpuAt, MAX_CPUS>,
+    /// CPUs in the tree beyond [`MAX_CPUS`].
+    pub further_cpus: usize,
+    /// The interrupt controller.
+    pub gic: GicAt,
+    /// Private interrupts.
+    pub interrupts: Interrupts,
+    /// The firmware.
+    pub psci: Psci,
+    /// Where the bundle is, if the loader gave one.
+    pub initrd: Option<Initrd>,
+    /// The command line; empty where there is none.
+    pub bootargs: &'a str,
+}
+
+/// What is missing from the tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TreeError {
+    /// There is no RAM.
+    NoMemory,
+    /// There is no GICv3.
+    NoGic,
+    /// There is a GICv2, and no GICv3.
+    OldGic,
+    /// The GIC's node has no distributor or no redistributors.
+    BadGic,
+    /// There is no PSCI 0.2 or later.
+    NoPsci,
+    /// PSCI is to be called by HVC, which does not leave EL2.
+    PsciByHvc,
+    /// There are no CPUs.
+    NoCpus,
+    /// More ranges of memory, or of reserved memory, than are read.
+    TooManyRanges,
+}
+
+impl fmt::Display for TreeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoMemory => "the device tree has no memory (a node with device_type \"memory\" and a reg)",
+            Self::NoGic => "the device tree has no GICv3 interrupt controller (compatible \"arm,gic-v3\")",
+            Self::OldGic => {
+                "the interrupt controller is a GICv2 and a GICv3 is needed: start QEMU with gic-version=3"
+            }
+            Self::BadGic => "the GICv3 in the device tree has no distributor or no redistributor registers",
+            Self::NoPsci => "the device tree has no PSCI firmware (compatible \"arm,psci-0.2\" or later)",
+            Self::PsciByHvc => {
+                "the device tree has PSCI called by HVC, which cannot be called from EL2: it must be SMC"
+            }
+            Self::NoCpus => "the device tree has no CPUs (/cpus/cpu@…)",
+            Self::TooManyRanges => "the device tree has more than 32 ranges of memory or of reserved memory",
+        })
+    }
+}
+
+/// Finds the firmware that powers CPUs and the machine.
+pub fn find_psci(fdt: Fdt<'_>) -> Option<Psci> {
+    let mut found = None;
+    visit(fdt, &mut |place| {
+        if place.is_compatible(&["arm,psci-1.0", "arm,psci-0.2"]) {
+            found = match place.string("method") {
+                Some("smc") => Some(Psci::new(Conduit::Smc)),
+                Some("hvc") => Some(Psci::new(Conduit::Hvc)),
+                _ => None,
+            };
+        }
+        if found.is_some() { Then::Stop } else { Then::Continue }
+    });
+    found
+}
+
+/// Reads the tree.
+pub fn read(fdt: Fdt<'_>) -> Result<Hardware<'_>, TreeError> {
+    let mut reader = Reader::default();
+    for reservation in fdt.memory_reservations() {
+        let range = PaRange::with_len(Pa::new(reservation.address()), reservation.size());
+        push(&mut reader.reserved, range)?;
+    }
+    let mut failed = None;
+    visit(fdt, &mut |place| match reader.node(place) {
+        Ok(()) => Then::Continue,
+        Err(error) => {
+            failed = Some(error);
+            Then::Stop
+        }
+    });
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let psci = find_psci(fdt).ok_or(TreeError::NoPsci)?;
+    reader.finish(psci)
+}
+
+#[derive(Default)]
+struct Reader<'a> {
+    memory: ArrayVec<PaRange, MAX_RANGES>,
+    reserved: ArrayVec<PaRange, MAX_RANGES>,
+    forbidden: ArrayVec<PaRange, MAX_RANGES>,
+    cpus: ArrayVec<CpuAt, MAX_CPUS>,
+    further_cpus: usize,
+    gic: Option<GicAt>,
+    old_gic: bool,
+    interrupts: Interrupts,
+    initrd: Option<Initrd>,
+    bootargs: &'a str,
+}
+
+fn push(to: &mut ArrayVec<PaRange, MAX_RANGES>, range: Option<PaRange>) -> Result<(), TreeError> {
+    match range.filter(|r| !r.is_empty()) {
+        Some(range) => to.try_push(range).map_err(|_| TreeError::TooManyRanges),
+        None => Ok(()),
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn node(&mut self, place: &Place<'_, 'a>) -> Result<(), TreeError> {
+        match place.string("device_type") {
+            Some("memory") => {
+                for range in place.ranges() {
+                    push(&mut self.memory, range)?;
+                }
+            }
+            Some("cpu") => self.cpu(place),
+            _ => {}
+        }
+        if place.is_child_of("reserved-memory") {
+            let to = if place.has("no-map") { &mut self.forbidden } else { &mut self.reserved };
+            for range in place.ranges() {
+                push(to, range)?;
+            }
+        }
+        if place.is_top("chosen") {
+            self.bootargs = place.string("bootargs").unwrap_or_default();
+            let end = |name| place.number(name).map(Pa::new);
+            if let (Some(start), Some(end)) = (end("linux,initrd-start"), end("linux,initrd-end")) {
+                self.initrd = PaRange::new(start, end).filter(|r| !r.is_empty());
+            }
+        }
+        if place.is_compatible(&["arm,gic-v3"]) {
+            self.gic = Some(gic(place)?);
+            self.interrupts.maintenance = place.interrupts().next().unwrap_or(self.interrupts.maintenance);
+        }
+        if place.is_compatible(&[
+            "arm,cortex-a15-gic",
+            "arm,gic-400",
+            "arm,cortex-a9-gic",
+            "arm,cortex-a7-gic",
+        ]) {
+            self.old_gic = true;
+        }
+        if place.is_compatible(&["arm,armv8-timer"]) {
+            // In the binding's order: secure, EL1 physical, virtual, EL2 physical.
+            let mut ids = place.interrupts().skip(1);
+            if let (Some(physical), Some(virt), Some(hypervisor)) = (ids.next(), ids.next(), ids.next()) {
+                self.interrupts.physical_timer = physical;
+                self.interrupts.virtual_timer = virt;
+                self.interrupts.hypervisor_timer = hypervisor;
+            }
+        }
+        Ok(())
+    }
+
+    fn cpu(&mut self, place: &Place<'_, 'a>) {
+        let Some(mpidr) = place.address() else { return };
+        let enable = match place.string("enable-method") {
+            Some("psci") => EnableMethod::Psci,
+            _ => EnableMethod::Other,
+        };
+        if self.cpus.try_push(CpuAt { mpidr, enable }).is_err() {
+            self.further_cpus += 1;
+        }
+    }
+
+    fn finish(self, psci: Psci) -> Result<Hardware<'a>, TreeError> {
+        if self.memory.is_empty() {
+            return Err(TreeError::NoMemory);
+        }
+        if self.cpus.is_empty() {
+            return Err(TreeError::NoCpus);
+        }
+        if psci.conduit() == Conduit::Hvc {
+            return Err(TreeError::PsciByHvc);
+        }
+        let gic = self.gic.ok_or(if self.old_gic { TreeError::OldGic } else { TreeError::NoGic })?;
+        Ok(Hardware {
+            memory: self.memory,
+            reserved: self.reserved,
+            forbidden: self.forbidden,
+            cpus: self.cpus,
+            further_cpus: self.further_cpus,
+            gic,
+            interrupts: self.interrupts,
+            psci,
+            initrd: self.initrd,
+            bootargs: self.bootargs,
+        })
+    }
+}
+
+/// Reads a GICv3's node: the distributor, then as many regions of redistributors as it says (one where it does not).
+fn gic(place: &Place<'_, '_>) -> Result<GicAt, TreeError> {
+    let regions = place.number("#redistributor-regions").unwrap_or(1);
+    let mut ranges = place.ranges().map(|range| range.filter(|r| !r.is_empty()).ok_or(TreeError::BadGic));
+    let distributor = ranges.next().ok_or(TreeError::BadGic)??;
+    let mut redistributors = ArrayVec::new();
+    for _ in 0..regions.min(MAX_REDISTRIBUTOR_REGIONS as u64) {
+        redistributors.push(ranges.next().ok_or(TreeError::BadGic)??);
+    }
+    if redistributors.is_empty() { Err(TreeError::BadGic) } else { Ok(GicAt { distributor, redistributors }) }
+}
