@@ -10,8 +10,8 @@ use types::{Height, Pa};
 /// Laws, which the format suite of `model` checks for every implementation:
 /// - `decode(encode(e, h), h) == canonical(e, h)`, and `canonical` is idempotent;
 /// - `decode(0, h) == Entry::Absent`;
-/// - `decode` is total: a word that no `encode` makes decodes to `Frozen`, which nobody touches;
-/// - `child`, `output` agree with `decode`;
+/// - `decode` is total, and never takes a word that no `encode` makes for `Absent`;
+/// - `child`, `output` and `with_output` agree with `decode` and `encode`;
 /// - no encoding without a valid bit holds a usable address.
 pub trait Format: Copy + Debug + Send + Sync + 'static {
     /// Base-2 logarithm of the page size, and of a table's size but for a concatenated root.
@@ -20,6 +20,8 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
     const INDEX_BITS: u32;
     /// The greatest height that an entry of a root table can have.
     const MAX_TOP: u8;
+    /// The number of bits that an output address has at most.
+    const OUTPUT_BITS: u32;
 
     /// Returns the greatest height at which this configuration allows leaves; all heights below allow them too.
     fn largest_leaf(self) -> Height;
@@ -45,6 +47,9 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
     /// Returns the first output address of the leaf `raw` at `height`; `None` where it is no leaf.
     /// The hot half of `decode`: a few instructions, and no configuration.
     fn output(raw: u64, height: Height) -> Option<Pa>;
+
+    /// Returns the leaf `raw` of `height` with the output address `pa`, which is aligned as the height asks.
+    fn with_output(raw: u64, height: Height, pa: Pa) -> u64;
 
     /// Returns `raw` with the flags cleared that hardware may set by itself in it. Two words of one height that agree
     /// in this differ in accessed and dirty flags only.

@@ -163,6 +163,11 @@ impl FreshTable {
     pub fn unused(self) -> IdleTable {
         IdleTable { pa: self.pa, size: self.size }
     }
+
+    /// The table goes into a tree, which gives it back some day.
+    pub(crate) fn into_table(self) -> TablePa {
+        TablePa(self.pa)
+    }
 }
 
 /// A table that nobody can look at: unlinked, invalidated on every CPU with the walk caches, and every read section
@@ -175,9 +180,13 @@ pub struct IdleTable {
 }
 
 impl IdleTable {
-    /// For the two places that have waited for all of the above.
-    #[expect(dead_code, reason = "the operations that free tables build on it")]
+    /// A table of an unlinked subtree: invalidated, and its grace period is over.
     pub(crate) const fn after_grace(table: TablePa, size: TableSize) -> Self {
+        Self { pa: table.0, size }
+    }
+
+    /// A table that was taken and never linked.
+    pub(crate) const fn unseen(table: TablePa, size: TableSize) -> Self {
         Self { pa: table.0, size }
     }
 

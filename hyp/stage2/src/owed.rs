@@ -10,7 +10,7 @@
 //! knows that an implementation of [`Invalidate`] has done the work.
 
 use core::ops::Deref;
-use types::{Height, Ipa, Range};
+use types::{Height, Range};
 
 /// What kind of invalidation is owed, weakest first; each includes those before it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -124,7 +124,6 @@ impl Owed {
 }
 
 impl<C> Owed<C> {
-    #[cfg_attr(not(test), expect(dead_code, reason = "the operations build on it"))]
     pub(crate) const fn new(work: Work, cargo: C) -> Self {
         Self { work, cargo }
     }
@@ -177,7 +176,6 @@ impl<C> Quiesced<C> {
     }
 
     /// For parts of a cargo that has come out: the proof holds for each part.
-    #[expect(dead_code, reason = "the operations build on it")]
     pub(crate) fn part<D>(&self, cargo: D) -> Quiesced<D> {
         Quiesced(cargo)
     }
@@ -191,16 +189,11 @@ impl<C> Deref for Quiesced<C> {
     }
 }
 
-/// Returns the first address of the granule around `ipa`: operands of an invalidation are aligned to it.
-#[expect(dead_code, reason = "the operations build on it")]
-pub(crate) const fn granule_around(ipa: Ipa, shift: u32) -> Range {
-    Range::block_around(ipa, 1 << shift)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use core::cell::RefCell;
+    use types::Ipa;
 
     fn range(start: u64, end: u64) -> Range {
         Range::new(Ipa::new(start), Ipa::new(end)).expect("start is below end")

@@ -6,6 +6,9 @@ use crate::{Bbm, Census, Entries, Format, FreshTable, Geometry, NoPages, Pages, 
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use types::{CpuId, CpuSet};
 
+/// The most entries that one step of an operation touches, up to a table's worth.
+pub const STEP_ENTRIES: usize = 1 << 16;
+
 /// One space's second-stage tables. Every operation takes `&self`: there is no lock around a tree.
 ///
 /// `F` is the format, `M` the memory ([`Entries`] and [`Pages`]) of this space.

@@ -50,6 +50,7 @@ impl<G: Granule> Vmsa<G> {
         }
     }
 
+    #[inline(always)]
     fn address_bits(pa: Pa) -> u64 {
         let pa = pa.get();
         match G::UPPER {
@@ -154,6 +155,7 @@ impl<G: Granule> Format for Vmsa<G> {
     const GRANULE_SHIFT: u32 = G::SHIFT;
     const INDEX_BITS: u32 = G::SHIFT - 3;
     const MAX_TOP: u8 = G::MAX_TOP;
+    const OUTPUT_BITS: u32 = if matches!(G::UPPER, Upper::None) { 48 } else { 52 };
 
     fn largest_leaf(self) -> Height {
         Height::new(G::LARGEST_LEAF)
@@ -231,6 +233,17 @@ impl<G: Granule> Format for Vmsa<G> {
         // Below a block's address there are attributes (nT), and with 64K, upper address bits.
         let offset = (1 << stage2::shift::<Self>(height)) - 1;
         if raw & 0b11 == kind { Some(Pa::new(Self::address(raw) & !offset)) } else { None }
+    }
+
+    #[inline(always)]
+    fn with_output(raw: u64, height: Height, pa: Pa) -> u64 {
+        let offset = (1 << stage2::shift::<Self>(height)) - 1;
+        let upper = match G::UPPER {
+            Upper::None => 0,
+            Upper::Low => 0xf000,
+            Upper::Ds => 0x300,
+        };
+        raw & !(Self::ADDRESS & !offset | upper) | Self::address_bits(pa)
     }
 
     fn settled(self, raw: u64, height: Height) -> u64 {

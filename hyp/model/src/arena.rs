@@ -1,0 +1,109 @@
+//! [`Arena`]: table memory on the host.
+
+use stage2::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, TablePa, TableSize};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use types::Pa;
+
+/// Where the arena pretends to be: not at zero, so that an address that lost its base shows.
+const BASE: u64 = 0x40_0000_0000;
+/// What given-back tables are filled with: a word that decodes to nothing useful in any format.
+const POISON: u64 = 0xdead_beef_dead_beee;
+
+/// A fixed amount of table memory in a vector of atomics. Frames of any table size; given-back ones are poisoned and
+/// come again zeroed. Counts what is in use, and can be told to run out.
+#[derive(Debug)]
+pub struct Arena {
+    words: Box<[AtomicU64]>,
+    state: Mutex<State>,
+    left: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Bytes handed out from the start so far.
+    top: u64,
+    /// Given back, by size.
+    free: BTreeMap<TableSize, Vec<Pa>>,
+    in_use: BTreeMap<Pa, TableSize>,
+}
+
+impl Arena {
+    /// Makes an arena of `bytes` bytes.
+    ///
+    /// # Panics
+    /// Where that is no multiple of 8.
+    pub fn new(bytes: u64) -> Self {
+        assert!(bytes % 8 == 0, "the arena is made of 8-byte words");
+        let words = (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
+        Self { words, state: Mutex::default(), left: AtomicUsize::new(usize::MAX) }
+    }
+
+    /// Lets `n` more tables be taken, and refuses after that.
+    pub fn allow(&self, n: usize) {
+        self.left.store(n, Ordering::SeqCst);
+    }
+
+    /// Returns the number of tables taken and not given back.
+    pub fn in_use(&self) -> usize {
+        self.state().in_use.len()
+    }
+
+    /// Tells whether the table at `pa` is taken.
+    pub fn is_taken(&self, pa: Pa) -> bool {
+        self.state().in_use.contains_key(&pa)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn words_of(&self, pa: Pa, size: TableSize) -> &[AtomicU64] {
+        let first = ((pa.get() - BASE) / 8) as usize;
+        &self.words[first..first + (size.bytes() / 8) as usize]
+    }
+}
+
+impl Entries for Arena {
+    type Slot<'a> = &'a AtomicU64;
+
+    #[inline(always)]
+    fn slot(&self, table: TablePa, index: usize) -> &AtomicU64 {
+        &self.words[(table.pa().get().wrapping_sub(BASE) / 8) as usize + index]
+    }
+}
+
+impl Pages for Arena {
+    fn take(&self, size: TableSize, _: Purpose) -> Result<FreshTable, NoPages> {
+        let one_less = |left: usize| if left == usize::MAX { Some(left) } else { left.checked_sub(1) };
+        self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).map_err(|_| NoPages)?;
+        let mut state = self.state();
+        let pa = if let Some(pa) = state.free.get_mut(&size).and_then(Vec::pop) {
+            pa
+        } else {
+            let start = state.top.next_multiple_of(size.bytes());
+            if start + size.bytes() > self.words.len() as u64 * 8 {
+                return Err(NoPages);
+            }
+            state.top = start + size.bytes();
+            Pa::new(BASE + start)
+        };
+        state.in_use.insert(pa, size);
+        drop(state);
+        for word in self.words_of(pa, size) {
+            word.store(0, Ordering::Relaxed);
+        }
+        Ok(FreshTable::new(pa, size))
+    }
+
+    fn give_back(&self, table: IdleTable) {
+        for word in self.words_of(table.pa(), table.size()) {
+            word.store(POISON, Ordering::Relaxed);
+        }
+        let mut state = self.state();
+        let size = state.in_use.remove(&table.pa());
+        assert_eq!(size, Some(table.size()), "given back what was not taken: {table:?}");
+        state.free.entry(table.size()).or_default().push(table.pa());
+    }
+}

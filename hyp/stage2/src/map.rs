@@ -1,0 +1,320 @@
+//! Map: from absent to a leaf, in the largest entries that fit, any number of CPUs at once.
+//!
+//! Invariant: an entry goes from absent to its final value in one compare-exchange, and a table is linked filled. So
+//! nobody ever sees half a mapping, and a call that fails has changed nothing.
+//!
+//! Per run of entries in one table:
+//! 1. Walk to the entry for the first address, at the height of the largest leaf that fits.
+//! 2. A table is in the way: map inside it. Absent above that height: take tables, fill them privately, and link them
+//!    with one compare-exchange; the loser gives its own back and looks again. Absent at that height: compare-exchange
+//!    each entry of the run.
+//! 3. All else is the caller's business: [`MapError`].
+//!
+//! Nothing had been cached for an absent entry, so all that is owed is visibility to table walkers.
+
+use crate::census::{Event, HEIGHTS};
+use crate::geometry::{shift, span};
+use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
+use crate::tree::STEP_ENTRIES;
+use crate::{
+    Attrs, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, MapError, Note, Owed, Pages,
+    Purpose, Scope, Slot, Table, TablePa, TableSize, View, Why, Work,
+};
+use core::sync::atomic::Ordering::Relaxed;
+use types::{Height, Ipa, Pa, Range};
+
+/// What to map.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping {
+    /// The addresses; both ends multiples of the granule.
+    pub range: Range,
+    /// Where the first of them goes; the others follow. A multiple of the granule.
+    pub pa: Pa,
+    /// Rights, type and flags of every leaf.
+    pub attrs: Attrs,
+    /// The largest leaf to use, where alignment and the format allow it: what the memory behind it allows.
+    pub largest: Height,
+    /// Why `largest` is not larger: kept in the tables that this makes.
+    pub why: Why,
+}
+
+impl Mapping {
+    /// Returns what is left to map when it is mapped up to `next`; `None` where nothing is.
+    #[must_use]
+    pub fn rest(&self, next: Ipa) -> Option<Self> {
+        let range = Range::new(next, self.range.end()).ok().filter(|range| !range.is_empty())?;
+        Some(Self { range, pa: self.pa.wrapping_add(next.offset_from(self.range.start())?), ..*self })
+    }
+}
+
+/// What goes into the entries of a range.
+#[derive(Clone, Copy)]
+enum Content {
+    Memory { pa: Pa, attrs: Attrs },
+    Note(Note),
+}
+
+/// A range to fill.
+struct Fill {
+    range: Range,
+    content: Content,
+    largest: Height,
+    why: Why,
+}
+
+/// Consecutive entries of one table that are to be filled.
+struct Run {
+    at: Ipa,
+    height: Height,
+    len: usize,
+}
+
+impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
+    /// Maps `mapping.range`, or its first part: returns the address up to which it is mapped, further on than the
+    /// start. Go on from there with a further call until it is the end.
+    ///
+    /// Bounded by [`STEP_ENTRIES`] entries and one invalidation of class [`Class::Publish`].
+    ///
+    /// # Errors
+    /// [`MapError`]; the call has then changed nothing.
+    pub fn map<I: Invalidate>(&self, cpu: &I, mapping: &Mapping) -> Result<Ipa, MapError> {
+        let pa = mapping.pa;
+        let granule = span::<F>(Height::PAGE);
+        let end = pa.checked_add(mapping.range.len()).ok_or(MapError::Unmappable)?;
+        if !pa.is_aligned(granule) || end.get() > 1 << F::OUTPUT_BITS {
+            return Err(MapError::Unmappable);
+        }
+        let largest = mapping.largest.min(self.tree.format.largest_leaf());
+        let content = Content::Memory { pa, attrs: mapping.attrs };
+        let next = self.fill(&Fill { range: mapping.range, content, largest, why: mapping.why })?;
+        self.publish(cpu, mapping.range.start(), next);
+        Ok(next)
+    }
+
+    /// Puts `note` on `range`, or on its first part, in the largest entries that fit; as [`Self::map`], but nothing is
+    /// owed, since nothing becomes valid.
+    ///
+    /// # Errors
+    /// As for [`Self::map`].
+    pub fn annotate(&self, range: Range, note: Note) -> Result<Ipa, MapError> {
+        let largest = self.tree.geometry.top();
+        self.fill(&Fill { range, content: Content::Note(note), largest, why: Why::Alignment })
+    }
+
+    fn publish<I: Invalidate>(&self, cpu: &I, start: Ipa, end: Ipa) {
+        if let Ok(range) = Range::new(start, end) {
+            let work = Work { class: Class::Publish, scope: Scope::Range { range, hint: None } };
+            Owed::new(work, ()).discharge(cpu).into_inner();
+        }
+    }
+
+    fn fill(&self, fill: &Fill) -> Result<Ipa, MapError> {
+        let range = fill.range;
+        if !range.is_aligned(span::<F>(Height::PAGE)) || !self.tree.geometry.reach().covers(range) {
+            return Err(MapError::Unmappable);
+        }
+        let mut at = range.start();
+        let mut touched = 0;
+        while at < range.end() && touched < STEP_ENTRIES {
+            match self.fill_run(fill, at) {
+                Ok((next, entries)) => {
+                    at = next;
+                    touched += entries;
+                }
+                Err(error) if at == range.start() => return Err(error),
+                Err(_) => break, // the next call meets it with nothing changed
+            }
+        }
+        Ok(at)
+    }
+
+    /// Fills one run from `at`. Returns the address behind it and the number of entries touched.
+    fn fill_run(&self, fill: &Fill, at: Ipa) -> Result<(Ipa, usize), MapError> {
+        let mut height = fill.height_at::<F>(at);
+        let mut lost = 0;
+        loop {
+            let spot = self.tree.find(at, height, |_| false);
+            let place = spot.place;
+            if place.height == height && F::child(spot.raw).is_some() && height > Height::PAGE {
+                // Smaller entries are here already.
+                height = height.below().unwrap_or(Height::PAGE);
+                continue;
+            }
+            if spot.raw != ABSENT {
+                return Err(self.obstacle(at, place.height, spot.raw));
+            }
+            let run = fill.run(at, height, &self.tree.geometry);
+            if place.height == height {
+                let done = self.fill_in_place(fill, &run, place);
+                if done > 0 {
+                    return Ok((run.end::<F>(done), done));
+                }
+            } else {
+                match self.link_filled(fill, &run, spot) {
+                    Ok(()) => return Ok((run.end::<F>(run.len), run.len)),
+                    // Another CPU may have needed the same table, and got it: then there is no need.
+                    Err(Unlinked::NoPages) if self.tree.read(place) == ABSENT => {
+                        return Err(MapError::NoPages);
+                    }
+                    Err(Unlinked::NoPages | Unlinked::Lost) => {}
+                }
+            }
+            self.tree.counters.count(self.cpu, Event::LostRace, 1);
+            lost += 1;
+            if lost == PATIENCE {
+                return Err(MapError::Busy { ipa: at, height });
+            }
+        }
+    }
+
+    fn obstacle(&self, ipa: Ipa, height: Height, raw: u64) -> MapError {
+        match self.tree.format.decode(raw, height) {
+            Entry::Leaf(_) => MapError::Occupied { ipa, height },
+            Entry::Note(_) => MapError::Noted { ipa, height },
+            _ => MapError::Busy { ipa, height },
+        }
+    }
+
+    /// Fills entries of a linked table, up to the first that is not absent. Returns how many.
+    fn fill_in_place(&self, fill: &Fill, run: &Run, first: Place) -> usize {
+        let words = fill.words(self.tree.format, run);
+        let mut done = 0;
+        for word in words {
+            let place = Place { index: first.index + done, ..first };
+            if self.tree.claim(place, word).is_err() {
+                break;
+            }
+            done += 1;
+        }
+        fill.count(self, run.height, done);
+        done
+    }
+
+    /// Makes the tables between `spot`, which is absent, and the run, fills them, and links them.
+    fn link_filled(&self, fill: &Fill, run: &Run, spot: Spot) -> Result<(), Unlinked> {
+        let tree = self.tree;
+        let missing = usize::from(spot.place.height.get() - run.height.get());
+        let new = NewTables::take(&tree.memory, missing, Geometry::<F>::table_size())?;
+        let mut height = run.height;
+        let first = tree.geometry.index(run.at, height);
+        let lowest = new.tables[0];
+        for (index, word) in (first..).zip(fill.words(tree.format, run)) {
+            // Private until the link: no order needed (O9 is the link's).
+            tree.memory.slot(lowest, index).store(word, Relaxed);
+        }
+        let mut link = Table { pa: lowest.pa(), pending: false, why: fill.why };
+        for &table in &new.tables[1..new.len] {
+            height = height.above();
+            let slot = tree.memory.slot(table, tree.geometry.index(run.at, height));
+            slot.store(tree.format.encode(Entry::Table(link), height), Relaxed);
+            link.pa = table.pa();
+        }
+        if tree.claim(spot.place, tree.format.encode(Entry::Table(link), spot.place.height)).is_err() {
+            new.give_back(&tree.memory);
+            return Err(Unlinked::Lost);
+        }
+        tree.counters.count(self.cpu, Event::TableTaken, new.len as u64);
+        fill.count(self, run.height, run.len);
+        Ok(())
+    }
+}
+
+impl Fill {
+    /// Returns the height of the largest entry that may start at `at`.
+    fn height_at<F: Format>(&self, at: Ipa) -> Height {
+        let left = self.range.end().get() - at.get();
+        let mut bits = at.get();
+        if let Content::Memory { .. } = self.content {
+            bits |= self.pa(at).get();
+        }
+        let mut height = self.largest;
+        while let Some(below) = height.below() {
+            let span = span::<F>(height);
+            if bits & (span - 1) == 0 && left >= span {
+                break;
+            }
+            height = below;
+        }
+        height
+    }
+
+    /// Returns the run of entries of `height` from `at` to the end of their table or of the range.
+    fn run<F: Format>(&self, at: Ipa, height: Height, geometry: &Geometry<F>) -> Run {
+        let in_table = geometry.entries(height) - geometry.index(at, height);
+        let in_range = (self.range.end().get() - at.get()) >> shift::<F>(height);
+        Run { at, height, len: in_table.min(usize::try_from(in_range).unwrap_or(usize::MAX)) }
+    }
+
+    fn pa(&self, at: Ipa) -> Pa {
+        match self.content {
+            Content::Memory { pa, .. } => pa.wrapping_add(at.get() - self.range.start().get()),
+            Content::Note(_) => Pa::new(0),
+        }
+    }
+
+    /// Returns the words for a run, in order.
+    #[inline(always)]
+    fn words<F: Format>(&self, format: F, run: &Run) -> impl Iterator<Item = u64> + use<F> {
+        let pa = self.pa(run.at);
+        let (word, is_memory) = match self.content {
+            Content::Memory { attrs, .. } => {
+                (format.encode(Entry::Leaf(Leaf { pa, attrs }), run.height), true)
+            }
+            Content::Note(note) => (format.encode(Entry::Note(note), run.height), false),
+        };
+        let height = run.height;
+        let step = span::<F>(height);
+        (0..run.len as u64).map(move |n| {
+            if is_memory { F::with_output(word, height, pa.wrapping_add(n * step)) } else { word }
+        })
+    }
+
+    fn count<F: Format, M, R>(&self, view: &View<'_, F, M, R>, height: Height, n: usize) {
+        if let Content::Memory { .. } = self.content {
+            view.tree.counters.gained(view.cpu, height, n as u64);
+        }
+    }
+}
+
+impl Run {
+    /// Returns the address behind the first `n` entries.
+    fn end<F: Format>(&self, n: usize) -> Ipa {
+        let last = self.at.wrapping_add((n as u64 - 1) << shift::<F>(self.height));
+        covered::<F>(last, self.height).end()
+    }
+}
+
+/// Why new tables were not linked.
+enum Unlinked {
+    NoPages,
+    Lost,
+}
+
+/// Tables taken for one link, lowest first: all that were asked for, or none.
+struct NewTables {
+    tables: [TablePa; HEIGHTS],
+    len: usize,
+    size: TableSize,
+}
+
+impl NewTables {
+    fn take<M: Pages>(memory: &M, n: usize, size: TableSize) -> Result<Self, Unlinked> {
+        let mut new = Self { tables: [TablePa::linked(Pa::new(0)); HEIGHTS], len: 0, size };
+        while new.len < n {
+            let Ok(table) = memory.take(size, Purpose::Map) else {
+                new.give_back(memory);
+                return Err(Unlinked::NoPages);
+            };
+            new.tables[new.len] = table.into_table();
+            new.len += 1;
+        }
+        Ok(new)
+    }
+
+    /// Gives back tables that were never linked, so that nobody has ever seen them.
+    fn give_back<M: Pages>(&self, memory: &M) {
+        for &table in &self.tables[..self.len] {
+            memory.give_back(IdleTable::unseen(table, self.size));
+        }
+    }
+}
