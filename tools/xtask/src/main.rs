@@ -3,11 +3,30 @@
 //! `cargo xtask --help` lists them. What a command needs on the machine (bare-metal target, QEMU, guest images) it
 //! asks [`setup`] for, so that a fresh clone works with the first command typed.
 
+mod bench;
+mod board;
+mod book;
+mod bundle;
+mod cargo;
+mod ci;
+mod console;
+mod deps;
+mod image;
 mod paths;
+mod process;
+mod qemu;
+mod qmp;
+mod report;
+mod run;
 mod setup;
 mod shell;
+mod size;
+mod symbols;
+mod terminal;
+mod tests;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Builds, runs, tests and measures the hypervisor.
 #[derive(Parser)]
@@ -21,10 +40,42 @@ struct Cli {
 enum Command {
     /// Get what the other commands need: bare-metal target, QEMU, guest kernel and initramfs
     Setup(setup::Args),
+    /// Boot the hypervisor in an emulator, with Linux or another payload in a VM
+    Run(Box<run::Args>),
+    /// Run every test: on the host, Linux boots, payloads in a VM, bad input
+    Test(tests::Args),
+    /// Measure, and compare with the targets
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Build the flat arm64 Image, and check its size
+    Image(image::Args),
+    /// Make a bundle: a manifest and the files of its VMs, in one cpio
+    Bundle(Box<bundle::Args>),
+    /// Check that each crate depends only on crates that it may depend on
+    Deps,
+    /// Build the documentation of the code, and check the book
+    Doc,
+    /// Do what the named job of continuous integration does
+    Ci(ci::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Test(args) => tests::run(&args),
+        Command::Bench(command) => bench::run(&command),
+        Command::Image(args) => image::run(&args),
+        Command::Bundle(args) => bundle::run(&args),
+        Command::Deps => deps::run(),
+        Command::Doc => book::run(),
+        Command::Ci(args) => ci::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

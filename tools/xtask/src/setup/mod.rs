@@ -11,6 +11,11 @@ mod qemu;
 mod rust;
 mod used;
 
+pub(crate) use initramfs::path as initramfs;
+pub(crate) use kernel::path as kernel;
+pub(crate) use qemu::PROGRAM as QEMU;
+pub(crate) use rust::TARGET;
+
 use crate::paths;
 use anyhow::{Context, Result};
 use std::fs;

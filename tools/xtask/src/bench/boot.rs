@@ -1,0 +1,182 @@
+//! `cargo xtask bench boot`: what the hypervisor costs a Linux that boots.
+//!
+//! The base is the same kernel, command line, CPU model, number of CPUs and memory on a bare machine. Wall time is the
+//! median of runs that alternate between the two, so that a slower host slows both. Instructions are counted by QEMU, for
+//! all CPUs together and to the machine's end right after INIT-OK: that number is the same in every run.
+
+use super::table::{Row, finish};
+use crate::board::{Board, Built};
+use crate::bundle::{self, One};
+use crate::console::{Console, Echo};
+use crate::qemu::{Clock, DEFAULT_CPU, Machine};
+use crate::qmp::Qmp;
+use crate::run::{Prepared, bare, host, linux_cmdline, vm};
+use crate::setup::{self, Need};
+use crate::size::Size;
+use crate::{image, report};
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use regex::Regex;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What may be measured.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The board
+    #[arg(long, value_enum, default_value = "qemu-virt")]
+    board: Board,
+    /// The CPU model
+    #[arg(long, value_name = "MODEL", default_value = DEFAULT_CPU)]
+    cpu: String,
+    /// CPUs of the VM, and of the bare machine
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    smp: u32,
+    /// Memory of the VM, and of the bare machine
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    mem: Size,
+    /// Timed runs of each kind; the median counts
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Also write the table here, as a JSON array of {name, value, unit, base, ratio, target, met}
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+const WALL_TARGET: f64 = 1.15;
+const INSTRUCTIONS_TARGET: f64 = 1.10;
+const ENTRY_TARGET: f64 = 0.2;
+
+/// No boot takes that long on any host that is worth measuring on.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Has init power off as soon as it has said INIT-OK.
+const POWEROFF: &str = "mz.test=poweroff";
+
+/// Measures.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::ensure(&[Need::Rust, Need::Qemu, Need::Guest])?;
+    let bar = ProgressBar::new(u64::from(args.runs) * 2 + 3);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}")?);
+
+    let built = args.board.build()?;
+    let bare = bare(args.board, &args.cpu, args.smp, args.mem, linux_cmdline(Some(POWEROFF)));
+    let hosted = hosted(args, &built, "fault")?;
+    let (mut bare_times, mut hosted_times) = (Vec::new(), Vec::new());
+    for _ in 0..args.runs {
+        for (what, machine, times) in
+            [("bare", &bare.machine, &mut bare_times), ("hosted", &hosted.machine, &mut hosted_times)]
+        {
+            bar.set_message(format!("{what}, timed"));
+            times.push(seconds_to_init(machine)?);
+            bar.inc(1);
+        }
+    }
+    let mut counts = [0.0; 2];
+    for (count, (what, machine)) in
+        counts.iter_mut().zip([("bare", &bare.machine), ("hosted", &hosted.machine)])
+    {
+        bar.set_message(format!("{what}, counted"));
+        *count = instructions(machine).with_context(|| format!("counting the {what} boot"))?;
+        bar.inc(1);
+    }
+    bar.set_message("hosted, populated ahead");
+    let entry = seconds_to_entry(args, &built)?;
+    bar.finish_and_clear();
+
+    let size = fs::metadata(&built.image).context("cannot look at the image")?.len();
+    let rows = [
+        Row::ratio("boot, wall time", "s", median(hosted_times), median(bare_times), WALL_TARGET),
+        Row::ratio("boot, instructions", "", counts[1], counts[0], INSTRUCTIONS_TARGET),
+        Row::limit("image size", "B", size as f64, image::LIMIT as f64),
+        Row::limit("start to guest entry, 1 GiB populated ahead", "s", entry, ENTRY_TARGET),
+    ];
+    println!("{}, {} CPUs, {}", args.cpu, args.smp, args.mem);
+    finish(&rows, args.json.as_deref())
+}
+
+/// The machine with the hypervisor.
+fn hosted(args: &Args, built: &Built, populate: &str) -> Result<Prepared> {
+    let mut vm = vm("linux", args.smp, args.mem, Some(linux_cmdline(Some(POWEROFF))));
+    vm.populate = Some(populate.to_owned());
+    let (kernel, initrd) = (setup::kernel(), setup::initramfs());
+    let (bundle, _) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initrd) })?;
+    host(args.board, built, &args.cpu, &bundle, args.smp, args.mem)
+}
+
+fn seconds_to_init(machine: &Machine) -> Result<f64> {
+    let mut console = Console::piped(machine, Echo::Kept)?;
+    console.expect_line(&Regex::new("^INIT-OK")?, PATIENCE)?;
+    Ok(console.age().as_secs_f64())
+}
+
+/// Counts the instructions from the machine's start to its end.
+fn instructions(machine: &Machine) -> Result<f64> {
+    let dir = tempfile::tempdir().context("cannot make a folder for the recording")?;
+    let socket = dir.path().join("qmp");
+    let mut machine = machine.clone();
+    machine.clock = Clock::Recorded(dir.path().join("recording"));
+    machine.extra.push("-no-shutdown".into());
+    machine.extra.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()]);
+    let mut console = Console::piped(&machine, Echo::Kept)?;
+    let mut qmp = Qmp::connect(&socket, PATIENCE)?;
+    console.expect_line(&Regex::new("^INIT-OK")?, PATIENCE)?;
+    qmp.wait_for_shutdown()?;
+    Ok(qmp.instructions()? as f64)
+}
+
+/// Returns what the hypervisor says of itself, in time that counts instructions.
+fn seconds_to_entry(args: &Args, built: &Built) -> Result<f64> {
+    let mut hosted = hosted(args, built, "ahead")?;
+    hosted.machine.clock = Clock::Instructions;
+    let mut console = Console::piped(&hosted.machine, Echo::Kept)?;
+    console.end(Some(PATIENCE))?;
+    let stats = report::statistics(console.log());
+    let Some(text) = stats.iter().find(|(name, _)| name == "time to guest entry").map(|(_, value)| value)
+    else {
+        bail!("the statistics have no \"time to guest entry\": {stats:?}");
+    };
+    seconds(text).with_context(|| format!("time to guest entry: {text}"))
+}
+
+/// Reads a time with its unit: `0.0123 s`, `12.3 ms`, `12345 us`.
+fn seconds(text: &str) -> Result<f64> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number: f64 = text[..end].parse().context("no number")?;
+    let unit = text[end..].split_whitespace().next().unwrap_or("");
+    Ok(match unit {
+        "s" => number,
+        "ms" => number / 1e3,
+        "us" | "µs" => number / 1e6,
+        "ns" => number / 1e9,
+        _ => bail!("no unit of time"),
+    })
+}
+
+/// Returns the middle value; of an even number, the upper one of the two.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_and_no_outlier_moves_it() {
+        assert_eq!(median(vec![9.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![1e9, 1.0, 2.0, 3.0, 2.5]), 2.5);
+        assert!(median(vec![]).is_nan());
+    }
+
+    #[test]
+    fn a_time_is_read_in_any_unit() {
+        for text in ["0.0125 s", "12.5 ms", "12500 us", "12500us", "12500000 ns"] {
+            assert!((seconds(text).unwrap() - 0.0125).abs() < 1e-12, "{text}");
+        }
+        assert!(seconds("12").is_err());
+        assert!(seconds("soon").is_err());
+    }
+}

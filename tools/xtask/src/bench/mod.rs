@@ -1,0 +1,20 @@
+//! Benchmarks. Each prints a table, and writes the same as JSON where `--json` says so.
+
+mod boot;
+mod table;
+
+use anyhow::Result;
+
+/// Which benchmark.
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Booting Linux: time and instructions against the bare machine, image size, time to guest entry
+    Boot(boot::Args),
+}
+
+/// Runs the benchmark.
+pub(crate) fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Boot(args) => boot::run(args),
+    }
+}

@@ -1,0 +1,65 @@
+//! The jobs of continuous integration. A person runs the same ones, and each is a command of its own elsewhere.
+
+use crate::cargo::cargo;
+use crate::setup::{self, Need, TARGET};
+use crate::{book, deps, shell, tests};
+use anyhow::{Context, Result};
+
+/// Which job.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The job; `all` does all of them in this order
+    #[arg(value_enum)]
+    job: Job,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Job {
+    /// Formatting
+    Fmt,
+    /// Lints, on the host and for the bare-metal target, every warning an error
+    Clippy,
+    /// The documentation of the code, every warning an error, and the book
+    Doc,
+    /// The arrows between crates
+    Deps,
+    /// Every test
+    Test,
+    /// All of the above
+    All,
+}
+
+/// Packages that exist for the bare-metal target only; what they depend on is checked with them.
+const BARE: [&str; 2] = ["qemu-virt", "guest-tests"];
+
+/// Runs the job.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    match args.job {
+        Job::All => [Job::Fmt, Job::Clippy, Job::Doc, Job::Deps, Job::Test].into_iter().try_for_each(one),
+        job => one(job),
+    }
+}
+
+fn one(job: Job) -> Result<()> {
+    println!("== {job:?}");
+    match job {
+        Job::Fmt => {
+            setup::ensure(&[Need::Rust])?;
+            shell::run(cargo().args(["fmt", "--all", "--check"]))
+        }
+        Job::Clippy => clippy(),
+        Job::Doc => book::run(),
+        Job::Deps => deps::run(),
+        Job::Test => tests::run(&tests::Args::default()),
+        Job::All => run(&Args { job }),
+    }
+    .with_context(|| format!("job {job:?}"))
+}
+
+fn clippy() -> Result<()> {
+    setup::ensure(&[Need::Rust])?;
+    let deny = ["--", "-D", "warnings"];
+    shell::run(cargo().args(["clippy", "--quiet", "--all-targets"]).args(deny))?;
+    let bare = BARE.iter().flat_map(|package| ["-p", package]);
+    shell::run(cargo().args(["clippy", "--quiet", "--release", "--target", TARGET]).args(bare).args(deny))
+}

@@ -1,0 +1,262 @@
+//! A running machine's console: wait for what it prints, type into it, see it end.
+
+use crate::process::{Process, bound_to_us, interrupted};
+use crate::qemu::{Machine, Serial};
+use crate::report::{Report, Watch};
+use anyhow::{Context, Result};
+use regex::Regex;
+use std::fmt;
+use std::io::{Read, Write, stdout};
+use std::process::{ChildStdin, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long the rest of a report may take once it has begun.
+const REPORT_TIME: Duration = Duration::from_secs(5);
+
+/// Whether what the machine prints is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Echo {
+    /// As it comes.
+    Shown,
+    /// Not at all; it is kept all the same.
+    Kept,
+}
+
+/// Why a wait was in vain.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// What was waited for did not come in time.
+    Timeout(String),
+    /// The hypervisor panicked, or refused its input.
+    Report(Report),
+    /// The machine ended first.
+    Ended(ExitStatus),
+    /// The user asked to stop.
+    Interrupted,
+    /// The host failed us.
+    Host(String),
+}
+
+/// A running machine and its console. Dropping it ends the machine.
+pub(crate) struct Console {
+    process: Process,
+    input: Option<ChildStdin>,
+    output: Receiver<Vec<u8>>,
+    echo: Echo,
+    /// Everything printed so far, without carriage returns.
+    log: String,
+    /// Where the next wait starts to look.
+    cursor: usize,
+    watch: Watch,
+    report_until: Option<Instant>,
+    started: Instant,
+}
+
+/// What a wait looks for.
+enum Goal<'a> {
+    /// A match anywhere, also in a line that is not finished.
+    Text(&'a Regex),
+    /// A match in a finished line.
+    Line(&'a Regex),
+    End,
+}
+
+/// How a wait came to its goal.
+enum Reached {
+    Match(Vec<String>),
+    End(ExitStatus),
+}
+
+impl Console {
+    /// Starts the machine with a program at its serial line.
+    pub(crate) fn piped(machine: &Machine, echo: Echo) -> Result<Self> {
+        Self::start(machine, Serial::Pipe, Stdio::piped(), echo)
+    }
+
+    /// Starts the machine with the user's keyboard at its serial line.
+    pub(crate) fn interactive(machine: &Machine) -> Result<Self> {
+        Self::start(machine, Serial::Terminal, Stdio::inherit(), Echo::Shown)
+    }
+
+    fn start(machine: &Machine, serial: Serial, stdin: Stdio, echo: Echo) -> Result<Self> {
+        let mut command = bound_to_us(machine.command(serial));
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let started = Instant::now();
+        let mut process = Process::start(command)?;
+        let child = process.child();
+        let input = child.stdin.take();
+        let (sender, output) = channel();
+        forward(child.stdout.take().context("QEMU has no output")?, sender.clone());
+        forward(child.stderr.take().context("QEMU has no error output")?, sender);
+        let (log, watch) = (String::new(), Watch::default());
+        Ok(Self { process, input, output, echo, log, cursor: 0, watch, report_until: None, started })
+    }
+
+    /// Waits until `regex` matches within a line, finished or not, after the last match: a prompt, for example. Returns
+    /// the match and its groups, which may yet grow where they reach to the end of the line.
+    pub(crate) fn expect(&mut self, regex: &Regex, within: Duration) -> Result<Vec<String>, Trouble> {
+        self.expect_goal(&Goal::Text(regex), within)
+    }
+
+    /// Waits until `regex` matches within a finished line after the last match, and returns the match and its groups.
+    /// The next wait starts at the next line.
+    pub(crate) fn expect_line(&mut self, regex: &Regex, within: Duration) -> Result<Vec<String>, Trouble> {
+        self.expect_goal(&Goal::Line(regex), within)
+    }
+
+    fn expect_goal(&mut self, goal: &Goal<'_>, within: Duration) -> Result<Vec<String>, Trouble> {
+        match self.wait(goal, Some(Instant::now() + within))? {
+            Reached::Match(groups) => Ok(groups),
+            Reached::End(status) => Err(Trouble::Ended(status)),
+        }
+    }
+
+    /// Waits until the machine ends by itself.
+    pub(crate) fn end(&mut self, within: Option<Duration>) -> Result<ExitStatus, Trouble> {
+        match self.wait(&Goal::End, within.map(|time| Instant::now() + time))? {
+            Reached::End(status) => Ok(status),
+            Reached::Match(_) => Err(Trouble::Host("a match without an expression".to_owned())),
+        }
+    }
+
+    /// Types into the console.
+    pub(crate) fn send(&mut self, text: &str) -> Result<(), Trouble> {
+        let Some(input) = &mut self.input else {
+            return Err(Trouble::Host("the keyboard is the user's".to_owned()));
+        };
+        input
+            .write_all(text.as_bytes())
+            .and_then(|()| input.flush())
+            .map_err(|error| Trouble::Host(format!("cannot type into the console: {error}")))
+    }
+
+    /// Returns everything that was printed so far, without carriage returns.
+    pub(crate) fn log(&self) -> &str {
+        &self.log
+    }
+
+    /// Returns the time since QEMU was started.
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The one loop: looks at what is there, then waits for more.
+    fn wait(&mut self, goal: &Goal<'_>, until: Option<Instant>) -> Result<Reached, Trouble> {
+        loop {
+            if let Some(groups) = self.look(goal)? {
+                return Ok(Reached::Match(groups));
+            }
+            let limit = [until, self.report_until].into_iter().flatten().min();
+            let received = match limit {
+                Some(limit) => self.output.recv_timeout(limit.saturating_duration_since(Instant::now())),
+                None => self.output.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match received {
+                Ok(bytes) => self.keep(&bytes)?,
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(match self.watch.unfinished() {
+                        Some(report) => Trouble::Report(report),
+                        None => Trouble::Timeout(goal.to_string()),
+                    });
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.process.wait().map_err(|error| Trouble::Host(format!("{error:#}")))?;
+                    return match self.watch.unfinished() {
+                        Some(report) => Err(Trouble::Report(report)),
+                        None if interrupted() => Err(Trouble::Interrupted),
+                        None => Ok(Reached::End(status)),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Looks at the lines from the cursor on. A line that matches is never taken as a report of trouble, so that trouble
+    /// itself can be waited for.
+    fn look(&mut self, goal: &Goal<'_>) -> Result<Option<Vec<String>>, Trouble> {
+        loop {
+            let rest = &self.log[self.cursor..];
+            let (line, finished) = match rest.split_once('\n') {
+                Some((line, _)) => (line, true),
+                None => (rest, false),
+            };
+            let regex = match goal {
+                Goal::Text(regex) => Some(regex),
+                Goal::Line(regex) if finished => Some(regex),
+                Goal::Line(_) | Goal::End => None,
+            };
+            if let Some(regex) = regex
+                && !self.watch.in_report()
+                && let Some(found) = regex.captures(line)
+            {
+                let groups = found.iter().map(|group| group.map_or("", |g| g.as_str()).to_owned()).collect();
+                self.cursor += match goal {
+                    Goal::Text(_) => found.get(0).map_or(0, |whole| whole.end()),
+                    _ => line.len() + 1,
+                };
+                return Ok(Some(groups));
+            }
+            if !finished {
+                return Ok(None);
+            }
+            let next = self.cursor + line.len() + 1;
+            let report = self.watch.line(line);
+            self.cursor = next;
+            self.report_until = match self.watch.in_report() {
+                true => self.report_until.or_else(|| Some(Instant::now() + REPORT_TIME)),
+                false => None,
+            };
+            if let Some(report) = report {
+                return Err(Trouble::Report(report));
+            }
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        if self.echo == Echo::Shown {
+            let mut out = stdout().lock();
+            out.write_all(bytes)
+                .and_then(|()| out.flush())
+                .map_err(|error| Trouble::Host(format!("cannot write to the terminal: {error}")))?;
+        }
+        self.log.extend(String::from_utf8_lossy(bytes).chars().filter(|c| *c != '\r'));
+        Ok(())
+    }
+}
+
+/// Passes on what a pipe delivers, until it closes.
+fn forward(mut pipe: impl Read + Send + 'static, to: Sender<Vec<u8>>) {
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+            if to.send(buffer[..count].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+impl fmt::Display for Goal<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Goal::Text(regex) | Goal::Line(regex) => write!(f, "/{regex}/"),
+            Goal::End => f.write_str("the machine's end"),
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout(goal) => write!(f, "waited in vain for {goal}"),
+            Self::Report(report) => report.fmt(f),
+            Self::Ended(status) => write!(f, "the machine ended first ({status})"),
+            Self::Interrupted => f.write_str("interrupted"),
+            Self::Host(error) => f.write_str(error),
+        }
+    }
+}
+
+impl std::error::Error for Trouble {}

@@ -1,0 +1,161 @@
+//! A machine that QEMU emulates: what is in it, and the command line that says so.
+
+use crate::board::Board;
+use crate::setup::QEMU;
+use crate::size::Size;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The CPU models that the project is tested on, oldest first. Together they have, and lack, VHE, 16-bit VMIDs, hardware
+/// access and dirty flags, each BBM level, TTL, range TLBI, FWB and LPA2.
+pub(crate) const CPUS: [&str; 5] = ["cortex-a72", "neoverse-n1", "neoverse-v1", "neoverse-n2", "max"];
+
+/// The CPU model used where none is asked for.
+pub(crate) const DEFAULT_CPU: &str = "neoverse-n2";
+
+/// The exception level that the kernel is entered at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entered {
+    /// As a guest is, or a kernel on a machine without virtualization.
+    El1,
+    /// As a hypervisor is.
+    El2,
+}
+
+/// What the machine's time is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// The host's time, every CPU on a host thread of its own.
+    Host,
+    /// One nanosecond and one tick of the counter for each instruction, CPUs taking turns: the same in every run.
+    Instructions,
+    /// The same, and the execution is recorded into a file, which makes QEMU tell how many instructions there were.
+    Recorded(PathBuf),
+}
+
+/// Who is at the other end of the serial line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Serial {
+    /// A person: QEMU's escape keys work.
+    Terminal,
+    /// A program: every byte goes through as it is.
+    Pipe,
+}
+
+/// A machine, ready to be started.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    /// Which board it is.
+    pub(crate) board: Board,
+    /// QEMU's name of the CPU model.
+    pub(crate) cpu: String,
+    /// How many CPUs.
+    pub(crate) cpus: u32,
+    /// How much RAM.
+    pub(crate) memory: Size,
+    /// Where the kernel starts.
+    pub(crate) entered: Entered,
+    /// What its time is.
+    pub(crate) clock: Clock,
+    /// The kernel, an arm64 `Image` or an ELF file.
+    pub(crate) kernel: Option<PathBuf>,
+    /// The initramfs, or the bundle.
+    pub(crate) initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub(crate) append: String,
+    /// Further arguments.
+    pub(crate) extra: Vec<OsString>,
+}
+
+impl Machine {
+    /// Returns QEMU's command line for it.
+    pub(crate) fn command(&self, serial: Serial) -> Command {
+        let mut command = Command::new(QEMU);
+        let virtualization = match self.entered {
+            Entered::El1 => "off",
+            Entered::El2 => "on",
+        };
+        let board = self.board.machine();
+        command.args(["-M", &format!("{board},virtualization={virtualization},gic-version=3")]);
+        command.args(["-cpu", &self.cpu_option(), "-smp", &self.cpus.to_string()]);
+        command.args(["-m", &format!("{}K", self.memory.bytes() >> 10)]);
+        // No devices but the board's own: a network card would want a ROM from a package that nothing else needs.
+        command.args(["-nodefaults", "-display", "none"]);
+        match serial {
+            Serial::Terminal => command.args(["-serial", "mon:stdio"]),
+            Serial::Pipe => command.args(["-serial", "stdio"]),
+        };
+        if self.clock != Clock::Host {
+            let mut icount = OsString::from("shift=0,sleep=off,align=off");
+            if let Clock::Recorded(file) = &self.clock {
+                icount.push(",rr=record,rrfile=");
+                icount.push(file);
+            }
+            command.arg("-icount").arg(icount);
+            command.args(["-seed", "1", "-rtc", "base=2024-01-01T00:00:00,clock=vm"]);
+        }
+        if let Some(kernel) = &self.kernel {
+            command.arg("-kernel").arg(kernel);
+        }
+        if let Some(initrd) = &self.initrd {
+            command.arg("-initrd").arg(initrd);
+        }
+        if !self.append.is_empty() {
+            command.args(["-append", &self.append]);
+        }
+        command.args(&self.extra);
+        command
+    }
+
+    fn cpu_option(&self) -> String {
+        let mut option = self.cpu.clone();
+        if self.cpu == "max" {
+            // The architected algorithm of pointer authentication costs an emulator half of its speed.
+            option += ",pauth-impdef=on";
+        }
+        if self.clock != Clock::Host {
+            option += ",cntfrq=1000000000";
+        }
+        option
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shell;
+
+    fn machine() -> Machine {
+        Machine {
+            board: Board::QemuVirt,
+            cpu: "max".to_owned(),
+            cpus: 2,
+            memory: Size::mib(1152),
+            entered: Entered::El2,
+            clock: Clock::Host,
+            kernel: Some("Image".into()),
+            initrd: Some("bundle.cpio".into()),
+            append: "log=info".to_owned(),
+            extra: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_command_line_says_what_the_machine_is() {
+        let line = shell::line(&machine().command(Serial::Pipe));
+        assert_eq!(
+            line,
+            "qemu-system-aarch64 -M virt,virtualization=on,gic-version=3 -cpu max,pauth-impdef=on -smp 2 -m 1179648K \
+             -nodefaults -display none -serial stdio -kernel Image -initrd bundle.cpio -append log=info"
+        );
+    }
+
+    #[test]
+    fn counted_time_makes_one_instruction_one_tick() {
+        let counted = Machine { clock: Clock::Instructions, cpu: "cortex-a72".to_owned(), ..machine() };
+        let line = shell::line(&counted.command(Serial::Pipe));
+        assert!(line.contains("-cpu cortex-a72,cntfrq=1000000000 "), "{line}");
+        assert!(line.contains("-icount shift=0,sleep=off,align=off"), "{line}");
+    }
+}

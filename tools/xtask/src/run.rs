@@ -1,0 +1,244 @@
+//! `cargo xtask run`: boot the hypervisor, and what it hosts, on an emulated board.
+
+use crate::board::{Board, Built};
+use crate::bundle::{self, Manifest, One, Vm};
+use crate::console::{Console, Echo, Trouble};
+use crate::image::Header;
+use crate::qemu::{Clock, DEFAULT_CPU, Entered, Machine, Serial};
+use crate::setup::{self, Need};
+use crate::size::Size;
+use crate::{paths, shell, terminal};
+use anyhow::{Context, Result, bail};
+use regex::Regex;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::NamedTempFile;
+
+/// What the machine has beyond its VMs: the hypervisor, the bundle, and what both need.
+pub(crate) const OVERHEAD: Size = Size::mib(128);
+
+/// The hypervisor's own command line.
+pub(crate) const HYPERVISOR_APPEND: &str = "log=info";
+
+/// The guest's console, first on its command line.
+const GUEST_CONSOLE: &str = "console=ttyAMA0";
+
+/// Linux from the setup boots if nothing else is asked for.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The board
+    #[arg(long, value_enum, default_value = "qemu-virt")]
+    board: Board,
+    /// The CPU model, as QEMU names it (cortex-a72, neoverse-n1, neoverse-v1, neoverse-n2, max)
+    #[arg(long, value_name = "MODEL", default_value = DEFAULT_CPU)]
+    cpu: String,
+    /// The VM's CPUs; the machine gets as many [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512), conflicts_with = "bundle")]
+    smp: Option<u32>,
+    /// The VM's memory, such as 256M or 6G; the machine gets 128M more [default: 1G]
+    #[arg(long, value_name = "SIZE", conflicts_with = "bundle")]
+    mem: Option<Size>,
+    /// Run this in the VM instead of Linux: an arm64 Image, an ELF file, or a flat binary named *.flat
+    #[arg(long, value_name = "PATH", conflicts_with = "bundle")]
+    kernel: Option<PathBuf>,
+    /// The initramfs that goes with --kernel
+    #[arg(long, value_name = "PATH", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// The guest's command line; without --kernel, added to Linux's
+    #[arg(long, value_name = "STR", conflicts_with = "bundle", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// Boot this bundle; the machine gets what the VMs of its manifest need
+    #[arg(long, value_name = "PATH")]
+    bundle: Option<PathBuf>,
+    /// The level of the hypervisor's log
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(value_parser = ["off", "error", "warn", "info", "debug", "trace"])]
+    log: String,
+    /// Wait for a debugger on port 1234, and print how to attach one
+    #[arg(long)]
+    gdb: bool,
+    /// Exit with 0 once this regular expression matches within a line of the console
+    #[arg(long, value_name = "REGEX")]
+    expect: Option<Regex>,
+    /// Give up after this many seconds [default: 120 with --expect, never without]
+    #[arg(long, value_name = "S")]
+    timeout: Option<u64>,
+}
+
+/// A machine to be started, and the files that it needs while it runs.
+pub(crate) struct Prepared {
+    /// The machine.
+    pub(crate) machine: Machine,
+    /// The ELF file of the image that it runs, which names the addresses of a panic.
+    pub(crate) elf: Option<PathBuf>,
+    /// The bundle; the file is gone when this is.
+    _bundle: Option<NamedTempFile>,
+}
+
+/// Runs what was asked for.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::ensure(if args.kernel.is_some() || args.bundle.is_some() {
+        &[Need::Rust, Need::Qemu]
+    } else {
+        &[Need::Rust, Need::Qemu, Need::Guest]
+    })?;
+    let built = args.board.build()?;
+    let (bundle, cpus, memory) = bundle_and_size(args)?;
+    let mut prepared = host(args.board, &built, &args.cpu, &bundle, cpus, memory)?;
+    prepared.machine.append = format!("log={}", args.log);
+    if args.gdb {
+        prepared.machine.extra.extend(["-s".into(), "-S".into()]);
+        println!("In another terminal:\n  {}", debugger(&built)?);
+    }
+    match &args.expect {
+        Some(regex) => expect(&prepared, regex, Duration::from_secs(args.timeout.unwrap_or(120))),
+        None => interact(&prepared, args.timeout.map(Duration::from_secs)),
+    }
+}
+
+/// Makes the machine that hosts a bundle: as many CPUs as are asked for, and memory for the VMs and [`OVERHEAD`].
+pub(crate) fn host(
+    board: Board,
+    built: &Built,
+    cpu: &str,
+    bundle: &[u8],
+    cpus: u32,
+    vm_memory: Size,
+) -> Result<Prepared> {
+    let dir = paths::target().join("run");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let mut file = tempfile::Builder::new().prefix("bundle-").suffix(".cpio").tempfile_in(&dir)?;
+    file.write_all(bundle).context("cannot write the bundle")?;
+    let machine = Machine {
+        board,
+        cpu: cpu.to_owned(),
+        cpus,
+        memory: vm_memory.plus(OVERHEAD),
+        entered: Entered::El2,
+        clock: Clock::Host,
+        kernel: Some(built.image.clone()),
+        initrd: Some(file.path().to_owned()),
+        append: HYPERVISOR_APPEND.to_owned(),
+        extra: Vec::new(),
+    };
+    Ok(Prepared { machine, elf: Some(built.elf.clone()), _bundle: Some(file) })
+}
+
+/// Prepares the bare machine: the guest's own kernel at EL1, no hypervisor.
+pub(crate) fn bare(board: Board, cpu: &str, cpus: u32, memory: Size, append: String) -> Prepared {
+    let machine = Machine {
+        board,
+        cpu: cpu.to_owned(),
+        cpus,
+        memory,
+        entered: Entered::El1,
+        clock: Clock::Host,
+        kernel: Some(setup::kernel()),
+        initrd: Some(setup::initramfs()),
+        append,
+        extra: Vec::new(),
+    };
+    Prepared { machine, elf: None, _bundle: None }
+}
+
+/// Returns a VM called `name`, whose kernel's name is filled in with the bundle.
+pub(crate) fn vm(name: &str, vcpus: u32, memory: Size, cmdline: Option<String>) -> Vm {
+    let (kernel, format, initrd, populate, region) = (String::new(), None, None, None, Vec::new());
+    Vm { name: name.to_owned(), vcpus, memory, kernel, format, initrd, cmdline, populate, region }
+}
+
+/// Returns the command line that Linux gets.
+pub(crate) fn linux_cmdline(append: Option<&str>) -> String {
+    append.map_or_else(|| GUEST_CONSOLE.to_owned(), |more| format!("{GUEST_CONSOLE} {more}"))
+}
+
+/// Makes or reads the bundle, and says how many CPUs and how much memory its VMs need.
+fn bundle_and_size(args: &Args) -> Result<(Vec<u8>, u32, Size)> {
+    let (vcpus, memory) = (args.smp.unwrap_or(2), args.mem.unwrap_or(Size::mib(1024)));
+    if let Some(path) = &args.bundle {
+        let bundle = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        // A bundle that cannot be read is the hypervisor's to refuse.
+        let manifest = bundle::manifest_of(&bundle).unwrap_or_else(|error| {
+            eprintln!("warning: {error:#}; the machine gets {vcpus} CPUs and {memory}");
+            Manifest::default()
+        });
+        let known = !manifest.vm.is_empty();
+        let (vcpus, memory) = if known { (manifest.vcpus(), manifest.memory()) } else { (vcpus, memory) };
+        return Ok((bundle, vcpus.max(1), memory));
+    }
+    let (linux, initramfs) = (setup::kernel(), setup::initramfs());
+    let (name, kernel, initrd, cmdline) = match &args.kernel {
+        Some(kernel) => ("guest", kernel, args.initrd.as_ref(), args.append.clone()),
+        None => ("linux", &linux, Some(&initramfs), Some(linux_cmdline(args.append.as_deref()))),
+    };
+    let vm = vm(name, vcpus, memory, cmdline);
+    let (bundle, _) = bundle::of_one(One { vm, kernel, initrd: initrd.map(PathBuf::as_path) })?;
+    Ok((bundle, vcpus, memory))
+}
+
+/// Runs without a person until the console matches.
+fn expect(prepared: &Prepared, regex: &Regex, within: Duration) -> Result<()> {
+    eprintln!("{}", shell::line(&prepared.machine.command(Serial::Pipe)));
+    let mut console = Console::piped(&prepared.machine, Echo::Shown)?;
+    let result = console.expect(regex, within);
+    // The console may have stopped within a line.
+    println!();
+    result.map_err(|trouble| explain(trouble, prepared.elf.as_deref(), within))?;
+    eprintln!("/{regex}/ appeared after {:.1} s", console.age().as_secs_f64());
+    Ok(())
+}
+
+/// Runs with the user's terminal as the console, until the machine ends or the user leaves.
+fn interact(prepared: &Prepared, within: Option<Duration>) -> Result<()> {
+    eprintln!("{}", shell::line(&prepared.machine.command(Serial::Terminal)));
+    eprintln!("Ctrl-A X leaves, Ctrl-A H lists the other keys.");
+    let terminal = terminal::save();
+    let mut console = Console::interactive(&prepared.machine)?;
+    let mut panicked = None;
+    let status = loop {
+        match console.end(within) {
+            Ok(status) => break status,
+            // The machine is left as it is: the user may want to look at it.
+            Err(Trouble::Report(report)) => {
+                eprint!("{}", report.backtrace(prepared.elf.as_deref()));
+                panicked = Some(report);
+            }
+            Err(trouble) => {
+                drop((console, terminal));
+                return Err(explain(trouble, prepared.elf.as_deref(), within.unwrap_or_default()));
+            }
+        }
+    };
+    match panicked {
+        Some(report) => bail!("{report}"),
+        None if !status.success() => bail!("QEMU ended with {status}"),
+        None => Ok(()),
+    }
+}
+
+/// Says what went wrong, with names for the addresses of a panic.
+fn explain(trouble: Trouble, elf: Option<&Path>, within: Duration) -> anyhow::Error {
+    if let Trouble::Report(report) = &trouble {
+        eprint!("{}", report.backtrace(elf));
+    }
+    match trouble {
+        Trouble::Timeout(_) => {
+            anyhow::Error::new(trouble).context(format!("timeout after {} s", within.as_secs()))
+        }
+        _ => trouble.into(),
+    }
+}
+
+/// Returns the command that attaches a debugger. QEMU puts an `Image` at `text_offset` from the base of RAM, and 2 MiB
+/// further if that would overlap its own boot code.
+fn debugger(built: &Built) -> Result<String> {
+    const RAM: u64 = 0x4000_0000;
+    const BOOT_CODE: u64 = 4096;
+    let image = fs::read(&built.image).context("cannot read the image")?;
+    let offset = Header::read(&image)?.text_offset;
+    let offset = if offset < BOOT_CODE { offset + (2 << 20) } else { offset };
+    let elf = paths::display(&built.elf);
+    Ok(format!("gdb-multiarch -ex 'add-symbol-file {elf} -o {:#x}' -ex 'target remote :1234'", RAM + offset))
+}

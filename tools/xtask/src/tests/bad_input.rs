@@ -1,0 +1,120 @@
+//! Bad input: each kind is refused with a message that names it, and the machine is powered off. No hang, no panic.
+
+use super::cases::Cases;
+use super::machine_dtb::with_tree_changed;
+use crate::board::{Board, Built};
+use crate::bundle::{File, MANIFEST, archive};
+use crate::console::Console;
+use crate::qemu::{DEFAULT_CPU, Entered};
+use crate::run::{Prepared, host};
+use crate::size::Size;
+use anyhow::{Context, Result, ensure};
+use regex::Regex;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is wrong with the machine or its bundle.
+enum Wrong {
+    /// The bundle is not there.
+    NoBundle,
+    /// The bundle's bytes.
+    Bundle(Vec<u8>),
+    /// The device tree lacks what is named so.
+    Tree(&'static str, &'static str),
+    /// The image is entered as a guest's kernel would be.
+    El1,
+}
+
+/// The manifest of a VM that nothing is wrong with. Its kernel is not looked at before the manifest.
+const VM: &str = "version = 1\n[[vm]]\nname = \"a\"\nvcpus = 1\nmemory = \"32M\"\nkernel = \"kernel.flat\"\n";
+
+/// An instruction that branches to itself.
+const KERNEL: [u8; 4] = 0x1400_0000u32.to_le_bytes();
+
+/// Returns each case: what it is, the pattern of its message, and how to make it.
+fn all() -> Result<Vec<(&'static str, &'static str, Wrong)>> {
+    let with = |manifest: &str| bundle(manifest, "kernel.flat", &KERNEL);
+    let plus = |more: &str| with(&format!("{VM}{more}"));
+    let instead = |from: &str, to: &str| with(&VM.replace(from, to));
+    let whole = archive(&[manifest(VM), ("kernel.flat".to_owned(), vec![0; 8192])])?;
+    let second_vm = VM.strip_prefix("version = 1\n").unwrap_or(VM);
+    Ok(vec![
+        ("no bundle", "(?i)no bundle|initrd", Wrong::NoBundle),
+        ("a truncated cpio", "(?i)truncated|ends", Wrong::Bundle(whole[..whole.len() / 2].to_vec())),
+        ("what is no cpio", "(?i)cpio|magic", Wrong::Bundle(vec![0x5a; 4096])),
+        (
+            "no manifest",
+            "(?i)manifest",
+            Wrong::Bundle(archive(&[("kernel.flat".to_owned(), KERNEL.to_vec())])?),
+        ),
+        ("a manifest that is no TOML", "(?i)manifest", Wrong::Bundle(with("version = = 1\n")?)),
+        ("an unknown manifest key", "(?i)colour", Wrong::Bundle(plus("colour = \"red\"\n")?)),
+        (
+            "an unknown manifest version",
+            "(?i)version",
+            Wrong::Bundle(instead("version = 1", "version = 99")?),
+        ),
+        ("a VM larger than RAM", "(?i)memory|RAM", Wrong::Bundle(instead("32M", "64G")?)),
+        ("more vCPUs than CPUs", "(?i)cpu", Wrong::Bundle(instead("vcpus = 1", "vcpus = 64")?)),
+        ("a missing kernel", "(?i)absent.flat", Wrong::Bundle(instead("kernel.flat", "absent.flat")?)),
+        (
+            "a kernel of no known format",
+            "(?i)kernel.bin|Image|ELF",
+            Wrong::Bundle(bundle(&VM.replace("kernel.flat", "kernel.bin"), "kernel.bin", &[0x5a; 4096])?),
+        ),
+        (
+            "overlapping regions",
+            "(?i)overlap",
+            Wrong::Bundle(plus("[[vm.region]]\nstart = 0x40000000\nsize = \"2M\"\n")?),
+        ),
+        ("two VMs of one name", "(?i)name|twice|two", Wrong::Bundle(plus(second_vm)?)),
+        ("a device tree without memory", "(?i)memory|RAM", Wrong::Tree("memory", "nemory")),
+        ("a device tree without a GIC", "(?i)GIC|interrupt", Wrong::Tree("arm,gic-v3", "arm,xyz-v3")),
+        ("being entered at EL1", "(?i)needs EL2.*virtualization=on", Wrong::El1),
+    ])
+}
+
+/// Boots each case.
+pub(super) fn run(cases: &mut Cases) -> Result<()> {
+    let all = all()?;
+    cases.group("bad input", all.len());
+    let built = Board::QemuVirt.build()?;
+    for (what, pattern, wrong) in all {
+        let name = format!("{what} is refused");
+        cases.boot(&name, || machine(&built, &wrong), |console| refused(console, pattern));
+    }
+    Ok(())
+}
+
+fn machine(built: &Built, wrong: &Wrong) -> Result<Prepared> {
+    let bundle = match wrong {
+        Wrong::Bundle(bytes) => bytes.clone(),
+        _ => bundle(VM, "kernel.flat", &KERNEL)?,
+    };
+    let mut prepared = host(Board::QemuVirt, built, DEFAULT_CPU, &bundle, 1, Size::mib(64))?;
+    match wrong {
+        Wrong::Bundle(_) => {}
+        Wrong::NoBundle => prepared.machine.initrd = None,
+        Wrong::El1 => prepared.machine.entered = Entered::El1,
+        Wrong::Tree(from, to) => with_tree_changed(&mut prepared.machine, built, from, to)?,
+    }
+    Ok(prepared)
+}
+
+fn refused(console: &mut Console, pattern: &str) -> Result<()> {
+    let line = console.expect_line(&Regex::new(r"\[mz FATAL\] (.*)")?, PATIENCE)?;
+    let message = line.get(1).context("the pattern has no group")?;
+    ensure!(Regex::new(pattern)?.is_match(message), "the message does not name it (/{pattern}/): {message}");
+    let status = console.end(Some(PATIENCE)).context("after the message")?;
+    ensure!(status.success(), "QEMU ended with {status}");
+    Ok(())
+}
+
+fn manifest(text: &str) -> File {
+    (MANIFEST.to_owned(), text.as_bytes().to_vec())
+}
+
+fn bundle(text: &str, kernel: &str, code: &[u8]) -> Result<Vec<u8>> {
+    archive(&[manifest(text), (kernel.to_owned(), code.to_vec())])
+}

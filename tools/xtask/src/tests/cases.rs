@@ -1,0 +1,150 @@
+//! Running named tests one after the other, with a line for each and a progress bar where there is a terminal.
+
+use super::summary::Summary;
+use crate::console::{Console, Echo, Trouble};
+use crate::process::interrupted;
+use crate::qemu::Serial;
+use crate::run::Prepared;
+use crate::{paths, shell};
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How many of the console's last lines are shown of a test that failed.
+const TAIL: usize = 30;
+
+/// The tests that ran, and how they went.
+pub(super) struct Cases {
+    summary: Summary,
+    name: Option<String>,
+    bar: ProgressBar,
+}
+
+impl Cases {
+    /// Starts with no test; boots whose name does not contain `name` will be left out.
+    pub(super) fn new(name: Option<String>) -> Self {
+        Self { summary: Summary::default(), name, bar: ProgressBar::hidden() }
+    }
+
+    /// Begins a group of tests; `count` is only for the bar.
+    pub(super) fn group(&mut self, title: &str, count: usize) {
+        self.bar.finish_and_clear();
+        println!("== {title}");
+        // Where the output is no terminal, the bar draws nothing.
+        self.bar = ProgressBar::new(count as u64);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}") {
+            self.bar.set_style(style);
+        }
+        self.bar.enable_steady_tick(Duration::from_millis(200));
+    }
+
+    /// Shows what is being done.
+    pub(super) fn doing(&self, what: &str) {
+        self.bar.set_message(what.to_owned());
+    }
+
+    /// Adds the counts of another runner.
+    pub(super) fn add(&mut self, name: &str, counts: Summary) {
+        self.summary.add(counts);
+        self.bar.inc(1);
+        self.say(&format!("{} {name}: {counts}", if counts.failed == 0 { "ok  " } else { "FAIL" }));
+    }
+
+    /// Counts one failure that belongs to no boot.
+    pub(super) fn fail(&mut self, name: &str, error: &anyhow::Error) {
+        self.summary.failed += 1;
+        self.say(&format!("FAIL {name}: {error:#}"));
+    }
+
+    /// Boots a machine and plays a script with it: one test.
+    pub(super) fn boot(
+        &mut self,
+        name: &str,
+        machine: impl FnOnce() -> Result<Prepared>,
+        script: impl FnOnce(&mut Console) -> Result<()>,
+    ) {
+        self.boot_and_count(name, machine, |console| {
+            script(console).map(|()| Summary { passed: 1, failed: 0 })
+        });
+    }
+
+    /// Boots a machine that counts tests of its own, which are added up instead.
+    pub(super) fn boot_and_count(
+        &mut self,
+        name: &str,
+        machine: impl FnOnce() -> Result<Prepared>,
+        script: impl FnOnce(&mut Console) -> Result<Summary>,
+    ) {
+        if interrupted() || self.name.as_ref().is_some_and(|part| !name.contains(part.as_str())) {
+            return;
+        }
+        self.doing(name);
+        let started = Instant::now();
+        let result = play(name, machine, script);
+        let seconds = started.elapsed().as_secs_f64();
+        self.bar.inc(1);
+        match result {
+            Ok(counts) => {
+                self.summary.add(counts);
+                let ok = if counts.failed == 0 { "ok  " } else { "FAIL" };
+                let of = if counts == (Summary { passed: 1, failed: 0 }) {
+                    String::new()
+                } else {
+                    format!(", {counts}")
+                };
+                self.say(&format!("{ok} {name} ({seconds:.1} s{of})"));
+            }
+            Err(error) => {
+                self.summary.failed += 1;
+                self.say(&format!("FAIL {name} ({seconds:.1} s)\n     {error:#}"));
+            }
+        }
+    }
+
+    /// Ends the last group, and returns the counts.
+    pub(super) fn finish(self) -> Summary {
+        self.bar.finish_and_clear();
+        self.summary
+    }
+
+    /// Prints above the bar, or plainly where there is none.
+    pub(super) fn say(&self, text: &str) {
+        self.bar.suspend(|| println!("{text}"));
+    }
+}
+
+/// Runs one boot; what its console printed goes to a file, and of a failure its end to the error.
+fn play(
+    name: &str,
+    machine: impl FnOnce() -> Result<Prepared>,
+    script: impl FnOnce(&mut Console) -> Result<Summary>,
+) -> Result<Summary> {
+    let prepared = machine()?;
+    let mut console = Console::piped(&prepared.machine, Echo::Kept)?;
+    let result = script(&mut console);
+    let path = log_file(name)?;
+    let command = shell::line(&prepared.machine.command(Serial::Pipe));
+    fs::write(&path, format!("{command}\n{}", console.log())).context("cannot write the console's log")?;
+    let error = match result {
+        Ok(counts) if counts.failed == 0 => return Ok(counts),
+        Ok(counts) => anyhow::anyhow!("{counts}"),
+        Err(error) => error,
+    };
+    let backtrace = match error.downcast_ref::<Trouble>() {
+        Some(Trouble::Report(report)) => report.backtrace(prepared.elf.as_deref()),
+        _ => String::new(),
+    };
+    let lines: Vec<&str> = console.log().lines().collect();
+    let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n     | ");
+    bail!("{error:#}\n{backtrace}     | {tail}\n     the whole console: {}", paths::display(&path));
+}
+
+/// Returns the file for a test's console, named after the test.
+fn log_file(name: &str) -> Result<PathBuf> {
+    let dir = paths::target().join("test-logs");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+    Ok(dir.join(name.chars().map(plain).collect::<String>() + ".log"))
+}

@@ -1,0 +1,245 @@
+//! Linux in a VM: it comes up with all its CPUs and memory, gets its interrupts, reads its console, and ends.
+
+use super::Extent;
+use super::cases::Cases;
+use crate::board::{Board, Built};
+use crate::bundle::{self, One};
+use crate::console::Console;
+use crate::qemu::{CPUS, DEFAULT_CPU};
+use crate::report::{END, STATS};
+use crate::run::{Prepared, bare, host, linux_cmdline, vm};
+use crate::setup;
+use crate::size::Size;
+use anyhow::{Context, Result, ensure};
+use regex::Regex;
+use std::time::Duration;
+
+/// The numbers of CPUs and sizes of memory that are booted.
+const SMP: [u32; 3] = [1, 2, 4];
+const MEMORY: [Size; 3] = [Size::mib(256), Size::mib(1024), Size::mib(6 * 1024)];
+
+/// No step of a boot takes that long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The shell's prompt, which init sets.
+const PROMPT: &str = r"guest:\S* *# ";
+
+/// One combination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    cpu: &'static str,
+    smp: u32,
+    memory: Size,
+}
+
+/// Boots what the extent says.
+pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
+    let shapes = shapes(extent);
+    let models: &[&str] = if extent == Extent::Quick { &[DEFAULT_CPU] } else { &CPUS };
+    cases.group("Linux in a VM", 1 + shapes.len() + 2 * models.len());
+    // The control: if this fails, the fault is not the hypervisor's.
+    let shape = Shape { cpu: DEFAULT_CPU, smp: 2, memory: MEMORY[1] };
+    let bare = || Ok(bare(Board::QemuVirt, shape.cpu, shape.smp, shape.memory, linux_cmdline(None)));
+    cases.boot("Linux boots on the bare machine", bare, |console| {
+        comes_up(console, shape)?;
+        console.send("poweroff -f\n")?;
+        ends(console)
+    });
+    let built = Board::QemuVirt.build()?;
+    for shape in shapes {
+        let name = format!("Linux boots and powers off: {}, {} CPUs, {}", shape.cpu, shape.smp, shape.memory);
+        cases.boot(&name, || linux(&built, shape), |console| boots_and_powers_off(console, shape));
+    }
+    for cpu in models {
+        let shape = Shape { cpu, smp: 4, memory: MEMORY[1] };
+        let name = format!("timer and IPIs reach every CPU: {cpu}, 4 CPUs");
+        cases.boot(&name, || linux(&built, shape), |console| interrupts_arrive(console, shape.smp));
+        if extent == Extent::Quick {
+            break;
+        }
+        let shape = Shape { cpu, smp: 2, memory: MEMORY[0] };
+        cases.boot(&format!("reboot boots again: {cpu}, 2 CPUs"), || linux(&built, shape), reboots);
+    }
+    Ok(())
+}
+
+/// Returns the combinations to boot. Every pair of values is in `Pairs`: memory advances with the model and with the
+/// number of CPUs, so that each number of CPUs meets each size, and each model meets each of both.
+fn shapes(extent: Extent) -> Vec<Shape> {
+    let mut shapes = Vec::new();
+    for (i, cpu) in CPUS.into_iter().enumerate() {
+        for (j, smp) in SMP.into_iter().enumerate() {
+            for (k, memory) in MEMORY.into_iter().enumerate() {
+                let wanted = match extent {
+                    Extent::Quick => cpu == DEFAULT_CPU && smp == 2 && memory == MEMORY[1],
+                    Extent::Pairs => (i + j) % MEMORY.len() == k,
+                    Extent::All => true,
+                };
+                if wanted {
+                    shapes.push(Shape { cpu, smp, memory });
+                }
+            }
+        }
+    }
+    shapes
+}
+
+fn linux(built: &Built, shape: Shape) -> Result<Prepared> {
+    let vm = vm("linux", shape.smp, shape.memory, Some(linux_cmdline(None)));
+    let (kernel, initrd) = (setup::kernel(), setup::initramfs());
+    let (bundle, _) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initrd) })?;
+    host(Board::QemuVirt, built, shape.cpu, &bundle, shape.smp, shape.memory)
+}
+
+fn boots_and_powers_off(console: &mut Console, shape: Shape) -> Result<()> {
+    comes_up(console, shape)?;
+    powers_off(console)
+}
+
+/// Waits for init, checks what it says, and has the shell compute something.
+fn comes_up(console: &mut Console, shape: Shape) -> Result<()> {
+    let cpus = number(console, r"^CPUs: (\d+) online")?;
+    ensure!(cpus == u64::from(shape.smp), "{cpus} of {} CPUs are online", shape.smp);
+    let memory = number(console, r"^Memory: (\d+) MiB")?;
+    // The kernel keeps some for itself: a sixteenth, and 64 MiB of a small machine.
+    let given = shape.memory.bytes() >> 20;
+    ensure!(memory <= given && memory >= given * 15 / 16 - 64, "{memory} MiB of {given} MiB are there");
+    expect(console, "^INIT-OK$")?;
+    prompt(console)?;
+    // What is typed is echoed: only the sum is an answer.
+    console.send("echo SUM-$((6 * 7))\n")?;
+    expect(console, "^SUM-42$")?;
+    prompt(console)
+}
+
+fn powers_off(console: &mut Console) -> Result<()> {
+    console.send("poweroff -f\n")?;
+    expect(console, &format!("^{}", regex::escape(STATS)))?;
+    expect(console, &format!("^{}", regex::escape(END)))?;
+    ends(console)
+}
+
+/// Waits for the machine's end, which must be a clean one.
+fn ends(console: &mut Console) -> Result<()> {
+    let status = console.end(Some(PATIENCE))?;
+    ensure!(status.success(), "QEMU ended with {status}");
+    Ok(())
+}
+
+fn reboots(console: &mut Console) -> Result<()> {
+    expect(console, "^INIT-OK$")?;
+    prompt(console)?;
+    console.send("reboot -f\n")?;
+    expect(console, "Booting Linux on physical CPU")?;
+    expect(console, "^INIT-OK$")?;
+    prompt(console)?;
+    powers_off(console)
+}
+
+fn interrupts_arrive(console: &mut Console, smp: u32) -> Result<()> {
+    expect(console, "^INIT-OK$")?;
+    prompt(console)?;
+    let before = interrupts(console, 1)?;
+    // Something to do on each CPU in turn: moving there takes an IPI, being there for a while takes ticks.
+    console.send(&format!(
+        "for cpu in $(seq 0 {}); do taskset -c $cpu sh -c 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done'; done\n",
+        smp - 1
+    ))?;
+    prompt(console)?;
+    let after = interrupts(console, 2)?;
+    for (what, before, after) in
+        [("arch_timer", &before.timer, &after.timer), ("IPIs", &before.ipi, &after.ipi)]
+    {
+        ensure!(after.len() == smp as usize, "{what}: {after:?} are not counts of {smp} CPUs");
+        ensure!(after.iter().all(|count| *count > 0), "{what}: a CPU has had none: {after:?}");
+        ensure!(sum(after) > sum(before), "{what}: {before:?} did not grow: {after:?}");
+    }
+    let grown = before.timer.iter().zip(&after.timer).all(|(before, after)| after > before);
+    ensure!(grown, "arch_timer did not grow on every CPU: {:?}, then {:?}", before.timer, after.timer);
+    powers_off(console)
+}
+
+/// Counts of interrupts, by CPU.
+#[derive(Debug, Default, PartialEq)]
+struct Interrupts {
+    timer: Vec<u64>,
+    ipi: Vec<u64>,
+}
+
+/// Asks the guest; `turn` makes the closing line one that was not there before.
+fn interrupts(console: &mut Console, turn: u32) -> Result<Interrupts> {
+    let from = console.log().len();
+    console.send(&format!("cat /proc/interrupts; echo END-$(({turn} + 100))\n"))?;
+    expect(console, &format!("^END-{}$", turn + 100))?;
+    let printed = console.log().get(from..).context("the console's log shrank")?;
+    Ok(parse_interrupts(printed))
+}
+
+/// Reads the rows of the timer and of IPIs; the latter are added up.
+fn parse_interrupts(text: &str) -> Interrupts {
+    let mut found = Interrupts::default();
+    for line in text.lines() {
+        let Some((label, rest)) = line.split_once(':') else { continue };
+        let counts: Vec<u64> = rest.split_whitespace().map_while(|word| word.parse().ok()).collect();
+        if line.contains("arch_timer") {
+            found.timer = counts;
+        } else if label.trim().starts_with("IPI") {
+            found.ipi.resize(counts.len().max(found.ipi.len()), 0);
+            found.ipi.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        }
+    }
+    found
+}
+
+fn sum(counts: &[u64]) -> u64 {
+    counts.iter().sum()
+}
+
+fn expect(console: &mut Console, pattern: &str) -> Result<Vec<String>> {
+    Ok(console.expect_line(&Regex::new(pattern)?, PATIENCE)?)
+}
+
+/// Waits for the shell to be ready for another line.
+fn prompt(console: &mut Console) -> Result<()> {
+    console.expect(&Regex::new(PROMPT)?, PATIENCE)?;
+    Ok(())
+}
+
+fn number(console: &mut Console, pattern: &str) -> Result<u64> {
+    let groups = expect(console, pattern)?;
+    groups.get(1).context("the pattern has no group")?.parse().context("no number")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fifteen_boots_hold_every_pair_of_values() {
+        let shapes = shapes(Extent::Pairs);
+        assert_eq!(shapes.len(), 15);
+        for cpu in CPUS {
+            assert!(SMP.iter().all(|smp| shapes.iter().any(|s| s.cpu == cpu && s.smp == *smp)));
+            assert!(MEMORY.iter().all(|memory| shapes.iter().any(|s| s.cpu == cpu && s.memory == *memory)));
+        }
+        for smp in SMP {
+            assert!(MEMORY.iter().all(|memory| shapes.iter().any(|s| s.smp == smp && s.memory == *memory)));
+        }
+    }
+
+    #[test]
+    fn all_boots_are_the_full_product() {
+        assert_eq!(shapes(Extent::All).len(), 45);
+        assert_eq!(shapes(Extent::Quick).len(), 1);
+    }
+
+    #[test]
+    fn interrupt_counts_are_read_by_cpu_and_ipis_are_added_up() {
+        let text = "           CPU0       CPU1\n 11:        448        430     GICv3  27 Level     arch_timer\n \
+                    13:          2          0     GICv3  33 Level     uart-pl011\n\
+                    IPI0:        10         20       Rescheduling interrupts\n\
+                    IPI1:         1          2       Function call interrupts\nErr:          0\n";
+        assert_eq!(parse_interrupts(text), Interrupts { timer: vec![448, 430], ipi: vec![11, 22] });
+        assert_eq!(parse_interrupts(""), Interrupts::default());
+    }
+}

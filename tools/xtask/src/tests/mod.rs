@@ -1,0 +1,92 @@
+//! `cargo xtask test`: every test there is, and one line at the end, `N passed, N failed`.
+//!
+//! Four groups: unit tests on the host; Linux booted under the hypervisor; payloads that run inside a VM and count their
+//! own tests; bad input, which must be refused with a message of its own. One boot is one test.
+
+mod bad_input;
+mod cases;
+mod host;
+mod linux;
+mod machine_dtb;
+mod payloads;
+mod summary;
+
+use crate::setup::{self, Need};
+use anyhow::{Result, bail};
+use cases::Cases;
+use clap::ValueEnum;
+
+/// Which tests.
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Tests on the host and two boots only, in under two minutes
+    #[arg(long, conflicts_with = "all_boots")]
+    quick: bool,
+    /// Boot Linux with every CPU model, number of CPUs and size of memory, not only with every pair of them
+    #[arg(long)]
+    all_boots: bool,
+    /// Only this group of tests; may be given more than once
+    #[arg(long, value_enum, value_name = "GROUP")]
+    only: Vec<Group>,
+    /// Only boots whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    name: Option<String>,
+}
+
+/// A group of tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// Unit tests on the host
+    Host,
+    /// Linux in a VM
+    Linux,
+    /// Payloads in a VM
+    Payloads,
+    /// Bad input
+    BadInput,
+}
+
+/// How many of the boots are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// One or two.
+    Quick,
+    /// Every pair of values.
+    Pairs,
+    /// Every combination.
+    All,
+}
+
+/// Runs the tests.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::ensure(&[Need::Rust, Need::Qemu, Need::Guest])?;
+    let extent = match (args.quick, args.all_boots) {
+        (true, _) => Extent::Quick,
+        (_, true) => Extent::All,
+        _ => Extent::Pairs,
+    };
+    let mut cases = Cases::new(args.name.clone());
+    for group in Group::value_variants() {
+        if !args.only.is_empty() && !args.only.contains(group) {
+            continue;
+        }
+        let result = match group {
+            Group::Host => host::run(&mut cases),
+            Group::Linux => linux::run(&mut cases, extent),
+            Group::Payloads if extent == Extent::Quick => Ok(()),
+            Group::Payloads => payloads::run(&mut cases),
+            Group::BadInput if extent == Extent::Quick => Ok(()),
+            Group::BadInput => bad_input::run(&mut cases),
+        };
+        // A group that could not start must neither pass nor keep the others from running.
+        if let Err(error) = result {
+            cases.fail(&format!("{group:?}"), &error);
+        }
+    }
+    let summary = cases.finish();
+    println!("{summary}");
+    match summary.failed {
+        0 => Ok(()),
+        _ => bail!("tests failed"),
+    }
+}
