@@ -1,7 +1,7 @@
 //! The contents of guests' frames, through the direct map.
 //!
-//! A guest, another CPU or a device may write the same bytes at any time, so every access is a relaxed atomic one: what
-//! comes out is then some mixture of what was written, and never undefined.
+//! A guest, another CPU or a device may write the same bytes at any time, so every access is a relaxed atomic one, of
+//! one size: what comes out is then some mixture of what was written, and never undefined.
 
 use crate::{FrameError, Frames, Kind};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -54,47 +54,57 @@ impl Frames {
     /// Writes bytes that lie in one guest's frame.
     fn store(&self, pa: Pa, bytes: &[u8]) {
         let (head, rest) = bytes.split_at(bytes.len().min(to_word(pa)));
-        self.store_bytes(pa, head);
+        self.store_part(pa, head);
         let pa = pa.wrapping_add(head.len() as u64);
         let (body, tail) = rest.split_at(rest.len() / WORD * WORD);
-        if body.is_empty() {
-            return self.store_bytes(pa, tail);
+        if !body.is_empty() {
+            // SAFETY: aligned and in a guest's frame, which is mapped RAM that everybody else here accesses as atomic
+            // words.
+            store_words(unsafe { self.map().words(pa, body.len() / WORD) }, body);
         }
-        // SAFETY: aligned and in a guest's frame, which is mapped RAM that everybody else here accesses by atomics.
-        let to = unsafe { self.map().words(pa, body.len() / WORD) };
-        store_words(to, body);
-        self.store_bytes(pa.wrapping_add(body.len() as u64), tail);
+        self.store_part(pa.wrapping_add(body.len() as u64), tail);
     }
 
-    fn store_bytes(&self, pa: Pa, bytes: &[u8]) {
-        for (byte, at) in bytes.iter().zip(pa.get()..) {
-            // SAFETY: in a guest's frame, as above.
-            unsafe { self.map().byte(Pa::new(at)) }.store(*byte, Relaxed);
+    /// Writes some bytes of one word in a guest's frame. What others write to the rest of the word stays.
+    fn store_part(&self, pa: Pa, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
         }
+        let (mut mask, mut value) = ([0; WORD], [0; WORD]);
+        let skip = pa.get() as usize % WORD;
+        mask[skip..skip + bytes.len()].fill(0xff);
+        value[skip..skip + bytes.len()].copy_from_slice(bytes);
+        let (mask, value) = (u64::from_ne_bytes(mask), u64::from_ne_bytes(value));
+        // SAFETY: as in `store`.
+        let word = unsafe { self.map().word(pa.align_down(WORD as u64)) };
+        word.update(Relaxed, Relaxed, |old| old & !mask | value);
     }
 
     /// Reads bytes that lie in one guest's frame.
     fn fetch(&self, pa: Pa, bytes: &mut [u8]) {
         let (head, rest) = bytes.split_at_mut(bytes.len().min(to_word(pa)));
-        self.fetch_bytes(pa, head);
+        self.fetch_part(pa, head);
         let pa = pa.wrapping_add(head.len() as u64);
         let (body, tail) = rest.split_at_mut(rest.len() / WORD * WORD);
-        if body.is_empty() {
-            return self.fetch_bytes(pa, tail);
+        if !body.is_empty() {
+            // SAFETY: as in `store`.
+            let from = unsafe { self.map().words(pa, body.len() / WORD) };
+            for (word, bytes) in from.iter().zip(body.as_chunks_mut::<WORD>().0) {
+                *bytes = word.load(Relaxed).to_ne_bytes();
+            }
         }
-        // SAFETY: aligned and in a guest's frame, as in `store`.
-        let from = unsafe { self.map().words(pa, body.len() / WORD) };
-        for (word, bytes) in from.iter().zip(body.chunks_exact_mut(WORD)) {
-            bytes.copy_from_slice(&word.load(Relaxed).to_ne_bytes());
-        }
-        self.fetch_bytes(pa.wrapping_add(body.len() as u64), tail);
+        self.fetch_part(pa.wrapping_add(body.len() as u64), tail);
     }
 
-    fn fetch_bytes(&self, pa: Pa, bytes: &mut [u8]) {
-        for (byte, at) in bytes.iter_mut().zip(pa.get()..) {
-            // SAFETY: in a guest's frame, as in `store`.
-            *byte = unsafe { self.map().byte(Pa::new(at)) }.load(Relaxed);
+    /// Reads some bytes of one word in a guest's frame.
+    fn fetch_part(&self, pa: Pa, bytes: &mut [u8]) {
+        if bytes.is_empty() {
+            return;
         }
+        // SAFETY: as in `store`.
+        let word = unsafe { self.map().word(pa.align_down(WORD as u64)) };
+        let skip = pa.get() as usize % WORD;
+        bytes.copy_from_slice(&word.load(Relaxed).to_ne_bytes()[skip..skip + bytes.len()]);
     }
 }
 

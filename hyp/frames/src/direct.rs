@@ -1,6 +1,6 @@
 //! The direct map: all RAM at a fixed distance from its physical address.
 
-use core::sync::atomic::{AtomicU8, AtomicU64};
+use core::sync::atomic::AtomicU64;
 use types::Pa;
 
 /// Where the hypervisor sees physical memory: every address at one fixed distance.
@@ -57,14 +57,5 @@ impl DirectMap {
         debug_assert!(pa.is_aligned(8));
         // SAFETY: aligned, mapped and shared only with atomics, by this function's contract.
         unsafe { core::slice::from_raw_parts(self.pointer(pa).cast(), words) }
-    }
-
-    /// Returns the byte at `pa` as an atomic.
-    ///
-    /// # Safety
-    /// As for [`DirectMap::word`], alignment apart.
-    pub(crate) unsafe fn byte<'a>(self, pa: Pa) -> &'a AtomicU8 {
-        // SAFETY: mapped and shared only with atomics, by this function's contract.
-        unsafe { AtomicU8::from_ptr(self.pointer(pa)) }
     }
 }
