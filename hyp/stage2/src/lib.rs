@@ -25,6 +25,7 @@
 //! view.translate(ipa) -> Found                              one load per height
 //! view.walk(range, |visit| Answer) -> Walked                holes included
 //! view.map(&cpu, &Mapping { range, pa, attrs, largest, why }) -> Result<Ipa, MapError>
+//! view.claim(ipa, height, why) -> Result<Claim, MapError>   then claim.publish(&cpu, pa, attrs), or drop it
 //! tree.unmap(&mut section, &cpu, range, &mut sink) -> Result<Ipa, ChangeError>
 //! tree.protect(&mut section, &cpu, range, access, &mut sink) -> Result<Ipa, ChangeError>
 //! view.split(&cpu, ipa, height, why) -> Result<(), ChangeError>
@@ -38,6 +39,7 @@
 #![forbid(unsafe_code)]
 
 mod census;
+mod claim;
 mod entry;
 mod epoch;
 mod error;
@@ -53,6 +55,7 @@ mod translate;
 mod tree;
 
 pub use census::{Census, HEIGHTS};
+pub use claim::Claim;
 pub use entry::{Attrs, Entry, Leaf, Live, Marks, Memory, Note, Owner, Share, Table, Why};
 pub use epoch::{EntryEpoch, InStay, Snapshot, Stay};
 pub use error::{ChangeError, MapError};

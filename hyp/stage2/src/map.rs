@@ -50,8 +50,13 @@ impl Mapping {
 /// What goes into the entries of a range.
 #[derive(Clone, Copy)]
 enum Content {
-    Memory { pa: Pa, attrs: Attrs },
+    Memory {
+        pa: Pa,
+        attrs: Attrs,
+    },
     Note(Note),
+    /// Ours, to be settled later.
+    Frozen,
 }
 
 /// A range to fill.
@@ -101,7 +106,43 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         self.fill(&Fill { range, content: Content::Note(note), largest, why: Why::Alignment })
     }
 
-    fn publish<I: Invalidate>(&self, cpu: &I, start: Ipa, end: Ipa) {
+    /// Freezes the absent entry of `height` for `ipa`, with the tables on the way to it. Returns where it is.
+    pub(crate) fn freeze_absent(&self, ipa: Ipa, height: Height, why: Why) -> Result<Place, MapError> {
+        let range = covered::<F>(ipa, height);
+        if height > self.tree.format.largest_leaf() || !self.tree.geometry.reach().covers(range) {
+            return Err(MapError::Unmappable);
+        }
+        let fill = Fill { range, content: Content::Frozen, largest: height, why };
+        let run = Run { at: range.start(), height, len: 1 };
+        for _ in 0..PATIENCE {
+            let spot = self.tree.find(run.at, height, |_| false);
+            if spot.raw != ABSENT {
+                return Err(match self.tree.format.decode(spot.raw, spot.place.height) {
+                    Entry::Table(_) => MapError::Busy { ipa, height }, // made since the caller looked
+                    _ => self.obstacle(ipa, spot.place.height, spot.raw),
+                });
+            }
+            if spot.place.height == height {
+                if self.fill_in_place(&fill, &run, spot.place) == 1 {
+                    return Ok(spot.place);
+                }
+            } else {
+                match self.link_filled(&fill, &run, spot) {
+                    Ok(table) => {
+                        return Ok(Place { table, index: self.tree.geometry.index(run.at, height), height });
+                    }
+                    Err(Unlinked::NoPages) if self.tree.read(spot.place) == ABSENT => {
+                        return Err(MapError::NoPages);
+                    }
+                    Err(Unlinked::NoPages | Unlinked::Lost) => {}
+                }
+            }
+            self.tree.counters.count(self.cpu, Event::LostRace, 1);
+        }
+        Err(MapError::Busy { ipa, height })
+    }
+
+    pub(crate) fn publish<I: Invalidate>(&self, cpu: &I, start: Ipa, end: Ipa) {
         if let Ok(range) = Range::new(start, end) {
             let work = Work { class: Class::Publish, scope: Scope::Range { range, hint: None } };
             Owed::new(work, ()).discharge(cpu).into_inner();
@@ -151,7 +192,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 }
             } else {
                 match self.link_filled(fill, &run, spot) {
-                    Ok(()) => return Ok((run.end::<F>(run.len), run.len)),
+                    Ok(_) => return Ok((run.end::<F>(run.len), run.len)),
                     // Another CPU may have needed the same table, and got it: then there is no need.
                     Err(Unlinked::NoPages) if self.tree.read(place) == ABSENT => {
                         return Err(MapError::NoPages);
@@ -190,8 +231,9 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         done
     }
 
-    /// Makes the tables between `spot`, which is absent, and the run, fills them, and links them.
-    fn link_filled(&self, fill: &Fill, run: &Run, spot: Spot) -> Result<(), Unlinked> {
+    /// Makes the tables between `spot`, which is absent, and the run, fills them, and links them. Returns the lowest,
+    /// which holds the run.
+    fn link_filled(&self, fill: &Fill, run: &Run, spot: Spot) -> Result<TablePa, Unlinked> {
         let tree = self.tree;
         let missing = usize::from(spot.place.height.get() - run.height.get());
         let new = NewTables::take(&tree.memory, missing, Geometry::<F>::table_size())?;
@@ -215,7 +257,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         }
         tree.counters.count(self.cpu, Event::TableTaken, new.len as u64);
         fill.count(self, run.height, run.len);
-        Ok(())
+        Ok(lowest)
     }
 }
 
@@ -248,7 +290,7 @@ impl Fill {
     fn pa(&self, at: Ipa) -> Pa {
         match self.content {
             Content::Memory { pa, .. } => pa.wrapping_add(at.get() - self.range.start().get()),
-            Content::Note(_) => Pa::new(0),
+            Content::Note(_) | Content::Frozen => Pa::new(0),
         }
     }
 
@@ -261,6 +303,7 @@ impl Fill {
                 (format.encode(Entry::Leaf(Leaf { pa, attrs }), run.height), true)
             }
             Content::Note(note) => (format.encode(Entry::Note(note), run.height), false),
+            Content::Frozen => (format.encode(Entry::Frozen, run.height), false),
         };
         let height = run.height;
         let step = span::<F>(height);

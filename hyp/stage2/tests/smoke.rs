@@ -20,10 +20,18 @@ fn smoke() {
     let section = epoch.enter(CpuId::BOOT);
     let view = tree.open(&section);
     let range = Range::new(Ipa::new(0x4000_0000 - 0x3000), Ipa::new(0x8020_1000)).unwrap();
-    let mut m = Mapping { range, pa: Pa::new(0x1_4000_0000 - 0x3000), attrs: Attrs::RAM, largest: Height::new(2), why: Why::Alignment };
+    let mut m = Mapping {
+        range,
+        pa: Pa::new(0x1_4000_0000 - 0x3000),
+        attrs: Attrs::RAM,
+        largest: Height::new(2),
+        why: Why::Alignment,
+    };
     loop {
         let next = view.map(&Quiet, &m).unwrap();
-        if next == m.range.end() { break; }
+        if next == m.range.end() {
+            break;
+        }
         m.pa = m.pa.wrapping_add(next.get() - m.range.start().get());
         m.range = Range::new(next, range.end()).unwrap();
     }

@@ -1,0 +1,72 @@
+//! Claim: take an absent entry, look once more whether it should be filled, and fill it or put it back.
+//!
+//! For optimistic faults. Whoever decides what belongs at an address may change its mind at any time: it says so first
+//! and walks the tables afterwards. A fault that has decided before freezes its entry, *then* looks whether the
+//! decision still stands, and only then publishes. Of the two, one sees the other: the fault sees the new decision, or
+//! the walk meets the frozen entry and waits for its outcome.
+//!
+//! Neighbour: `space` decides, by its regions and their versions.
+
+use crate::place::covered;
+use crate::place::{ABSENT, Place};
+use crate::sync::fence;
+use crate::{Attrs, Entries, Entry, Format, Invalidate, Leaf, MapError, Pages, View, Why};
+use core::sync::atomic::Ordering::SeqCst;
+use types::{Height, Ipa, Pa, Range};
+
+/// An entry that was absent and is ours. Dropping it puts it back.
+///
+/// Its owner waits for nothing but hardware until it has let go.
+#[must_use = "the entry is frozen until this is published or dropped"]
+#[derive(Debug)]
+pub struct Claim<'c, 'v, F: Format, M: Entries + Pages, R> {
+    view: &'c View<'v, F, M, R>,
+    ipa: Ipa,
+    place: Place,
+}
+
+impl<'v, F: Format, M: Entries + Pages, R> View<'v, F, M, R> {
+    /// Claims the absent entry of exactly `height` for `ipa`, making the tables on the way to it, which say `why` they
+    /// are there. Ends with a full barrier: whatever the caller reads next is read after everybody can see the entry
+    /// frozen.
+    ///
+    /// # Errors
+    /// [`MapError::Busy`] also where there are smaller entries by now: look again, and claim one of those. In every
+    /// case the caller holds nothing and nothing was changed.
+    pub fn claim(&self, ipa: Ipa, height: Height, why: Why) -> Result<Claim<'_, 'v, F, M, R>, MapError> {
+        let place = self.freeze_absent(ipa, height, why)?;
+        // O30: the entry is frozen before we look whether it is still wanted. Pairs with O31, between a new
+        // decision and the walk that enforces it, in `space`.
+        fence(SeqCst);
+        Ok(Claim { view: self, ipa, place })
+    }
+}
+
+impl<F: Format, M: Entries + Pages, R> Claim<'_, '_, F, M, R> {
+    /// Returns the addresses that the entry translates.
+    pub fn range(&self) -> Range {
+        covered::<F>(self.ipa, self.place.height)
+    }
+
+    /// Returns the entry's height.
+    pub const fn height(&self) -> Height {
+        self.place.height
+    }
+
+    /// Publishes a leaf that maps the whole entry to `pa`, a multiple of its size and within the format's output size,
+    /// and makes it visible to table walkers.
+    pub fn publish<I: Invalidate>(self, cpu: &I, pa: Pa, attrs: Attrs) {
+        let (view, place, range) = (self.view, self.place, self.range());
+        let leaf = view.tree.format.encode(Entry::Leaf(Leaf { pa, attrs }), place.height);
+        view.tree.counters.gained(view.cpu, place.height, 1);
+        view.tree.settle(place, leaf);
+        core::mem::forget(self);
+        view.publish(cpu, range.start(), range.end());
+    }
+}
+
+impl<F: Format, M: Entries + Pages, R> Drop for Claim<'_, '_, F, M, R> {
+    fn drop(&mut self) {
+        self.view.tree.settle(self.place, ABSENT);
+    }
+}
