@@ -9,11 +9,14 @@
 #![allow(unsafe_code, reason = "this crate is where the CPU's instructions are")]
 
 pub mod barrier;
+pub mod cache;
 #[cfg(not(target_os = "none"))]
 pub mod effect;
 pub mod entry;
 pub mod features;
+pub mod gic;
 pub mod guest;
+pub mod id;
 pub mod local;
 pub mod mmu;
 pub mod psci;

@@ -90,6 +90,8 @@ system_registers! {
     TPIDR_EL2 = tpidr_el2: ();
     /// Hypervisor configuration.
     HCR_EL2 = hcr_el2: fields::HCR_EL2::Register;
+    /// Memory model features 2.
+    ID_AA64MMFR2_EL1 = id_aa64mmfr2_el1: fields::ID_AA64MMFR2_EL1::Register;
     /// Memory model features 0.
     ID_AA64MMFR0_EL1 = id_aa64mmfr0_el1: fields::ID_AA64MMFR0_EL1::Register;
 

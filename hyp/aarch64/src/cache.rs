@@ -1,0 +1,344 @@
+//! Caches: what must be done so that a guest sees what was written for it, and zeroing.
+//!
+//! A guest starts with its caches off and then goes past ours, to the point of coherency, unless the CPU forces its
+//! accesses to be cacheable (FEAT_S2FWB). Instruction fetches see the point of unification (DDI 0487, D7.5).
+
+use crate::barrier::{dsb_ish, isb};
+use crate::sysreg::{CLIDR_EL1, CTR_EL0, DCZID_EL0, ID_AA64MMFR2_EL1, Readable};
+use types::{FRAME_SIZE, Pa};
+
+/// How far memory that was written for a guest must be cleaned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Clean {
+    /// To the point of coherency: a guest may read it with its caches off.
+    ToCoherency,
+    /// To the point of unification, for instruction fetches only: data accesses are always cacheable.
+    ToUnification,
+    /// Not at all.
+    Nowhere,
+}
+
+/// How instruction caches are invalidated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fetch {
+    /// Line by line.
+    ByAddress,
+    /// The whole of them: a line that a guest fetches by another address than ours may be elsewhere in the cache.
+    All,
+    /// Not at all: fetches see the point of unification (CTR_EL0.DIC).
+    Coherent,
+}
+
+/// What a CPU's caches are like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caches {
+    /// Bytes of the smallest data cache line.
+    data_line: u64,
+    /// Bytes of the smallest instruction cache line.
+    fetch_line: u64,
+    /// For data and fetches.
+    clean: Clean,
+    /// For fetches.
+    fetch: Fetch,
+    /// Bytes that DC ZVA zeroes; `None` where it is prohibited.
+    zero_block: Option<u64>,
+}
+
+/// Beyond this many bytes the whole instruction cache is invalidated at once: more than any has.
+const ALL_BEYOND: u64 = 256 << 10;
+
+impl Caches {
+    /// Reads what this CPU's caches are like.
+    pub fn of_this_cpu() -> Self {
+        Self::decode(CTR_EL0.get(), DCZID_EL0.get(), CLIDR_EL1.get(), ID_AA64MMFR2_EL1.get())
+    }
+
+    /// Makes it of the registers' values.
+    const fn decode(ctr: u64, dczid: u64, clidr: u64, mmfr2: u64) -> Self {
+        let (idc, dic) = (ctr >> 28 & 1 != 0, ctr >> 29 & 1 != 0);
+        let (fwb, level_of_coherency) = (mmfr2 >> 40 & 0xf != 0, clidr >> 24 & 7);
+        let clean = if fwb || level_of_coherency == 0 {
+            if idc { Clean::Nowhere } else { Clean::ToUnification }
+        } else {
+            Clean::ToCoherency
+        };
+        // L1Ip = 0b11 is PIPT: only there does an address of ours reach the guest's line.
+        let fetch = if dic {
+            Fetch::Coherent
+        } else if ctr >> 14 & 3 == 3 {
+            Fetch::ByAddress
+        } else {
+            Fetch::All
+        };
+        Self {
+            data_line: 4 << (ctr >> 16 & 0xf),
+            fetch_line: 4 << (ctr & 0xf),
+            clean,
+            fetch,
+            zero_block: if dczid >> 4 & 1 == 0 { Some(4 << (dczid & 0xf)) } else { None },
+        }
+    }
+
+    /// Makes `bytes` bytes at `pa`, written through the direct map, visible to instruction fetches of any CPU, and to
+    /// guests whatever their caches' state.
+    pub fn publish(&self, pa: Pa, bytes: u64) {
+        let (start, end) = (pa.get(), pa.get().saturating_add(bytes));
+        if start == end {
+            return;
+        }
+        match self.clean {
+            Clean::ToCoherency => lines(start, end, self.data_line, clean_to_coherency),
+            Clean::ToUnification => lines(start, end, self.data_line, clean_to_unification),
+            Clean::Nowhere => {}
+        }
+        dsb_ish(); // the data is there before an instruction cache may fetch it
+        match self.fetch {
+            Fetch::Coherent => {}
+            Fetch::ByAddress if bytes <= ALL_BEYOND => lines(start, end, self.fetch_line, invalidate_fetch),
+            Fetch::ByAddress | Fetch::All => invalidate_all_fetch(),
+        }
+        dsb_ish(); // done on every CPU
+        isb();
+    }
+
+    /// Zeroes `bytes` bytes at `pa`, both multiples of the frame size, and makes the zeroes visible to guests whatever
+    /// their caches' state.
+    ///
+    /// # Safety
+    /// The memory is RAM in the direct map, and nobody else accesses it meanwhile.
+    pub unsafe fn zero(&self, pa: Pa, bytes: u64) {
+        let (start, end) = (pa.get(), pa.get().saturating_add(bytes));
+        debug_assert!(start.is_multiple_of(FRAME_SIZE) && bytes.is_multiple_of(FRAME_SIZE));
+        let clean = self.clean == Clean::ToCoherency;
+        match self.zero_block {
+            // One pass, three instructions a line: a line is cleaned while it is at hand.
+            Some(block) if clean && block == self.data_line => sweep(start, end, block, Sweep::ZeroAndClean),
+            Some(block) => {
+                sweep(start, end, block, Sweep::Zero);
+                if clean {
+                    lines(start, end, self.data_line, clean_to_coherency);
+                }
+            }
+            None => {
+                // SAFETY: the caller's promise.
+                unsafe { store_zeroes(start, end) };
+                if clean {
+                    lines(start, end, self.data_line, clean_to_coherency);
+                }
+            }
+        }
+        dsb_ish(); // complete before the frame is published
+    }
+}
+
+/// Applies `operation` to every line that `start..end` touches.
+fn lines(start: u64, end: u64, line: u64, operation: impl Fn(u64)) {
+    let mut at = start & !(line - 1);
+    while at < end {
+        operation(at);
+        at += line;
+    }
+}
+
+macro_rules! by_address {
+    ($name:ident, $asm:literal, $effect:expr) => {
+        #[inline(always)]
+        fn $name(address: u64) {
+            #[cfg(target_os = "none")]
+            // SAFETY: moves data between caches and memory, and changes none of it.
+            unsafe {
+                core::arch::asm!(concat!($asm, ", {}"), in(reg) address, options(nostack, preserves_flags));
+            }
+            #[cfg(not(target_os = "none"))]
+            crate::effect::record($effect(address));
+        }
+    };
+}
+
+#[cfg(not(target_os = "none"))]
+use crate::effect::Effect;
+by_address!(clean_to_coherency, "dc cvac", |at| Effect::Dc("cvac", at));
+by_address!(clean_to_unification, "dc cvau", |at| Effect::Dc("cvau", at));
+by_address!(invalidate_fetch, "ic ivau", |at| Effect::Ic("ivau", Some(at)));
+
+fn invalidate_all_fetch() {
+    #[cfg(target_os = "none")]
+    // SAFETY: instruction caches hold copies only.
+    unsafe {
+        core::arch::asm!("ic ialluis", options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_os = "none"))]
+    crate::effect::record(Effect::Ic("ialluis", None));
+}
+
+/// What [`sweep`] does to each block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sweep {
+    Zero,
+    ZeroAndClean,
+}
+
+/// Zeroes `start..end`, whole frames, block by block. Sixteen blocks a turn where a frame has as many: the loop itself
+/// then costs an eighth of an instruction a block.
+#[cfg(target_os = "none")]
+fn sweep(start: u64, end: u64, block: u64, what: Sweep) {
+    macro_rules! turns {
+        ($blocks:literal, $($instruction:literal),+) => {
+            // SAFETY: the caller of `zero` owns the memory, of which `end - start` is a multiple of a turn.
+            unsafe {
+                core::arch::asm!(
+                    "2:",
+                    concat!(".rept ", $blocks),
+                    $($instruction,)+
+                    "add {at}, {at}, {block}",
+                    ".endr",
+                    "cmp {at}, {end}",
+                    "b.lo 2b",
+                    at = inout(reg) start => _,
+                    end = in(reg) end,
+                    block = in(reg) block,
+                    options(nostack),
+                );
+            }
+        };
+    }
+    if start >= end {
+        return;
+    }
+    match (block * 16 <= FRAME_SIZE, what) {
+        (true, Sweep::Zero) => turns!("16", "dc zva, {at}"),
+        (true, Sweep::ZeroAndClean) => turns!("16", "dc zva, {at}", "dc cvac, {at}"),
+        (false, Sweep::Zero) => turns!("1", "dc zva, {at}"),
+        (false, Sweep::ZeroAndClean) => turns!("1", "dc zva, {at}", "dc cvac, {at}"),
+    }
+}
+
+#[cfg(not(target_os = "none"))]
+fn sweep(start: u64, end: u64, block: u64, what: Sweep) {
+    lines(start, end, block, |at| {
+        crate::effect::record(Effect::Dc("zva", at));
+        if what == Sweep::ZeroAndClean {
+            clean_to_coherency(at);
+        }
+    });
+}
+
+/// Zeroes `start..end` by stores, 64 bytes a turn.
+///
+/// # Safety
+/// As [`Caches::zero`].
+unsafe fn store_zeroes(start: u64, end: u64) {
+    #[cfg(target_os = "none")]
+    // SAFETY: the caller's promise; the length is a multiple of 64.
+    unsafe {
+        core::arch::asm!(
+            "cmp {at}, {end}",
+            "b.hs 3f",
+            "2:",
+            "stp xzr, xzr, [{at}]",
+            "stp xzr, xzr, [{at}, #16]",
+            "stp xzr, xzr, [{at}, #32]",
+            "stp xzr, xzr, [{at}, #48]",
+            "add {at}, {at}, #64",
+            "cmp {at}, {end}",
+            "b.lo 2b",
+            "3:",
+            at = inout(reg) start => _,
+            end = in(reg) end,
+            options(nostack),
+        );
+    }
+    #[cfg(not(target_os = "none"))]
+    lines(start, end, 64, |at| crate::effect::record(Effect::Dc("stores", at)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::effect;
+    use std::vec::Vec;
+
+    // As QEMU 10 has them.
+    const CTR_A72: u64 = 0x8444_c004;
+    const CTR_A53: u64 = 0x8444_8004;
+    const FWB: u64 = 1 << 40;
+    const LOC_3: u64 = 3 << 24;
+
+    fn effects(act: impl FnOnce()) -> Vec<Effect> {
+        effect::reset();
+        act();
+        effect::take()
+    }
+
+    #[test]
+    fn without_fwb_a_frame_is_zeroed_and_cleaned_line_by_line() {
+        let caches = Caches::decode(CTR_A72, 4, LOC_3, 0);
+        // SAFETY: the fake touches no memory.
+        let done = effects(|| unsafe { caches.zero(Pa::new(0x5000), 0x2000) });
+        let (last, operations) = done.split_last().expect("something is done");
+        assert_eq!(*last, Effect::Dsb("ish"));
+        let expected: Vec<_> = (0x5000..0x7000)
+            .step_by(64)
+            .flat_map(|at| [Effect::Dc("zva", at), Effect::Dc("cvac", at)])
+            .collect();
+        assert_eq!(operations, expected);
+    }
+
+    #[test]
+    fn with_fwb_a_frame_is_not_cleaned() {
+        let caches = Caches::decode(CTR_A72, 7, LOC_3, FWB);
+        // SAFETY: the fake touches no memory.
+        let done = effects(|| unsafe { caches.zero(Pa::new(0x5000), 0x1000) });
+        let zeroed = (0x5000..0x6000).step_by(512).map(|at| Effect::Dc("zva", at));
+        assert_eq!(done, zeroed.chain([Effect::Dsb("ish")]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn where_zva_is_prohibited_stores_do_it() {
+        let caches = Caches::decode(CTR_A72, 4 | 1 << 4, LOC_3, FWB);
+        // SAFETY: the fake touches no memory.
+        let done = effects(|| unsafe { caches.zero(Pa::new(0x5000), 0x1000) });
+        assert_eq!(done.len(), 65);
+        assert_eq!(done.first(), Some(&Effect::Dc("stores", 0x5000)));
+    }
+
+    #[test]
+    fn code_is_cleaned_before_it_is_invalidated() {
+        let caches = Caches::decode(CTR_A72, 4, LOC_3, 0);
+        assert_eq!(
+            effects(|| caches.publish(Pa::new(0x103f), 2)),
+            [
+                Effect::Dc("cvac", 0x1000),
+                Effect::Dc("cvac", 0x1040),
+                Effect::Dsb("ish"),
+                Effect::Ic("ivau", Some(0x1000)),
+                Effect::Ic("ivau", Some(0x1040)),
+                Effect::Dsb("ish"),
+                Effect::Isb,
+            ]
+        );
+        assert_eq!(effects(|| caches.publish(Pa::new(0x1000), 0)), []);
+    }
+
+    #[test]
+    fn an_aliasing_instruction_cache_is_invalidated_whole() {
+        let caches = Caches::decode(CTR_A53, 4, LOC_3, FWB);
+        assert_eq!(
+            effects(|| caches.publish(Pa::new(0x1000), 64)),
+            [
+                Effect::Dc("cvau", 0x1000),
+                Effect::Dsb("ish"),
+                Effect::Ic("ialluis", None),
+                Effect::Dsb("ish"),
+                Effect::Isb
+            ]
+        );
+    }
+
+    #[test]
+    fn a_cpu_with_everything_coherent_needs_barriers_only() {
+        let caches = Caches::decode(CTR_A72 | 3 << 28, 4, LOC_3, FWB);
+        let done = effects(|| caches.publish(Pa::new(0x1000), 0x1000));
+        assert_eq!(done, [Effect::Dsb("ish"), Effect::Dsb("ish"), Effect::Isb]);
+    }
+}

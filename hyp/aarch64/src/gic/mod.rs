@@ -1,0 +1,81 @@
+//! The machine's GICv3 (IHI 0069), as EL2 uses it: everything in non-secure group 1, one priority, end of interrupt in
+//! two steps.
+//!
+//! The two steps (ICC_CTLR_EL1.EOImode = 1) are what lets a guest have an interrupt of the hardware: the hypervisor
+//! drops the priority at once, so that others come through, and the interrupt stays active until the guest's own end of
+//! interrupt deactivates it, by the list register's link. Interrupts that the hypervisor keeps are deactivated by
+//! itself.
+//!
+//! Registers in memory are arm-gic's; the system registers are written here, because that crate has no deactivation.
+
+mod distributor;
+pub mod interface;
+mod redistributor;
+
+pub use distributor::Distributor;
+pub use redistributor::Redistributors;
+
+use core::fmt;
+use types::Pa;
+
+/// An interrupt's number: 0 to 15 an SGI, 16 to 31 a PPI, 32 to 1019 an SPI.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct IntId(u32);
+
+impl IntId {
+    /// The SGI by which one CPU makes another one leave its guest.
+    pub const KICK: Self = Self(0);
+
+    /// Makes a number; `None` where the GIC has no such interrupt (1020 and above are special, or LPIs).
+    pub const fn new(number: u32) -> Option<Self> {
+        if number < 1020 { Some(Self(number)) } else { None }
+    }
+
+    /// Returns the number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// Tells whether each CPU has its own: an SGI or PPI.
+    pub const fn is_private(self) -> bool {
+        self.0 < 32
+    }
+}
+
+impl fmt::Display for IntId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is wrong with the GIC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GicError {
+    /// What the device tree says is a distributor is not one of a GICv3 or v4.
+    NotV3 {
+        /// Where.
+        at: Pa,
+        /// GICD_PIDR2.ArchRev.
+        revision: u8,
+    },
+    /// No redistributor is this CPU's.
+    NoRedistributor {
+        /// The CPU.
+        mpidr: u64,
+    },
+    /// Firmware does not let EL2 use the system registers (ICC_SRE_EL3).
+    NoSystemRegisters,
+}
+
+impl fmt::Display for GicError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotV3 { at, revision } => write!(f, "no GICv3 at {at}: its architecture revision is {revision}"),
+            Self::NoRedistributor { mpidr } => write!(f, "no GIC redistributor for CPU {mpidr:#x}"),
+            Self::NoSystemRegisters => write!(f, "firmware keeps the GIC's system registers from EL2"),
+        }
+    }
+}
+
+/// The one priority that everything has, in the non-secure view. Lower than this, and firmware's interrupts would wait.
+const PRIORITY: u8 = 0x80;
