@@ -119,7 +119,7 @@ pub fn decide(ids: Ids) -> Controls {
     }
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 impl Ids {
     /// Reads the registers of this CPU.
     pub fn read() -> Self {
@@ -158,7 +158,7 @@ pub struct Identity {
     pub vttbr: u64,
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 impl Controls {
     /// Writes the controls and the identity into this CPU. The virtual counter is the physical one (CNTVOFF_EL2 = 0).
     ///

@@ -8,7 +8,7 @@ macro_rules! el1_registers {
             $($(#[$doc])* pub $name: u64,)*
         }
 
-        #[cfg(target_arch = "aarch64")]
+        #[cfg(target_os = "none")]
         impl El1 {
             /// Writes the registers into the CPU.
             ///
@@ -103,7 +103,7 @@ impl El1 {
 }
 
 /// Zeroes the floating-point registers and their status, so that a vCPU finds nothing of another VM in them.
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 pub fn reset_fp() {
     // SAFETY: the hypervisor keeps nothing in these registers; the trap on them at EL2 is off (CPTR_EL2.TFP = 0).
     unsafe {
@@ -150,7 +150,7 @@ pub fn reset_fp() {
 }
 
 /// Zeroes the pointer-authentication keys, where the CPU has them (`isar1` and `isar2` are ID_AA64ISAR1/2_EL1).
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 pub fn reset_keys(isar1: u64, isar2: u64) {
     if isar1 >> 4 & 0xff == 0 && isar2 >> 12 & 0xf == 0 {
         return;

@@ -80,6 +80,8 @@ pub struct Abort {
     pub fault: Fault,
     /// Whether the hardware told the address.
     pub ipa_known: IpaKnown,
+    /// What the guest was doing, be it itself or in a walk for it.
+    pub doing: Doing,
     /// How to carry out the access on a device; `None` where the hardware did not tell (a pair, an exclusive, a
     /// writeback form, a fetch, a table walk, a cache instruction).
     pub transfer: Option<Transfer>,
@@ -94,6 +96,15 @@ pub enum IpaKnown {
     Yes,
     /// It does not: a permission fault outside a stage-1 walk (DDI 0487, HPFAR_EL2). Translate FAR_EL2 to find out.
     No,
+}
+
+/// What an abort interrupted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Doing {
+    /// A load, store, or cache or translation instruction.
+    Data,
+    /// A fetch.
+    Fetch,
 }
 
 /// The length of the instruction that caused an exception (ESR's IL bit).
@@ -230,6 +241,7 @@ fn abort(s: Syndrome) -> Exit {
             height: Height::new((3 - level) as u8),
         },
         ipa_known: if known { IpaKnown::Yes } else { IpaKnown::No },
+        doing: if fetch { Doing::Fetch } else { Doing::Data },
         transfer,
         length: if bit(s.esr, 25) { Length::Full } else { Length::Short },
     })

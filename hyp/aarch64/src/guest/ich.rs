@@ -8,7 +8,7 @@ pub const HCR_EN: u64 = 1;
 /// ICH_HCR_EL2.UIE: a maintenance interrupt when at most one list register is in use.
 pub const HCR_UIE: u64 = 1 << 1;
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 mod hardware {
     use super::MAX_LIST_REGISTERS;
 
@@ -107,5 +107,5 @@ mod hardware {
     }
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 pub use hardware::*;

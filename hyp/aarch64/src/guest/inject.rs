@@ -124,7 +124,7 @@ pub fn take(context: &mut Context, before: Before, exception: Exception) -> Afte
     after
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 impl Before {
     /// Reads the registers of the guest that this CPU is running.
     pub fn read() -> Self {
@@ -147,7 +147,7 @@ impl Before {
     }
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 impl After {
     /// Writes the registers into the CPU, for the guest whose registers are in it.
     pub fn write(&self) {

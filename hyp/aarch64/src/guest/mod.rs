@@ -14,6 +14,7 @@ pub mod exit;
 pub mod ich;
 pub mod inject;
 pub mod switch;
+pub mod tlb;
 
 pub use context::Context;
 pub use el1::El1;

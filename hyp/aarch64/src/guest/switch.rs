@@ -7,13 +7,13 @@
 //!
 //! The vector table branches to `mz_guest_sync`, `mz_guest_irq`, `mz_guest_fiq` and `mz_guest_serror`.
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 use super::Context;
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 use super::context::offset;
 use super::exit::{Syndrome, Vector};
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 core::arch::global_asm!(
     ".pushsection .text.mz_guest, \"ax\"",
     ".global mz_guest_enter",
@@ -96,7 +96,7 @@ core::arch::global_asm!(
     pc = const offset::PC,
 );
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 unsafe extern "C" {
     fn mz_guest_enter(context: *mut Context) -> u64;
 }
@@ -107,7 +107,7 @@ unsafe extern "C" {
 /// # Safety
 /// The CPU's EL1 state, list registers, trap controls and stage-2 tables must be those of the vCPU that `context`
 /// belongs to, and the tables must give it nothing but its own memory.
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 pub unsafe fn enter(context: &mut Context) -> Vector {
     // SAFETY: the assembly keeps the callee-saved registers and touches `context` and its own stack only; what the
     // guest can reach is the caller's promise.
@@ -120,7 +120,7 @@ pub unsafe fn enter(context: &mut Context) -> Vector {
 }
 
 /// Reads the syndrome of the exit that just happened.
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 pub fn syndrome() -> Syndrome {
     use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
     Syndrome { esr: ESR_EL2.get(), far: FAR_EL2.get(), hpfar: HPFAR_EL2.get() }
@@ -129,7 +129,7 @@ pub fn syndrome() -> Syndrome {
 /// Translates a guest's virtual address by its own stage 1 (AT S1E1R, S1E1W or their EL0 forms): returns the page of
 /// the intermediate physical address, or `None` where stage 1 does not translate it now, since another vCPU changed
 /// the tables: running the guest again brings the right exception.
-#[cfg(target_arch = "aarch64")]
+#[cfg(target_os = "none")]
 pub fn stage1(far: u64, context: &Context) -> Option<u64> {
     let par: u64;
     let el0 = context.pstate & 0xf == 0;
@@ -156,5 +156,5 @@ pub fn stage1(far: u64, context: &Context) -> Option<u64> {
 }
 
 /// Nothing runs a guest on the host; these exist so that the types meet there, too.
-#[cfg(not(target_arch = "aarch64"))]
+#[cfg(not(target_os = "none"))]
 const _: (Option<Vector>, Option<Syndrome>) = (None, None);

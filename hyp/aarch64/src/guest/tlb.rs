@@ -1,0 +1,523 @@
+//! Stage-2 TLB maintenance: [`stage2::Invalidate`] by broadcast (DDI 0487, D8.17).
+//!
+//! An invalidation by intermediate physical address removes stage-2 entries only; what a TLB holds of stages 1 and 2
+//! combined is tagged by the guest's virtual address, which nobody here knows. So each is followed by an invalidation of
+//! the VMID's stage-1 entries, with a barrier between: a walk between the two could otherwise combine a new stage-1
+//! result with the stage-2 entry that is about to go.
+//!
+//! Neighbours: `stage2` says what is owed; the tag (VTTBR_EL2) comes from the space, read after the barrier that
+//! follows the entry writes.
+
+use crate::barrier::{dsb_ish, dsb_ishst, dsb_nsh, isb};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use stage2::{Class, Invalidate, Scope, Work};
+use types::{Height, Range};
+
+/// What TLB maintenance instructions a CPU has, beyond those of Armv8.0. The least of all CPUs counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Means {
+    /// Whether an operand may carry a level hint (FEAT_TTL).
+    pub level_hint: Has,
+    /// Whether there are instructions on ranges (FEAT_TLBIRANGE).
+    pub ranges: Has,
+}
+
+/// Whether a CPU has something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Has {
+    /// It has not.
+    #[default]
+    No,
+    /// It has.
+    Yes,
+}
+
+/// How many TLB maintenance operations of each kind were issued.
+#[derive(Debug, Default)]
+pub struct Issued {
+    /// By address, broadcast.
+    pub by_address: AtomicU64,
+    /// By range, broadcast.
+    pub by_range: AtomicU64,
+    /// Of a whole VMID, broadcast.
+    pub whole: AtomicU64,
+    /// By address, on this CPU only.
+    pub local: AtomicU64,
+    /// Barriers without any, for entries that were absent before.
+    pub publish: AtomicU64,
+}
+
+/// Where the tag of a space comes from.
+pub trait Tag {
+    /// Returns the value of VTTBR_EL2 under which the space runs now: base and VMID.
+    fn vttbr(&self) -> u64;
+}
+
+/// One space's invalidation by broadcast.
+#[derive(Clone, Copy, Debug)]
+pub struct Broadcast<'a, T> {
+    /// Where the tag comes from.
+    pub tag: T,
+    /// What this machine's CPUs can do.
+    pub means: Means,
+    /// Base-2 logarithm of the tables' granule: 12, 14 or 16.
+    pub granule_shift: u32,
+    /// Base-2 logarithm of the entries in a table: the granule's less 3.
+    pub index_bits: u32,
+    /// Counts what is issued.
+    pub issued: &'a Issued,
+}
+
+/// What [`Invalidate::complete`] has to wait for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pending {
+    /// Nothing: the barrier was all.
+    Nothing,
+    /// Operations on this CPU that left combined entries alone.
+    Local,
+    /// Operations on this CPU that removed combined entries, too.
+    LocalEverything,
+    /// Broadcast operations that left combined entries alone.
+    Stage2,
+    /// Broadcast operations that removed combined entries, too.
+    Everything,
+}
+
+/// Beyond as many operations by address, the whole VMID goes. Each operation by address costs the interconnect a
+/// broadcast; the whole costs one, and refilling what the guest still uses: 32 is where the two were within a factor of
+/// two on machines that were published.
+const MOST_BY_ADDRESS: u64 = 32;
+
+/// Beyond as many pages, ranges are no cheaper than the whole VMID (one operation covers up to 2²¹ pages).
+const MOST_BY_RANGE: u64 = 1 << 21;
+
+macro_rules! tlbi {
+    ($(#[$doc:meta])* $name:ident, $op:literal) => {
+        $(#[$doc])*
+        #[inline(always)]
+        fn $name() {
+            #[cfg(target_os = "none")]
+            // SAFETY: removing cached translations changes no memory that Rust knows of; they are made anew from tables.
+            unsafe { core::arch::asm!(concat!("tlbi ", $op), options(nostack, preserves_flags)) };
+            #[cfg(not(target_os = "none"))]
+            crate::effect::record(crate::effect::Effect::Tlbi($op, None));
+        }
+    };
+    ($(#[$doc:meta])* $name:ident, $op:literal, operand $(, $arch:literal)?) => {
+        $(#[$doc])*
+        #[inline(always)]
+        fn $name(operand: u64) {
+            #[cfg(target_os = "none")]
+            // SAFETY: as above.
+            unsafe {
+                core::arch::asm!(
+                    $($arch,)?
+                    concat!("tlbi ", $op, ", {}"),
+                    in(reg) operand,
+                    options(nostack, preserves_flags),
+                );
+            }
+            #[cfg(not(target_os = "none"))]
+            crate::effect::record(crate::effect::Effect::Tlbi($op, Some(operand)));
+        }
+    };
+}
+
+tlbi!(vmalle1, "vmalle1");
+tlbi!(vmalle1is, "vmalle1is");
+tlbi!(vmalls12e1, "vmalls12e1");
+tlbi!(vmalls12e1is, "vmalls12e1is");
+tlbi!(ipas2e1, "ipas2e1", operand);
+tlbi!(ipas2e1is, "ipas2e1is", operand);
+tlbi!(ipas2le1is, "ipas2le1is", operand);
+tlbi!(ripas2e1is, "ripas2e1is", operand, ".arch_extension tlb-rmi");
+tlbi!(ripas2le1is, "ripas2le1is", operand, ".arch_extension tlb-rmi");
+
+#[cfg(target_os = "none")]
+fn read_vttbr() -> u64 {
+    let vttbr: u64;
+    // SAFETY: reading the register has no effect.
+    unsafe { core::arch::asm!("mrs {}, vttbr_el2", out(reg) vttbr, options(nostack)) };
+    vttbr
+}
+
+#[cfg(target_os = "none")]
+fn write_vttbr(vttbr: u64) {
+    // SAFETY: at EL2 no access is made through the register; the caller puts the old value back before a guest runs.
+    unsafe { core::arch::asm!("msr vttbr_el2, {}", in(reg) vttbr, options(nostack)) };
+}
+
+#[cfg(not(target_os = "none"))]
+use host::{read_vttbr, write_vttbr};
+
+#[cfg(not(target_os = "none"))]
+mod host {
+    pub(super) fn read_vttbr() -> u64 {
+        crate::effect::read("vttbr_el2")
+    }
+
+    pub(super) fn write_vttbr(vttbr: u64) {
+        crate::effect::write("vttbr_el2", vttbr);
+    }
+}
+
+impl<T: Tag> Broadcast<'_, T> {
+    /// Does `work` under the space's VMID: TLB maintenance by address takes it from VTTBR_EL2.
+    fn tagged(&self, work: impl FnOnce()) {
+        let wanted = self.tag.vttbr();
+        let before = read_vttbr();
+        if before == wanted {
+            work();
+        } else {
+            write_vttbr(wanted);
+            isb(); // the operations that follow use the new VMID
+            work();
+            write_vttbr(before); // whole: base and VMID together
+            isb();
+        }
+    }
+
+    /// Returns the level in an operand by address (TTL, bits 47 to 44): granule and level, or 0 for none.
+    fn level(&self, hint: Option<Height>) -> u64 {
+        match hint {
+            Some(height) if self.means.level_hint == Has::Yes && height.get() < 3 => {
+                let granule = u64::from((self.granule_shift - 10) / 2); // 4K 1, 16K 2, 64K 3
+                (granule << 2 | u64::from(3 - height.get())) << 44
+            }
+            _ => 0,
+        }
+    }
+
+    fn addresses(&self, range: Range, hint: Option<Height>) {
+        let step = match hint {
+            Some(height) => 1 << (self.granule_shift + u32::from(height.get()) * self.index_bits),
+            None => 1_u64 << self.granule_shift,
+        };
+        let level = self.level(hint);
+        let mut at = range.start().align_down(step);
+        let mut count = 0;
+        while at < range.end() {
+            let operand = at.get() >> 12 | level;
+            // The last-level form leaves walk caches alone, and needs to know that there is nothing else to remove.
+            if hint.is_some() {
+                ipas2le1is(operand)
+            } else {
+                ipas2e1is(operand)
+            }
+            count += 1;
+            match at.checked_add(step) {
+                Some(next) => at = next,
+                None => break,
+            }
+        }
+        self.issued.by_address.fetch_add(count, Relaxed);
+    }
+
+    /// Covers `range` with operations on ranges: each takes (NUM + 1) × 2^(5 × SCALE + 1) granules.
+    fn ranges(&self, range: Range, hint: Option<Height>) {
+        let granule = u64::from((self.granule_shift - 10) / 2);
+        let level = match hint {
+            Some(height) if height.get() < 3 => u64::from(3 - height.get()),
+            _ => 0,
+        };
+        let mut at = range.start().align_down(1 << self.granule_shift);
+        let mut left = (range.end().get() - at.get()).div_ceil(1 << self.granule_shift);
+        let mut scale = 3;
+        while left > 0 {
+            if left == 1 {
+                // A single granule of a larger leaf is enough to remove the leaf, so no step by its size here.
+                let operand = at.get() >> 12 | self.level(hint);
+                if hint.is_some() {
+                    ipas2le1is(operand)
+                } else {
+                    ipas2e1is(operand)
+                }
+                self.issued.by_address.fetch_add(1, Relaxed);
+                return;
+            }
+            let unit = 1_u64 << (5 * scale + 1);
+            let units = (left / unit).min(32);
+            if units == 0 {
+                scale -= 1;
+                continue;
+            }
+            let base = at.get() >> self.granule_shift & ((1 << 37) - 1);
+            let operand = base | level << 37 | (units - 1) << 39 | scale << 44 | granule << 46;
+            if hint.is_some() {
+                ripas2le1is(operand)
+            } else {
+                ripas2e1is(operand)
+            }
+            self.issued.by_range.fetch_add(1, Relaxed);
+            left -= units * unit;
+            at = at.wrapping_add((units * unit) << self.granule_shift);
+        }
+    }
+
+    fn whole(&self) {
+        vmalls12e1is();
+        self.issued.whole.fetch_add(1, Relaxed);
+    }
+
+    /// Makes this CPU forget `range`, and tells whether combined entries are gone as well.
+    fn local(&self, range: Range) -> Pending {
+        self.issued.local.fetch_add(1, Relaxed);
+        let step = 1 << self.granule_shift;
+        if range.len() > MOST_BY_ADDRESS << self.granule_shift {
+            vmalls12e1();
+            return Pending::LocalEverything;
+        }
+        let mut at = range.start().align_down(step);
+        while at < range.end() {
+            ipas2e1(at.get() >> 12);
+            at = at.wrapping_add(step); // at most 32 steps from an address below `end`
+        }
+        Pending::Local
+    }
+
+    /// Broadcasts, and tells whether combined entries are gone as well.
+    fn broadcast(&self, class: Class, scope: Scope) -> Pending {
+        let Scope::Range { range, hint } = scope else {
+            self.whole();
+            return Pending::Everything;
+        };
+        // Below a link that changed, a hint would leave the walk caches and the other size's entries alone.
+        let hint = if class == Class::Leaves { hint } else { None };
+        let height = hint.map_or(0, Height::get);
+        let step_shift = self.granule_shift + u32::from(height) * self.index_bits;
+        let steps = range.len().div_ceil(1 << step_shift);
+        let pages = range.len().div_ceil(1 << self.granule_shift);
+        if steps <= 2 || (steps <= MOST_BY_ADDRESS && self.means.ranges == Has::No) {
+            self.addresses(range, hint);
+        } else if self.means.ranges == Has::Yes && pages <= MOST_BY_RANGE {
+            self.ranges(range, hint);
+        } else {
+            self.whole();
+            return Pending::Everything;
+        }
+        Pending::Stage2
+    }
+}
+
+impl<T: Tag> Invalidate for Broadcast<'_, T> {
+    type Pending = Pending;
+
+    fn begin(&self, work: Work) -> Pending {
+        // Our entry writes are visible to every table walker before anything that follows.
+        dsb_ishst();
+        match (work.class, work.scope) {
+            (Class::Publish, _) => {
+                // The exception return synchronises this CPU's context; other CPUs fault once more at worst.
+                self.issued.publish.fetch_add(1, Relaxed);
+                Pending::Nothing
+            }
+            (Class::Relax, Scope::Range { range, .. }) => {
+                let mut pending = Pending::Nothing;
+                self.tagged(|| pending = self.local(range));
+                pending
+            }
+            (class, scope) => {
+                let mut pending = Pending::Nothing;
+                self.tagged(|| pending = self.broadcast(class, scope));
+                pending
+            }
+        }
+    }
+
+    fn complete(&self, pending: Pending) {
+        match pending {
+            Pending::Nothing => {}
+            Pending::Local => {
+                dsb_nsh();
+                self.tagged(vmalle1);
+                dsb_nsh();
+                isb();
+            }
+            Pending::LocalEverything => {
+                dsb_nsh();
+                isb();
+            }
+            Pending::Stage2 => {
+                dsb_ish(); // stage-2 entries are gone everywhere before the combined ones go
+                self.tagged(vmalle1is);
+                dsb_ish(); // complete everywhere
+                isb();
+            }
+            Pending::Everything => {
+                dsb_ish();
+                isb();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::effect::{self, Effect};
+    use types::Ipa;
+
+    struct Fixed(u64);
+
+    impl Tag for Fixed {
+        fn vttbr(&self) -> u64 {
+            self.0
+        }
+    }
+
+    const OURS: u64 = 5 << 48 | 0x4000_0000;
+
+    fn means(level_hint: Has, ranges: Has) -> Means {
+        Means { level_hint, ranges }
+    }
+
+    fn effects(means: Means, work: Work) -> Vec<Effect> {
+        effect::reset();
+        effect::script("vttbr_el2", &[OURS]);
+        let issued = Issued::default();
+        let cpu = Broadcast { tag: Fixed(OURS), means, granule_shift: 12, index_bits: 9, issued: &issued };
+        let pending = cpu.begin(work);
+        cpu.complete(pending);
+        effect::take()
+    }
+
+    fn work(class: Class, start: u64, end: u64, hint: Option<Height>) -> Work {
+        let range = Range::new(Ipa::new(start), Ipa::new(end)).expect("start is below end");
+        Work { class, scope: Scope::Range { range, hint } }
+    }
+
+    const PLAIN: Means = Means { level_hint: Has::No, ranges: Has::No };
+
+    #[test]
+    fn a_page_goes_by_address_then_stage_1_with_a_barrier_between() {
+        assert_eq!(
+            effects(PLAIN, work(Class::Leaves, 0x8000_1000, 0x8000_2000, Some(Height::PAGE))),
+            [
+                Effect::Dsb("ishst"),
+                Effect::Tlbi("ipas2le1is", Some(0x8_0001)),
+                Effect::Dsb("ish"),
+                Effect::Tlbi("vmalle1is", None),
+                Effect::Dsb("ish"),
+                Effect::Isb,
+            ]
+        );
+    }
+
+    #[test]
+    fn a_hint_carries_granule_and_level_where_the_cpu_reads_it() {
+        let block = work(Class::Leaves, 0x8020_0000, 0x8040_0000, Some(Height::new(1)));
+        let with = effects(means(Has::Yes, Has::No), block);
+        assert_eq!(with[1], Effect::Tlbi("ipas2le1is", Some(0x8_0200 | 0b0110 << 44)));
+        let without = effects(PLAIN, block);
+        assert_eq!(without[1], Effect::Tlbi("ipas2le1is", Some(0x8_0200)));
+    }
+
+    #[test]
+    fn a_changed_link_is_never_invalidated_with_a_hint_or_in_the_last_level_form() {
+        let table = work(Class::Tables, 0x8020_0000, 0x8020_2000, Some(Height::new(1)));
+        let done = effects(means(Has::Yes, Has::No), table);
+        assert_eq!(
+            done[1..3],
+            [Effect::Tlbi("ipas2e1is", Some(0x8_0200)), Effect::Tlbi("ipas2e1is", Some(0x8_0201))]
+        );
+    }
+
+    #[test]
+    fn added_rights_are_forgotten_on_this_cpu_only() {
+        assert_eq!(
+            effects(PLAIN, work(Class::Relax, 0x8000_1000, 0x8000_2000, None)),
+            [
+                Effect::Dsb("ishst"),
+                Effect::Tlbi("ipas2e1", Some(0x8_0001)),
+                Effect::Dsb("nsh"),
+                Effect::Tlbi("vmalle1", None),
+                Effect::Dsb("nsh"),
+                Effect::Isb,
+            ]
+        );
+    }
+
+    #[test]
+    fn a_new_entry_owes_one_barrier() {
+        assert_eq!(effects(PLAIN, work(Class::Publish, 0, 0x1000, None)), [Effect::Dsb("ishst")]);
+    }
+
+    #[test]
+    fn many_pages_are_one_invalidation_of_the_vmid() {
+        let many = work(Class::Leaves, 0, 33 << 12, Some(Height::PAGE));
+        assert_eq!(
+            effects(PLAIN, many),
+            [Effect::Dsb("ishst"), Effect::Tlbi("vmalls12e1is", None), Effect::Dsb("ish"), Effect::Isb]
+        );
+    }
+
+    /// The granules that an operation on a range covers, from the operand's fields.
+    fn covered(operand: u64) -> (u64, u64) {
+        let base = operand & ((1 << 37) - 1);
+        let units = (operand >> 39 & 31) + 1;
+        let scale = operand >> 44 & 3;
+        assert_eq!(operand >> 46, 1, "4 KiB granule");
+        (base, units << (5 * scale + 1))
+    }
+
+    #[test]
+    fn ranges_cover_every_page_once_and_nothing_else() {
+        for pages in [3_u64, 4, 63, 64, 65, 511, 512, 513, 2049, 65_535, 262_144, 262_145, 1 << 21] {
+            let start = 0x4000_1000_u64;
+            let done = effects(
+                means(Has::Yes, Has::Yes),
+                work(Class::Leaves, start, start + (pages << 12), Some(Height::PAGE)),
+            );
+            let mut at = start >> 12;
+            for effect in &done {
+                match effect {
+                    Effect::Tlbi("ripas2le1is", Some(operand)) => {
+                        let (base, granules) = covered(*operand);
+                        assert_eq!(base, at, "{pages} pages");
+                        assert_eq!(operand >> 37 & 3, 3, "level of pages");
+                        at += granules;
+                    }
+                    Effect::Tlbi("ipas2le1is", Some(operand)) => {
+                        assert_eq!(operand & ((1 << 44) - 1), at, "{pages} pages");
+                        at += 1;
+                    }
+                    Effect::Tlbi("vmalle1is", None) | Effect::Dsb(_) | Effect::Isb => {}
+                    other => panic!("{other:?} for {pages} pages"),
+                }
+            }
+            assert_eq!(at, (start >> 12) + pages);
+        }
+    }
+
+    #[test]
+    fn another_space_s_vmid_is_put_back_whole() {
+        effect::reset();
+        effect::script("vttbr_el2", &[7 << 48 | 0x5000_0000]);
+        let issued = Issued::default();
+        let cpu =
+            Broadcast { tag: Fixed(OURS), means: PLAIN, granule_shift: 12, index_bits: 9, issued: &issued };
+        let pending = cpu.begin(work(Class::Leaves, 0, 0x1000, None));
+        assert_eq!(
+            effect::take(),
+            [
+                Effect::Dsb("ishst"),
+                Effect::Write("vttbr_el2", OURS),
+                Effect::Isb,
+                Effect::Tlbi("ipas2e1is", Some(0)),
+                Effect::Write("vttbr_el2", 7 << 48 | 0x5000_0000),
+                Effect::Isb,
+            ]
+        );
+        cpu.complete(pending);
+        let rest = effect::take();
+        assert_eq!(rest[0], Effect::Dsb("ish"));
+        assert_eq!(rest[3], Effect::Tlbi("vmalle1is", None));
+    }
+
+    #[test]
+    fn everything_takes_the_tag_whole() {
+        let done = effects(PLAIN, Work { class: Class::Tables, scope: Scope::Tag });
+        assert_eq!(done[1], Effect::Tlbi("vmalls12e1is", None));
+        assert_eq!(done.len(), 4);
+    }
+}
