@@ -68,9 +68,7 @@ impl Report {
         };
         let mut out = format!("backtrace, from {}:\n", elf.display());
         for (number, address) in frames {
-            // Frames above the first are return addresses: the call is the instruction before.
-            let at = if number == 0 { address } else { address.saturating_sub(4) };
-            let names = symbols.name(at);
+            let names = symbols.name(address);
             let mut names = names.iter().map(String::as_str);
             out += &format!("  #{number:<2} {}\n", names.next().unwrap_or("?"));
             names.for_each(|name| out += &format!("      in {name}\n"));

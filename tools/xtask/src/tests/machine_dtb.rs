@@ -17,7 +17,7 @@ const TREE: u64 = 0x4410_0000;
 pub(super) fn with_tree_changed(machine: &mut Machine, built: &Built, from: &str, to: &str) -> Result<()> {
     let dir = paths::target().join("run");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let dump = dir.join(format!("without-{from}.dtb"));
+    let dump = dir.join("changed.dtb");
     let mut command = machine.command(Serial::Pipe);
     command.arg("-machine").arg(format!("dumpdtb={}", dump.display()));
     shell::output(&mut command)?;
