@@ -81,8 +81,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Panic(lines) => {
-                let first = lines.first().map_or("", String::as_str);
-                write!(f, "the hypervisor panicked: {}", first.trim_start_matches(PANIC).trim_start())
+                let first = lines.first().map_or("", String::as_str).trim_start_matches(PANIC).trim_start();
+                let (cpu, message) = first.split_once("] ").unwrap_or(("?", first));
+                write!(f, "the hypervisor panicked on {cpu}: {message}")
             }
             Self::Fatal(message) => write!(f, "the hypervisor refused its input: {message}"),
         }
@@ -116,7 +117,7 @@ mod tests {
         let [Report::Panic(lines)] = &reports[..] else { panic!("{reports:?}") };
         assert_eq!(lines[0], "[mz PANIC c1] oops (a.rs:1)");
         assert_eq!(lines.last().unwrap(), "[mz END]");
-        assert!(reports[0].to_string().contains("oops (a.rs:1)"));
+        assert_eq!(reports[0].to_string(), "the hypervisor panicked on c1: oops (a.rs:1)");
     }
 
     #[test]

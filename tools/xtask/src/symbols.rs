@@ -18,9 +18,17 @@ impl Symbols {
     /// Names the code at `address`, innermost inlined function first: `function at file:line`.
     pub(crate) fn name(&self, address: u64) -> Vec<String> {
         let mut names = Vec::new();
+        // The symbol is of the function that the address is in, not of one inlined there. It has the full path, and the
+        // names of functions in assembly.
+        let symbol =
+            self.0.find_symbol(address).map(|name| addr2line::demangle_auto(name.into(), None).into_owned());
         if let Ok(mut frames) = self.0.find_frames(address) {
-            while let Ok(Some(frame)) = frames.next() {
-                let function = frame.function.and_then(|f| f.demangle().ok().map(Cow::into_owned));
+            let mut next = frames.next();
+            while let Ok(Some(frame)) = next {
+                next = frames.next();
+                let inlined = matches!(next, Ok(Some(_)));
+                let short = frame.function.and_then(|f| f.demangle().ok().map(Cow::into_owned));
+                let function = if inlined { short } else { symbol.clone().or(short) };
                 let function = function.unwrap_or_else(|| "?".to_owned());
                 names.push(match frame.location.and_then(|l| Some((l.file?, l.line.unwrap_or(0)))) {
                     Some((file, line)) => format!("{function} at {}:{line}", shorten(file)),
@@ -28,10 +36,8 @@ impl Symbols {
                 });
             }
         }
-        if names.is_empty()
-            && let Some(symbol) = self.0.find_symbol(address)
-        {
-            names.push(addr2line::demangle_auto(symbol.into(), None).into_owned());
+        if names.is_empty() {
+            names.extend(symbol);
         }
         names
     }
