@@ -10,11 +10,15 @@
 
 extern crate alloc;
 
+pub mod bundle;
 pub mod call;
 mod doorbell;
+pub mod dtb;
+pub mod error;
 mod gic;
 mod host;
 mod idregs;
+pub mod image;
 pub mod manifest;
 pub mod map;
 mod pl011;
@@ -26,9 +30,11 @@ mod vcpu;
 pub mod vm;
 
 pub use call::{CallOutcome, CallRegs};
+pub use dtb::Seed;
+pub use error::Error;
 pub use gic::TimerIntids;
 pub use host::{Console, Line, ListRegisters, Ram, RamError, Timer};
-pub use manifest::VmConfig;
+pub use manifest::{Limits, Populate, VmConfig, configure};
 pub use pl011::Taken;
 pub use power::{Start, Why};
 pub use stats::ExitReason;

@@ -15,6 +15,7 @@ pub(crate) enum Error {
     InvalidParameters = -2,
     AlreadyOn = -4,
     OnPending = -5,
+    InvalidAddress = -9,
 }
 
 impl Error {

@@ -25,8 +25,11 @@
 use crate::{
     call::{self, CallOutcome, CallRegs, SUCCESS},
     doorbell::{Parked, Requests},
+    dtb::{self, Seed},
+    error::{BadVm, Error},
     gic::{self, Gic, SgiGroups, TimerIntids},
-    host::{Console, Line, ListRegisters, Timer},
+    host::{Console, Line, ListRegisters, Ram, Timer},
+    image::{self, Placement},
     manifest::VmConfig,
     map,
     pl011::{Effect, Pl011, Taken},
@@ -44,6 +47,7 @@ use types::{Cpu, Ipa};
 /// A virtual machine.
 pub struct Vm {
     config: VmConfig,
+    placement: Placement,
     vcpus: Box<[Vcpu]>,
     gic: Gic,
     uart: SpinMutex<Pl011>,
@@ -122,18 +126,37 @@ impl Vm {
         id_bits: IdBits,
         timers: TimerIntids,
         console: &'static dyn Console,
-    ) -> Self {
-        let vcpus = gic::vcpus(config.vcpus().clamp(1, MAX_VCPUS));
-        Self {
+    ) -> Result<Self, Error> {
+        let placement = image::plan(&config).map_err(|fault| Error::vm(&config.name, fault))?;
+        Ok(Self {
+            placement,
+            vcpus: gic::vcpus(config.vcpus().clamp(1, MAX_VCPUS)),
             config,
-            vcpus,
             gic: Gic::new(timers),
             uart: SpinMutex::new(Pl011::new()),
             console,
             power: SpinMutex::new(PowerStates::new()),
             id_bits,
             dropped_input: AtomicU64::new(0),
+        })
+    }
+
+    /// Puts kernel, initial file system and a new device tree into memory, before the first [`Vm::start`] and after each
+    /// [`Why::Reset`]; returns how vCPU 0 starts. Nothing of the machine may run.
+    pub fn load(&self, ram: &(impl Ram + ?Sized), seed: &Seed) -> Result<Start, Error> {
+        let fault = |fault| Error::vm(&self.config.name, fault);
+        let dtb = dtb::build(&self.config, &self.placement, seed).map_err(|_| fault(BadVm::DeviceTree))?;
+        if dtb.len() as u64 > self.placement.dtb.len() {
+            return Err(fault(BadVm::DeviceTree));
         }
+        let initrd = self.config.initrd.map_or(&[][..], |file| file.bytes);
+        image::load(&self.placement, initrd, &dtb, ram).map_err(|error| fault(BadVm::Ram(error)))?;
+        Ok(Start { entry: self.placement.entry.get(), argument: self.placement.dtb.start().get() })
+    }
+
+    /// Returns where the machine's parts are.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// Returns what the manifest says of this machine.
@@ -395,6 +418,9 @@ impl Vm {
         let Some(vcpu) = index_of(target).and_then(|index| self.vcpus.get(index)) else {
             return psci::Error::InvalidParameters.value();
         };
+        if !self.config.memory().any(|ram| ram.contains(Ipa::new(start.entry))) {
+            return psci::Error::InvalidAddress.value();
+        }
         let turned = self.power.lock().turn_on(vcpu.index(), start);
         match turned {
             Ok(()) => {

@@ -1,0 +1,233 @@
+//! From the manifest's values to virtual machines that this machine can run.
+
+use super::{
+    Format, Limits, Populate, VmConfig,
+    read::{RawRegion, RawVm},
+};
+use crate::{
+    bundle::{Bundle, File},
+    error::{BadManifest, BadVm, Error},
+    image, map,
+    vcpu::MAX_VCPUS,
+};
+use alloc::{string::String, vec::Vec};
+use types::{CpuId, CpuSet, Ipa, Range};
+
+/// The longest name of a virtual machine.
+const MOST_NAME: usize = 32;
+
+/// Checks all machines of a manifest.
+pub(super) fn check(raw: Vec<RawVm>, bundle: &Bundle, limits: &Limits) -> Result<Vec<VmConfig>, Error> {
+    check_names(&raw)?;
+    let mut cpus = Cpus::new(&raw, limits)?;
+    let mut free = limits.free;
+    let mut vms = Vec::with_capacity(raw.len());
+    for vm in raw {
+        let name = vm.name.clone();
+        let checked = check_vm(vm, bundle, limits, &mut free, &mut cpus);
+        vms.push(checked.map_err(|fault| Error::Vm { vm: name, fault })?);
+    }
+    Ok(vms)
+}
+
+fn check_names(raw: &[RawVm]) -> Result<(), BadManifest> {
+    for (index, vm) in raw.iter().enumerate() {
+        let name = &vm.name;
+        if name.is_empty() || name.len() > MOST_NAME || !name.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(BadManifest::BadName { name: name.clone() });
+        }
+        if raw[..index].iter().any(|other| other.name == *name) {
+            return Err(BadManifest::TwoOfOneName { name: name.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn check_vm(
+    raw: RawVm,
+    bundle: &Bundle,
+    limits: &Limits,
+    free: &mut u64,
+    cpus: &mut Cpus,
+) -> Result<VmConfig, BadVm> {
+    let memory = size("memory", &raw.memory)?;
+    let ram = region(map::RAM, memory, limits)?;
+    let mut regions = Vec::with_capacity(raw.regions.len());
+    for RawRegion { start, size: bytes } in &raw.regions {
+        if !start.is_multiple_of(map::RAM_UNIT) {
+            return Err(BadVm::Unaligned { key: "start", value: *start });
+        }
+        regions.push(region(Ipa::new(*start), size("size", bytes)?, limits)?);
+    }
+    regions.sort_unstable_by_key(|region| region.start());
+    check_overlaps(ram, &regions, raw.vcpus)?;
+    let wanted = regions.iter().fold(memory, |sum, region| sum.saturating_add(region.len()));
+    if wanted > *free {
+        return Err(BadVm::TooLarge { wanted, free: *free });
+    }
+    *free -= wanted;
+    let cpus = cpus.place(&raw)?;
+    let kernel = find(bundle, "kernel", &raw.kernel)?;
+    let initrd = raw.initrd.as_deref().map(|name| find(bundle, "initrd", name)).transpose()?;
+    let format = format(raw.format.as_deref(), kernel)?;
+    let config = VmConfig {
+        name: raw.name,
+        memory,
+        regions,
+        kernel,
+        format,
+        initrd,
+        cmdline: raw.cmdline.unwrap_or_default(),
+        populate: populate(raw.populate.as_deref())?,
+        cpus,
+    };
+    image::plan(&config)?; // what cannot be loaded is refused before anything is
+    Ok(config)
+}
+
+/// Reads a size: a decimal or 0x number, and K, M, G or nothing.
+fn size(key: &'static str, text: &str) -> Result<u64, BadVm> {
+    let bad = || BadVm::BadSize { key, value: text.into() };
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let (digits, radix) = digits.strip_prefix("0x").map_or((digits, 10), |hex| (hex, 16));
+    if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(bad()); // from_str_radix would take a sign
+    }
+    let number = u64::from_str_radix(digits, radix).map_err(|_| bad())?;
+    if number.leading_zeros() < shift {
+        return Err(bad());
+    }
+    let bytes = number << shift;
+    if bytes == 0 || !bytes.is_multiple_of(map::RAM_UNIT) {
+        return Err(BadVm::Unaligned { key, value: bytes });
+    }
+    Ok(bytes)
+}
+
+/// Makes a region of memory, within the guest's addresses.
+fn region(start: Ipa, bytes: u64, limits: &Limits) -> Result<Range, BadVm> {
+    let bits = limits.ipa_bits;
+    let end = 1_u64.checked_shl(u32::from(bits)).unwrap_or(u64::MAX);
+    match Range::with_len(start, bytes) {
+        Ok(range) if range.end().get() <= end => Ok(range),
+        Ok(range) => Err(BadVm::BeyondSpace { range, bits }),
+        Err(_) => {
+            let range = Range::new(start, Ipa::new(u64::MAX)).unwrap_or(Range::block_around(start, 1));
+            Err(BadVm::BeyondSpace { range, bits })
+        }
+    }
+}
+
+/// Checks that memory overlaps neither memory nor devices.
+fn check_overlaps(ram: Range, regions: &[Range], vcpus: u64) -> Result<(), BadVm> {
+    let redistributors = map::GICR_SIZE * vcpus.clamp(1, MAX_VCPUS as u64);
+    let devices = [
+        ("the interrupt distributor", map::GICD, map::GICD_SIZE),
+        ("the interrupt redistributors", map::GICR, redistributors),
+        ("the serial port", map::UART, map::UART_SIZE),
+        ("the hypercall page", map::CONTROL, map::CONTROL_SIZE),
+        ("the virtio slots", map::VIRTIO, map::VIRTIO_SIZE * map::VIRTIO_SLOTS),
+    ];
+    for (index, &range) in regions.iter().enumerate() {
+        if range.overlaps(ram) {
+            return Err(BadVm::Overlap { range, with: "main memory", other: ram });
+        }
+        for (with, start, bytes) in devices {
+            if let Ok(other) = Range::with_len(start, bytes)
+                && range.overlaps(other)
+            {
+                return Err(BadVm::Overlap { range, with, other });
+            }
+        }
+        // Sorted by their starts: who overlaps one that is further on overlaps the next one, too.
+        if let Some(&other) = regions.get(index + 1)
+            && range.overlaps(other)
+        {
+            return Err(BadVm::Overlap { range, with: "another region", other });
+        }
+    }
+    Ok(())
+}
+
+fn find(bundle: &Bundle, key: &'static str, name: &str) -> Result<File, BadVm> {
+    bundle.find(name).ok_or_else(|| BadVm::NoFile { key, name: name.into() })
+}
+
+fn format(chosen: Option<&str>, kernel: File) -> Result<Format, BadVm> {
+    const CHOICES: &str = "auto, image, elf, flat";
+    match chosen {
+        Some("image") => Ok(Format::Image),
+        Some("elf") => Ok(Format::Elf),
+        Some("flat") => Ok(Format::Flat),
+        None | Some("auto") => {
+            image::detect(kernel).map_err(|fault| BadVm::Kernel { name: kernel.name, fault })
+        }
+        Some(other) => Err(BadVm::BadChoice { key: "format", value: other.into(), choices: CHOICES }),
+    }
+}
+
+fn populate(chosen: Option<&str>) -> Result<Populate, BadVm> {
+    match chosen {
+        None | Some("fault") => Ok(Populate::Fault),
+        Some("ahead") => Ok(Populate::Ahead),
+        Some(other) => {
+            Err(BadVm::BadChoice { key: "populate", value: other.into(), choices: "fault, ahead" })
+        }
+    }
+}
+
+/// Which CPUs run whose vCPUs. One vCPU per CPU, for there is no scheduler yet.
+struct Cpus {
+    count: usize,
+    /// CPUs that are placed by name, and by whom: nobody gets them by number.
+    named: Vec<(CpuId, String)>,
+    taken: CpuSet,
+}
+
+impl Cpus {
+    /// Collects the explicit placements, so that they come before the others.
+    fn new(raw: &[RawVm], limits: &Limits) -> Result<Self, Error> {
+        let mut cpus = Self { count: limits.cpus, named: Vec::new(), taken: CpuSet::EMPTY };
+        for vm in raw {
+            for &cpu in vm.cpus.iter().flatten() {
+                cpus.name(cpu, &vm.name).map_err(|fault| Error::vm(&vm.name, fault))?;
+            }
+        }
+        Ok(cpus)
+    }
+
+    fn name(&mut self, cpu: u64, vm: &str) -> Result<(), BadVm> {
+        let id = usize::try_from(cpu).ok().filter(|&c| c < self.count).and_then(CpuId::new);
+        let id = id.ok_or(BadVm::NoSuchCpu { cpu, cpus: self.count })?;
+        if let Some((_, by)) = self.named.iter().find(|(named, _)| *named == id) {
+            return Err(BadVm::CpuTaken { cpu: id.index(), by: by.clone() });
+        }
+        self.named.push((id, vm.into()));
+        self.taken = self.taken.with(id);
+        Ok(())
+    }
+
+    /// Returns the CPUs of one machine's vCPUs: those it names, or the next that nobody has.
+    fn place(&mut self, vm: &RawVm) -> Result<Vec<CpuId>, BadVm> {
+        let vcpus = usize::try_from(vm.vcpus).ok().filter(|&v| (1..=MAX_VCPUS).contains(&v));
+        let vcpus = vcpus.ok_or(BadVm::VcpuCount { vcpus: vm.vcpus })?;
+        if let Some(cpus) = &vm.cpus {
+            if cpus.len() != vcpus {
+                return Err(BadVm::PlacementCount { cpus: cpus.len(), vcpus });
+            }
+            return Ok(cpus.iter().filter_map(|&cpu| CpuId::new(cpu as usize)).collect());
+        }
+        let unused = (0..self.count).filter_map(CpuId::new).filter(|&cpu| !self.taken.contains(cpu));
+        let placed: Vec<_> = unused.take(vcpus).collect();
+        if placed.len() != vcpus {
+            return Err(BadVm::TooFewCpus { vcpus, left: placed.len() });
+        }
+        self.taken = placed.iter().fold(self.taken, |taken, &cpu| taken.with(cpu));
+        Ok(placed)
+    }
+}

@@ -1,0 +1,102 @@
+//! The manifest: what the bundle says of each virtual machine.
+//!
+//! [`configure`] goes from the archive to checked configurations, or to the one sentence that says what is wrong.
+//! [`read`] knows TOML and the manifest's keys; [`check`] knows the machine.
+
+mod check;
+mod read;
+#[cfg(test)]
+mod tests;
+
+pub use crate::bundle::File;
+
+use crate::{
+    bundle::{BadBundle, Bundle},
+    error::{BadManifest, Error},
+    map,
+};
+use alloc::{string::String, vec::Vec};
+use types::{CpuId, Range};
+
+/// The manifest's name in the bundle.
+pub const MANIFEST: &str = "manifest.toml";
+/// The most bytes that a manifest may have. Beyond that it is something else.
+const MOST_BYTES: usize = 64 << 10;
+
+/// One virtual machine, as the manifest describes it: checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VmConfig {
+    /// Its name, in the log and the statistics.
+    pub name: String,
+    /// Bytes of main memory, from [`crate::map::RAM`] on; a multiple of [`crate::map::RAM_UNIT`].
+    pub memory: u64,
+    /// Further memory; bounds are multiples of [`crate::map::RAM_UNIT`]. Ascending, without overlaps.
+    pub regions: Vec<Range>,
+    /// The kernel.
+    pub kernel: File,
+    /// What the kernel is.
+    pub format: Format,
+    /// The initial file system, where it has one.
+    pub initrd: Option<File>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// When frames are put behind its memory.
+    pub populate: Populate,
+    /// The physical CPU of each vCPU, in the order of the vCPUs' numbers. As many as there are vCPUs, none twice.
+    pub cpus: Vec<CpuId>,
+}
+
+impl VmConfig {
+    /// Returns the number of vCPUs.
+    pub fn vcpus(&self) -> usize {
+        self.cpus.len()
+    }
+
+    /// Returns all memory, main memory first.
+    pub fn memory(&self) -> impl Iterator<Item = Range> {
+        Range::with_len(map::RAM, self.memory).into_iter().chain(self.regions.iter().copied())
+    }
+}
+
+/// What a kernel is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// An arm64 `Image`.
+    Image,
+    /// An ELF file.
+    Elf,
+    /// A flat binary.
+    Flat,
+}
+
+/// When frames are put behind a machine's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Populate {
+    /// When the guest first touches it.
+    Fault,
+    /// Before the guest starts.
+    Ahead,
+}
+
+/// What the machine has for its guests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Bytes of memory that may be given to guests, all in all.
+    pub free: u64,
+    /// The number of CPUs.
+    pub cpus: usize,
+    /// Bits of an intermediate physical address.
+    pub ipa_bits: u8,
+}
+
+/// Reads a bundle and checks every virtual machine in it against what this machine has.
+pub fn configure(bundle: Option<&'static [u8]>, limits: &Limits) -> Result<Vec<VmConfig>, Error> {
+    let bundle = Bundle::new(bundle.ok_or(BadBundle::Absent)?)?;
+    let manifest = bundle.find(MANIFEST).ok_or(BadManifest::Absent)?;
+    if manifest.bytes.len() > MOST_BYTES {
+        return Err(BadManifest::TooLong { bytes: manifest.bytes.len() }.into());
+    }
+    let text = core::str::from_utf8(manifest.bytes)
+        .map_err(|error| BadManifest::NotText { at: error.valid_up_to() })?;
+    check::check(read::read(text)?, &bundle, limits)
+}

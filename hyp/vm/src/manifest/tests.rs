@@ -1,0 +1,280 @@
+//! Manifests, good and bad, each bad one with its sentence.
+
+use super::*;
+use crate::{
+    bundle::tests::{archive, kept},
+    image::tests::{arm64_image, elf_file},
+};
+use proptest::prelude::*;
+use types::Ipa;
+
+const LIMITS: Limits = Limits { free: 8 << 30, cpus: 4, ipa_bits: 40 };
+
+fn configure_with(limits: &Limits, manifest: &str) -> Result<Vec<VmConfig>, String> {
+    let image = arm64_image(0, 0x10_0000, 4096);
+    let files: [(&str, &[u8]); 6] = [
+        ("manifest.toml", manifest.as_bytes()),
+        ("Image", &image),
+        ("payload.flat", b"\x1f\x20\x03\xd5"),
+        ("text", b"no kernel, but long enough to hold the header of one, were there a magic number in it"),
+        ("Image.gz", b"\x1f\x8b\x08"),
+        ("rd", b"0707"),
+    ];
+    configure(Some(kept(archive(&files))), limits).map_err(|error| error.to_string())
+}
+
+fn configured(manifest: &str) -> Result<Vec<VmConfig>, String> {
+    configure_with(&LIMITS, manifest)
+}
+
+fn vm(lines: &str) -> String {
+    let mut text = String::from("version = 1\n[[vm]]\n");
+    for (key, line) in [
+        ("name", "name = \"a\""),
+        ("vcpus", "vcpus = 1"),
+        ("memory", "memory = \"64M\""),
+        ("kernel", "kernel = \"Image\""),
+    ] {
+        if !lines.lines().any(|l| l.split([' ', '=']).next() == Some(key)) {
+            text += line;
+            text.push('\n');
+        }
+    }
+    text + lines
+}
+
+#[test]
+fn a_full_manifest_comes_out_as_written() {
+    let vms = configured(
+        r#"
+        version = 1
+        [[vm]]
+        name = "linux"
+        vcpus = 2
+        memory = "1G"
+        kernel = "Image"
+        format = "auto"
+        initrd = "./rd"
+        cmdline = "console=ttyAMA0 quiet"
+        populate = "ahead"
+        cpus = [3, 1]
+        [[vm.region]]
+        start = 0x2_0000_0000
+        size = "64M"
+        [[vm.region]]
+        start = 0x1_0000_0000
+        size = "0x2000K"
+        [[vm]]
+        name = "payload"
+        vcpus = 2
+        memory = "4M"
+        kernel = "payload.flat"
+        "#,
+    )
+    .unwrap();
+    let [linux, payload] = &vms[..] else { panic!("{vms:?}") };
+    assert_eq!((linux.name.as_str(), linux.vcpus(), linux.memory), ("linux", 2, 1 << 30));
+    assert_eq!(linux.cpus, [3, 1].map(|cpu| CpuId::new(cpu).unwrap()));
+    assert_eq!((linux.format, linux.populate), (Format::Image, Populate::Ahead));
+    assert_eq!((linux.kernel.name, linux.initrd.unwrap().bytes), ("Image", &b"0707"[..]));
+    assert_eq!(linux.cmdline, "console=ttyAMA0 quiet");
+    let memory: Vec<_> = linux.memory().map(|r| (r.start(), r.len())).collect();
+    assert_eq!(memory, [(map::RAM, 1 << 30), (Ipa::new(1 << 32), 8 << 20), (Ipa::new(2 << 32), 64 << 20)]);
+    // The machine without `cpus` gets what the other has not named, though that came first.
+    assert_eq!(payload.cpus, [0, 2].map(|cpu| CpuId::new(cpu).unwrap()));
+    assert_eq!((payload.format, payload.populate, payload.initrd), (Format::Flat, Populate::Fault, None));
+}
+
+/// Each line: what the manifest says, and the sentence that comes of it.
+#[test]
+fn each_mistake_gets_its_own_sentence() {
+    let two = "\n[[vm]]\nname = \"b\"\nvcpus = 1\nmemory = \"64M\"\nkernel = \"Image\"\n";
+    for (manifest, sentence) in [
+        ("".into(), "manifest.toml, line 1: the manifest has no \"version\""),
+        ("version = 1".into(), "manifest.toml lists no VM: it needs at least one [[vm]]"),
+        (
+            vm("").replace("version = 1", "version = 2"),
+            "manifest.toml is of version 2; this hypervisor reads version 1",
+        ),
+        (
+            "version = 1\n[[vm]]\nname = \"a\nvcpus = 1".into(),
+            "manifest.toml, line 3: invalid basic string, expected `\"`",
+        ),
+        ("version = 1\nversion = 1".into(), "manifest.toml, line 2: duplicate key"),
+        (vm("color = 1"), "manifest.toml, line 7: unknown key \"color\" in [[vm]]"),
+        (format!("colour = 1\n{}", vm("")), "manifest.toml, line 1: unknown key \"colour\" in the manifest"),
+        (
+            vm("[[vm.region]]\nstart = 0\nsize = \"2M\"\nend = 1"),
+            "manifest.toml, line 10: unknown key \"end\" in [[vm.region]]",
+        ),
+        (vm("").replace("name = \"a\"", ""), "manifest.toml, line 2: [[vm]] has no \"name\""),
+        (vm("[[vm.region]]\nsize = \"2M\""), "manifest.toml, line 7: [[vm.region]] has no \"start\""),
+        (vm("vcpus = \"2\""), "manifest.toml, line 6: \"vcpus\" must be a number"),
+        (vm("cmdline = 3"), "manifest.toml, line 7: \"cmdline\" must be a string"),
+        (vm("cpus = 3"), "manifest.toml, line 7: \"cpus\" must be an array of numbers"),
+        (vm("cpus = [0.5]"), "manifest.toml, line 7: \"cpus\" must be an array of numbers"),
+        (vm("region = 3"), "manifest.toml, line 7: \"region\" must be an array of tables"),
+        (vm("cpus = [-1]"), "manifest.toml, line 7: \"cpus\" is not a number from 0 to 2^64 - 1"),
+        (
+            vm("name = \"\""),
+            "manifest.toml: \"\" is no name for a VM (printable ASCII without spaces, up to 32)",
+        ),
+        (
+            vm("name = \"a\\nb\""),
+            "manifest.toml: \"a\\nb\" is no name for a VM (printable ASCII without spaces, up to 32)",
+        ),
+        (vm("") + &two.replace("\"b\"", "\"a\""), "manifest.toml lists two VMs called \"a\""),
+        (
+            vm("memory = \"64X\""),
+            "VM \"a\": memory = \"64X\" is no size: use a number with K, M or G, like \"512M\"",
+        ),
+        (
+            vm("memory = \"+64M\""),
+            "VM \"a\": memory = \"+64M\" is no size: use a number with K, M or G, like \"512M\"",
+        ),
+        (
+            vm("memory = \"99999999999G\""),
+            "VM \"a\": memory = \"99999999999G\" is no size: use a number with K, M or G, like \"512M\"",
+        ),
+        (vm("memory = \"65M\""), "VM \"a\": memory = 0x4100000 is not a multiple of 2 MiB, or zero"),
+        (vm("memory = \"0\""), "VM \"a\": memory = 0x0 is not a multiple of 2 MiB, or zero"),
+        (
+            vm("[[vm.region]]\nstart = 0x1_0000_1000\nsize = \"2M\""),
+            "VM \"a\": start = 0x100001000 is not a multiple of 2 MiB, or zero",
+        ),
+        (vm("memory = \"9G\""), "VM \"a\": it wants 9216 MiB of memory, and 8192 MiB are free"),
+        (
+            vm("memory = \"5G\"") + &two.replace("64M", "4G"),
+            "VM \"b\": it wants 4096 MiB of memory, and 3072 MiB are free",
+        ),
+        (
+            vm("[[vm.region]]\nstart = 0xff_ffe0_0000\nsize = \"4M\""),
+            "VM \"a\": memory at 0xffffe00000..0x10000200000 is beyond its 40-bit addresses",
+        ),
+        (
+            vm("[[vm.region]]\nstart = 0x7fff_ffff_ffe0_0000\nsize = \"8589934592G\""),
+            "VM \"a\": memory at 0x7fffffffffe00000..0xffffffffffe00000 is beyond its 40-bit addresses",
+        ),
+        (
+            vm("[[vm.region]]\nstart = 0x4200_0000\nsize = \"64M\""),
+            "VM \"a\": memory at 0x42000000..0x46000000 overlaps main memory at 0x40000000..0x44000000",
+        ),
+        (
+            vm("[[vm.region]]\nstart = 0x800_0000\nsize = \"2M\""),
+            "VM \"a\": memory at 0x8000000..0x8200000 overlaps the interrupt distributor at 0x8000000..0x8010000",
+        ),
+        (
+            vm("[[vm.region]]\nstart = 0x8e0_0000\nsize = \"4M\""),
+            "VM \"a\": memory at 0x8e00000..0x9200000 overlaps the serial port at 0x9000000..0x9001000",
+        ),
+        (
+            vm("[[vm.region]]\nstart = 0x2_0000_0000\nsize = \"8M\"\n\
+                [[vm.region]]\nstart = 0x1_ff00_0000\nsize = \"32M\""),
+            "VM \"a\": memory at 0x1ff000000..0x201000000 overlaps another region at 0x200000000..0x200800000",
+        ),
+        (vm("vcpus = 0"), "VM \"a\": vcpus = 0: a VM has 1 to 64"),
+        (vm("vcpus = 65"), "VM \"a\": vcpus = 65: a VM has 1 to 64"),
+        (
+            vm("vcpus = 5"),
+            "VM \"a\": it wants 5 vCPUs, and 4 CPUs are left: each vCPU needs a CPU of its own",
+        ),
+        (
+            vm("vcpus = 4") + two,
+            "VM \"b\": it wants 1 vCPUs, and 0 CPUs are left: each vCPU needs a CPU of its own",
+        ),
+        (vm("cpus = [0, 1]"), "VM \"a\": cpus places 2 vCPUs, and it has 1"),
+        (vm("cpus = [4]"), "VM \"a\": cpus names CPU 4, and this machine has CPUs 0 to 3"),
+        (vm("vcpus = 2\ncpus = [1, 1]"), "VM \"a\": CPU 1 is placed twice: it runs a vCPU of \"a\" already"),
+        (
+            vm("cpus = [2]") + two + "cpus = [2]",
+            "VM \"b\": CPU 2 is placed twice: it runs a vCPU of \"a\" already",
+        ),
+        (
+            vm("format = \"bzImage\""),
+            "VM \"a\": format = \"bzImage\": it must be one of auto, image, elf, flat",
+        ),
+        (vm("populate = \"later\""), "VM \"a\": populate = \"later\": it must be one of fault, ahead"),
+        (vm("kernel = \"vmlinuz\""), "VM \"a\": kernel = \"vmlinuz\" is not in the bundle"),
+        (vm("initrd = \"initrd\""), "VM \"a\": initrd = \"initrd\" is not in the bundle"),
+        (
+            vm("kernel = \"text\""),
+            "VM \"a\": kernel \"text\" is no arm64 Image and no ELF file; if it is a flat binary, say format = \
+             \"flat\" or call it .flat",
+        ),
+        (
+            vm("kernel = \"Image.gz\""),
+            "VM \"a\": kernel \"Image.gz\" is compressed: unpack it (gunzip) before bundling",
+        ),
+        (vm("kernel = \"Image\"\nformat = \"elf\""), "VM \"a\": kernel \"Image\" is no ELF file"),
+    ] {
+        assert_eq!(configured(&manifest).unwrap_err(), sentence, "{manifest}");
+    }
+}
+
+#[test]
+fn a_manifest_that_is_not_there_or_not_text_is_said_to_be_so() {
+    let of = |files: &[(&str, &[u8])]| {
+        configure(Some(kept(archive(files))), &LIMITS).map(|_| ()).unwrap_err().to_string()
+    };
+    assert_eq!(of(&[("Image", b"")]), "the bundle has no manifest.toml");
+    assert_eq!(
+        of(&[("manifest.toml", b"version = \xff")]),
+        "manifest.toml is not UTF-8 text: the byte at offset 10"
+    );
+    assert_eq!(of(&[("manifest.toml", &[b' '; 65_537])]), "manifest.toml is too long: 65537 bytes");
+    let none = configure(None, &LIMITS).map(|_| ()).unwrap_err().to_string();
+    assert_eq!(none, "no bundle: pass one as the initrd (a cpio archive with manifest.toml in it)");
+}
+
+#[test]
+fn a_flat_binary_may_be_called_anything_if_the_manifest_says_so() {
+    let vms = configured(&vm("kernel = \"text\"\nformat = \"flat\"")).unwrap();
+    assert_eq!(vms[0].format, Format::Flat);
+}
+
+#[test]
+fn an_elf_file_is_known_by_its_magic() {
+    let manifest = vm("kernel = \"k\"");
+    let elf = elf_file(3, 0x100, &[(0, 0, &[0; 0x200], 0x300)]);
+    let files: [(&str, &[u8]); 2] = [("manifest.toml", manifest.as_bytes()), ("k", &elf)];
+    let vms = configure(Some(kept(archive(&files))), &LIMITS).unwrap();
+    assert_eq!(vms[0].format, Format::Elf);
+}
+
+#[test]
+fn deep_nesting_is_refused_and_not_followed() {
+    let manifest = vm(&format!("cpus = {}", "[".repeat(10_000)));
+    assert!(configured(&manifest).unwrap_err().starts_with("manifest.toml, line 7:"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC{0,300}") {
+        let _ = configured(&text);
+    }
+
+    #[test]
+    fn no_damage_makes_it_panic(
+        at in 0_usize..1000,
+        with in prop::sample::select(b"\"'[]{}=#\n\\.,-09azZ\x00\x7f".to_vec()),
+    ) {
+        let good = vm("cmdline = 'x'\ncpus = [1]\n[[vm.region]]\nstart = 0x1_0000_0000\nsize = \"2M\"");
+        let mut bytes = good.into_bytes();
+        let len = bytes.len();
+        bytes[at % len] = with;
+        let _ = configured(core::str::from_utf8(&bytes).unwrap());
+    }
+
+    #[test]
+    fn no_number_makes_it_panic(start: u64, size: u64, memory: u64, bits in 32_u8..=64, free: u64) {
+        let manifest = vm(&format!(
+            "memory = \"{memory}\"\n[[vm.region]]\nstart = {start}\nsize = \"{size}\"",
+        ));
+        let _ = configure_with(&Limits { free, cpus: 64, ipa_bits: bits }, &manifest);
+        let aligned = vm(&format!(
+            "memory = \"{:#x}\"\n[[vm.region]]\nstart = {:#x}\nsize = \"{:#x}\"",
+            memory & !0x1f_ffff, start & !0x1f_ffff, size & !0x1f_ffff,
+        ));
+        let _ = configure_with(&Limits { free, cpus: 64, ipa_bits: bits }, &aligned);
+    }
+}
