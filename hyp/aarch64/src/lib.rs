@@ -10,6 +10,7 @@
 
 pub mod barrier;
 pub mod cache;
+pub mod cpu;
 #[cfg(not(target_os = "none"))]
 pub mod effect;
 pub mod entry;

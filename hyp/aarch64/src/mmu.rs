@@ -76,8 +76,8 @@ const SCTLR_ON: u64 = crate::entry::SCTLR_OFF | 1 | 1 << 2 | 1 << 3 | 1 << 12 | 
 
 /// Computes TCR_EL2 for E2H = 0 (DDI 0487, D24.2): RES1 bits 31 and 23, the output size, inner shareable write-back
 /// walks, 4 KiB granule, a 48-bit input. `pa_range` is ID_AA64MMFR0_EL1.PARange, of which no more than 48 bits are used.
-const fn tcr(pa_range: u64) -> u64 {
-    let ps = if pa_range > 5 { 5 } else { pa_range };
+const fn tcr(pa_range: u8) -> u64 {
+    let ps = if pa_range > 5 { 5 } else { pa_range as u64 };
     1 << 31 | 1 << 23 | ps << 16 | 3 << 12 | 1 << 10 | 1 << 8 | (64 - ADDRESS_BITS as u64)
 }
 
@@ -136,7 +136,7 @@ impl Translation<El23Attributes> for Pool {
 pub struct Map {
     mapping: Mapping<Pool, El2>,
     limit: u64,
-    pa_range: u64,
+    pa_range: u8,
 }
 
 impl fmt::Debug for Map {
@@ -150,8 +150,8 @@ impl Map {
     ///
     /// # Safety
     /// On the target: called once.
-    pub unsafe fn new(pa_range: u64) -> Self {
-        let limit = 1 << crate::features::pa_bits(pa_range).min(ADDRESS_BITS);
+    pub unsafe fn new(pa_range: u8) -> Self {
+        let limit = 1 << vmsa::pa_bits(pa_range).unwrap_or(32).min(ADDRESS_BITS);
         Self { mapping: Mapping::new(Pool { used: 0 }, 0, El2), limit, pa_range }
     }
 

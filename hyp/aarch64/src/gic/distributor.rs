@@ -39,10 +39,8 @@ impl Distributor<'_> {
     /// Once, on the boot CPU, before any CPU takes interrupts.
     pub fn init(&mut self) {
         // Routing may change only while all groups are off (IHI 0069, 12.9.4 "GICD_CTLR").
-        self.registers.modify_control(
-            GicdCtlr::EnableGrp0 | GicdCtlr::EnableGrp1NS | GicdCtlr::EnableGrp1S,
-            false,
-        );
+        self.registers
+            .modify_control(GicdCtlr::EnableGrp0 | GicdCtlr::EnableGrp1NS | GicdCtlr::EnableGrp1S, false);
         self.registers.enable_all_interrupts(false);
         self.registers.wait_for_pending_write();
         // In the view of a CPU in non-secure state, and where the GIC has one security state only, the bit that this

@@ -63,7 +63,12 @@ pub fn send(id: IntId, mpidr: u64) {
 /// bit there.
 const fn sgi(id: IntId, mpidr: u64) -> u64 {
     let (aff0, aff1, aff2, aff3) = (mpidr & 0xff, mpidr >> 8 & 0xff, mpidr >> 16 & 0xff, mpidr >> 32 & 0xff);
-    aff3 << 48 | (aff0 >> 4) << 44 | aff2 << 32 | (id.get() as u64 & 0xf) << 24 | aff1 << 16 | 1 << (aff0 & 0xf)
+    aff3 << 48
+        | (aff0 >> 4) << 44
+        | aff2 << 32
+        | (id.get() as u64 & 0xf) << 24
+        | aff1 << 16
+        | 1 << (aff0 & 0xf)
 }
 
 #[cfg(test)]
@@ -81,7 +86,10 @@ mod tests {
     fn stores_are_seen_before_the_interrupt_that_tells_of_them() {
         effect::reset();
         send(IntId::KICK, 0x102);
-        assert_eq!(effect::take(), [Effect::Dsb("ishst"), Effect::Write("icc_sgi1r_el1", 0x1_0004), Effect::Isb]);
+        assert_eq!(
+            effect::take(),
+            [Effect::Dsb("ishst"), Effect::Write("icc_sgi1r_el1", 0x1_0004), Effect::Isb]
+        );
     }
 
     #[test]

@@ -70,7 +70,9 @@ pub enum GicError {
 impl fmt::Display for GicError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotV3 { at, revision } => write!(f, "no GICv3 at {at}: its architecture revision is {revision}"),
+            Self::NotV3 { at, revision } => {
+                write!(f, "no GICv3 at {at}: its architecture revision is {revision}")
+            }
             Self::NoRedistributor { mpidr } => write!(f, "no GIC redistributor for CPU {mpidr:#x}"),
             Self::NoSystemRegisters => write!(f, "firmware keeps the GIC's system registers from EL2"),
         }
