@@ -34,7 +34,7 @@ mod tables;
 mod tests;
 mod word;
 
-pub use area::{Order, PaRange};
+pub use area::Order;
 pub use direct::DirectMap;
 pub use error::FrameError;
 pub use layout::{MAX_BANKS, MAX_RESERVED};
@@ -42,3 +42,5 @@ pub use run::Run;
 pub use store::{Frames, Stats, Usage};
 pub use tables::Tables;
 pub use word::{Hold, Kind, Owner, Record, Refused, Remaining, Span, Word};
+// The ranges of memory that frames are made of.
+pub use types::PaRange;
