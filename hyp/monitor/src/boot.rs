@@ -6,18 +6,22 @@ use crate::layout::{self, Layout};
 use crate::logger;
 use crate::machine::Machine;
 use crate::options::Options;
+use crate::percpu::PerCpu;
 use crate::platform;
 use crate::report::{self, image};
 use crate::secondary::{self, AFFINITY};
 use crate::tree::{self, ConsoleAt, EnableMethod, Hardware};
 use crate::{console, fatal, vms};
+use aarch64::features::Features;
+use aarch64::gic::Distributor;
 use aarch64::local::SlotAt;
 use aarch64::mmu::{Kind, Map};
-use aarch64::sysreg::{ID_AA64MMFR0_EL1, MPIDR_EL1, Readable, fields};
+use aarch64::sysreg::{HCR_EL2, MPIDR_EL1, Readable, fields};
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 use arrayvec::ArrayVec;
+use core::fmt;
 use dtoolkit::fdt::Fdt;
+use frames::{DirectMap, Frames};
 use log::{debug, info, warn};
 use types::{CpuId, MAX_CPUS, Pa, PaRange, Ticks};
 
@@ -26,6 +30,9 @@ fn start(dtb: u64, started: Ticks) -> ! {
     // With the MMU off: no lock, no log, no allocation.
     let fdt = device_tree(dtb);
     let console = find_console(fdt);
+    if HCR_EL2.is_set(fields::HCR_EL2::E2H) {
+        fatal!("this CPU's EL2 has host mode only (HCR_EL2.E2H is stuck at 1), which is not supported");
+    }
     let hardware = tree::read(fdt).unwrap_or_else(|error| fatal!("{error}"));
     let tree = PaRange::with_len(Pa::new(dtb), fdt.data().len() as u64).unwrap_or(PaRange::EMPTY);
     let others = other_cpus(&hardware);
@@ -40,12 +47,38 @@ fn start(dtb: u64, started: Ticks) -> ! {
     say_what_was_found(&hardware, &console, &layout);
     // SAFETY: the layout gave the heap this memory, which is mapped.
     unsafe { heap::init(layout.heap) };
-    let mut affinities = Vec::from([MPIDR_EL1.get() & AFFINITY]);
-    affinities.extend(secondary::start(hardware.psci, &others, &layout));
-    let machine = Box::leak(Box::new(machine(&hardware, &console, &layout, options, affinities, started)));
-    info!("{} CPUs at EL2", machine.affinities.len());
+    set_up_gic(&hardware, &console);
+    let (arrived, features) = secondary::start(hardware.psci, &others, &layout);
+    let machine: &'static Machine = Box::leak(Box::new(Machine {
+        platform: platform::board(),
+        options,
+        psci: hardware.psci,
+        affinities: [own_affinity()].into_iter().chain(arrived).collect(),
+        features,
+        interrupts: hardware.interrupts,
+        console_interrupt: console.interrupt,
+        memory: hardware.memory.to_vec(),
+        frames: take_over_memory(&hardware, &layout),
+        bundle: hardware.initrd.map(bundle),
+        started,
+    }));
+    info!("{} at EL2, each with {features}", Cpus(machine.affinities.len()));
+    PerCpu::install(machine, CpuId::BOOT);
     secondary::release(machine);
     vms::run(machine, CpuId::BOOT)
+}
+
+/// A number of CPUs, for the log.
+struct Cpus(usize);
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} CPU{}", self.0, if self.0 == 1 { "" } else { "s" })
+    }
+}
+
+fn own_affinity() -> u64 {
+    MPIDR_EL1.get() & AFFINITY
 }
 
 /// Finds the device tree, or says on the board's console of last resort that there is none.
@@ -80,8 +113,7 @@ fn find_console(fdt: Fdt<'_>) -> ConsoleAt {
 /// Returns the affinities of the CPUs to start, in the tree's order: those that PSCI starts, without the one that runs
 /// this.
 fn other_cpus(hardware: &Hardware<'_>) -> ArrayVec<u64, MAX_CPUS> {
-    let own = MPIDR_EL1.get() & AFFINITY;
-    let by_psci = |cpu: &&tree::CpuAt| cpu.enable == EnableMethod::Psci && cpu.mpidr != own;
+    let by_psci = |cpu: &&tree::CpuAt| cpu.enable == EnableMethod::Psci && cpu.mpidr != own_affinity();
     hardware.cpus.iter().filter(by_psci).map(|cpu| cpu.mpidr).take(MAX_CPUS - 1).collect()
 }
 
@@ -92,9 +124,8 @@ fn image_range() -> PaRange {
 
 /// Builds the hypervisor's address space, clears the other CPUs' slots, and turns the MMU and the caches on.
 fn enable_map(hardware: &Hardware<'_>, console: &ConsoleAt, tree: PaRange, layout: &Layout) {
-    let pa_range = ID_AA64MMFR0_EL1.read(fields::ID_AA64MMFR0_EL1::PARange);
     // SAFETY: boot runs once.
-    let mut map = unsafe { Map::new(pa_range) };
+    let mut map = unsafe { Map::new(Features::of_this_cpu().pa_range) };
     let [code, constants, data, end] = image::sections().map(Pa::new);
     let section = |start, end| PaRange::new(start, end).unwrap_or(PaRange::EMPTY);
     let ram = |range: &PaRange| (*range, Kind::Ram);
@@ -143,32 +174,34 @@ fn say_what_was_found(hardware: &Hardware<'_>, console: &ConsoleAt, layout: &Lay
     }
 }
 
-fn machine(
-    hardware: &Hardware<'_>,
-    console: &ConsoleAt,
-    layout: &Layout,
-    options: Options,
-    affinities: Vec<u64>,
-    started: Ticks,
-) -> Machine {
-    let bundle = hardware.initrd.map(|range| {
-        let start = core::ptr::with_exposed_provenance::<u8>(range.start().get() as usize);
-        // SAFETY: in RAM, which is mapped, and the layout keeps it from everybody else.
-        unsafe { core::slice::from_raw_parts(start, range.len() as usize) }
-    });
-    Machine {
-        platform: platform::board(),
-        psci: hardware.psci,
-        gic: hardware.gic.clone(),
-        interrupts: hardware.interrupts,
-        console_interrupt: console.interrupt,
-        memory: hardware.memory.to_vec(),
-        reserved: layout.taken.to_vec(),
-        bundle,
-        options,
-        affinities,
-        started,
+/// Sets up the GIC, the boot CPU's part of it, and the console's interrupt.
+fn set_up_gic(hardware: &Hardware<'_>, console: &ConsoleAt) {
+    // SAFETY: the device tree says that a GIC's distributor is there, the map has it, and this is the only user.
+    let distributor = unsafe { Distributor::new(hardware.gic.distributor.start()) };
+    let mut distributor = distributor.unwrap_or_else(|error| fatal!("{error}"));
+    distributor.init();
+    secondary::set_up_boot_cpu(hardware).unwrap_or_else(|error| fatal!("{error}"));
+    match console.interrupt {
+        Some(interrupt) => {
+            distributor.enable(interrupt, own_affinity());
+            console::enable_receive_interrupt();
+        }
+        None => warn!("the console has no interrupt: no input"),
     }
+}
+
+/// Hands all RAM that is not taken to the frame allocator.
+fn take_over_memory(hardware: &Hardware<'_>, layout: &Layout) -> Frames {
+    // SAFETY: RAM that the map has, read-write and cacheable; everything in use is in `taken`.
+    let frames = unsafe { Frames::init(DirectMap::identity(), &hardware.memory, &layout.taken) };
+    frames.unwrap_or_else(|error| fatal!("memory: {error}"))
+}
+
+/// Returns the bytes of the bundle.
+fn bundle(range: PaRange) -> &'static [u8] {
+    let start = core::ptr::with_exposed_provenance::<u8>(range.start().get() as usize);
+    // SAFETY: in RAM, which is mapped, and the layout keeps it from everybody else.
+    unsafe { core::slice::from_raw_parts(start, range.len() as usize) }
 }
 
 /// Says that the image was entered at the wrong exception level. MMU off, at that level.

@@ -2,7 +2,7 @@
 //!
 //! Decided before the MMU is on, since the guards between a slot's stacks must not be in the map at all.
 
-use crate::tree::Hardware;
+use crate::tree::{Hardware, MAX_RESERVED};
 use aarch64::local::SlotAt;
 use arrayvec::ArrayVec;
 use core::fmt;
@@ -10,8 +10,10 @@ use types::{Pa, PaRange};
 
 /// Bytes of the heap.
 const HEAP: u64 = 4 << 20;
-/// The most ranges that are taken: the tree's, and the image, the tree itself, the bundle, and the hypervisor's own.
-const MAX_TAKEN: usize = 2 * crate::tree::MAX_RANGES + 4;
+/// Ranges that are taken and not in the tree: the image, the tree itself, the bundle, and the slots with the heap.
+pub(crate) const OWN: usize = 4;
+/// The most ranges that are taken.
+const MAX_TAKEN: usize = 2 * MAX_RESERVED + OWN;
 
 /// Who has what of RAM.
 #[derive(Clone, Debug)]

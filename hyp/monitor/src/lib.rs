@@ -17,6 +17,7 @@ mod layout;
 mod logger;
 mod machine;
 mod options;
+mod percpu;
 mod platform;
 pub mod report;
 mod secondary;
@@ -24,5 +25,6 @@ pub mod tree;
 pub mod vms;
 
 pub use machine::Machine;
+pub use percpu::PerCpu;
 pub use platform::Platform;
 pub use types::Pa;

@@ -2,33 +2,36 @@
 
 use crate::options::Options;
 use crate::platform::Platform;
-use crate::tree::{GicAt, Interrupts};
+use crate::tree::Interrupts;
+use aarch64::features::Features;
+use aarch64::gic::IntId;
 use aarch64::psci::Psci;
 use alloc::vec::Vec;
+use frames::Frames;
 use types::{CpuId, PaRange, Ticks};
 
 /// The machine that the hypervisor runs on. Made once, before the first guest; shared by all CPUs.
 pub struct Machine {
     /// The board.
     pub platform: &'static dyn Platform,
-    /// The firmware.
-    pub psci: Psci,
-    /// The interrupt controller's place.
-    pub gic: GicAt,
-    /// The private interrupts that matter.
-    pub interrupts: Interrupts,
-    /// The console's interrupt, where it has one.
-    pub console_interrupt: Option<u32>,
-    /// Banks of RAM, in the tree's order.
-    pub memory: Vec<PaRange>,
-    /// What of it is not free for guests.
-    pub reserved: Vec<PaRange>,
-    /// The bytes of the bundle; `None` where the loader gave none.
-    pub bundle: Option<&'static [u8]>,
     /// The command line.
     pub options: Options,
+    /// The firmware.
+    pub psci: Psci,
     /// The affinity (MPIDR_EL1) of each CPU that runs, by number.
     pub affinities: Vec<u64>,
+    /// What every CPU has.
+    pub features: Features,
+    /// The private interrupts that matter. They are on, on every CPU, and so is [`IntId::KICK`].
+    pub interrupts: Interrupts,
+    /// The console's interrupt, where it has one. It goes to the boot CPU, and is on.
+    pub console_interrupt: Option<IntId>,
+    /// Banks of RAM, in the tree's order.
+    pub memory: Vec<PaRange>,
+    /// All RAM that is free, and the records of the rest.
+    pub frames: Frames,
+    /// The bytes of the bundle; `None` where the loader gave none.
+    pub bundle: Option<&'static [u8]>,
     /// The system counter when the image was entered.
     pub started: Ticks,
 }

@@ -7,10 +7,11 @@ use crate::console::Raw;
 use crate::platform;
 use aarch64::barrier::wfe;
 use aarch64::entry::Frame;
+use aarch64::gic::{IntId, send_to_others};
 use aarch64::local::Local;
 use aarch64::psci::{Conduit, Psci};
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
 /// The firmware, for power-off: 0 none, 1 by SMC, 2 by HVC.
 static PSCI: AtomicU8 = AtomicU8::new(0);
@@ -18,6 +19,9 @@ static PSCI: AtomicU8 = AtomicU8::new(0);
 /// Which CPU reports; [`NOBODY`] while none does.
 static REPORTER: AtomicU8 = AtomicU8::new(NOBODY);
 const NOBODY: u8 = u8::MAX;
+
+/// Whether the CPUs' part of the GIC is on.
+static GIC_IS_ON: AtomicBool = AtomicBool::new(false);
 
 /// Names the firmware that turns the machine off.
 pub(crate) fn use_psci(psci: Psci) {
@@ -68,8 +72,13 @@ macro_rules! fatal {
     ($($message:tt)+) => { $crate::report::fatal(format_args!($($message)+)) };
 }
 
-/// Stops this CPU for good if another one reports.
-pub(crate) fn stop_if_reported() {
+/// Says that this CPU can send interrupts, which a report uses to make the others leave their guests.
+pub(crate) fn gic_is_on() {
+    GIC_IS_ON.store(true, Relaxed);
+}
+
+/// Stops this CPU for good if another one reports. To be called whenever a CPU has left its guest on a kick.
+pub fn stop_if_reported() {
     let reporter = REPORTER.load(Relaxed);
     if reporter != NOBODY && usize::from(reporter) != Local::this().cpu().index() {
         park();
@@ -82,6 +91,9 @@ pub(crate) fn stop_if_reported() {
 fn claim() {
     stop_if_reported();
     REPORTER.store(Local::this().cpu().index() as u8, Relaxed);
+    if GIC_IS_ON.load(Relaxed) {
+        send_to_others(IntId::KICK);
+    }
 }
 
 /// Prints a bug's report and turns the machine off. `details` are its further lines; `calls` goes through the
@@ -205,6 +217,7 @@ pub(crate) mod image {
 mod target {
     use super::{bug, exception, frame_chain};
     use aarch64::entry::Frame;
+    use aarch64::gic::{IntId, send_to_others};
     use core::panic::PanicInfo;
 
     #[panic_handler]

@@ -2,7 +2,11 @@
 
 use crate::layout::Layout;
 use crate::machine::Machine;
+use crate::percpu::PerCpu;
+use crate::tree::{Hardware, Interrupts};
 use crate::vms;
+use aarch64::features::Features;
+use aarch64::gic::{GicError, IntId, Redistributors, interface};
 use aarch64::local::{Local, SlotAt};
 use aarch64::psci::Psci;
 use aarch64::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, MPIDR_EL1, Readable};
@@ -10,7 +14,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering};
 use log::{debug, error};
 use spin::Once;
-use types::{CpuId, MAX_CPUS};
+use types::{CpuId, MAX_CPUS, PaRange};
 
 /// The affinity fields of MPIDR_EL1.
 pub(crate) const AFFINITY: u64 = 0xff_00ff_ffff;
@@ -23,18 +27,51 @@ const ARRIVED: u8 = 2;
 /// It did not arrive in time. Should it come later, it parks.
 const GIVEN_UP: u8 = 3;
 
+/// What each CPU sets up by itself, the same on all.
+pub(crate) struct Setup {
+    redistributors: Vec<PaRange>,
+    enabled: [IntId; 5],
+}
+
+static SETUP: Once<Setup> = Once::new();
+
+/// What each CPU has; the CPU writes it before it says that it has arrived.
+static FEATURES: [Once<Features>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
+
 /// What the CPUs that have arrived wait for.
 static MACHINE: Once<&'static Machine> = Once::new();
 
+/// Says what each CPU is to set up, and sets up the boot CPU.
+pub(crate) fn set_up_boot_cpu(hardware: &Hardware<'_>) -> Result<(), GicError> {
+    let Interrupts { maintenance, physical_timer, virtual_timer, hypervisor_timer } = hardware.interrupts;
+    SETUP.call_once(|| Setup {
+        redistributors: hardware.gic.redistributors.to_vec(),
+        enabled: [IntId::KICK, maintenance, physical_timer, virtual_timer, hypervisor_timer],
+    });
+    set_up_this_cpu()
+}
+
+/// Sets up this CPU's part of the GIC, and says what the CPU has.
+fn set_up_this_cpu() -> Result<(), GicError> {
+    let setup = SETUP.wait();
+    // SAFETY: the device tree's regions, which are mapped; each CPU touches its own part.
+    let redistributors = unsafe { Redistributors::new(&setup.redistributors) };
+    redistributors.init_this_cpu(MPIDR_EL1.get() & AFFINITY, &setup.enabled)?;
+    interface::init()?;
+    crate::report::gic_is_on();
+    FEATURES[Local::this().cpu().index()].call_once(Features::of_this_cpu);
+    Ok(())
+}
+
 /// Starts the CPUs with affinities `others`, and waits for at most a second for all of them. Returns the affinities
-/// of those that arrived, which are the CPUs 1 and up.
-pub(crate) fn start(psci: Psci, others: &[u64], layout: &Layout) -> Vec<u64> {
+/// of those that arrived, which are the CPUs 1 and up, and what all of them and the boot CPU have.
+pub(crate) fn start(psci: Psci, others: &[u64], layout: &Layout) -> (Vec<u64>, Features) {
     let entry = entry_address();
     let mut waiting = Vec::new();
     for (index, &mpidr) in others.iter().enumerate() {
-        let Some(cpu) = CpuId::new(index + 1) else { break };
-        let address = layout.slots.start().get() + SlotAt::SIZE * index as u64;
-        let slot = SlotAt::at(address);
+        // Numbers have no gaps: a CPU that firmware does not start leaves its number to the next.
+        let Some(cpu) = CpuId::new(waiting.len() + 1) else { break };
+        let slot = SlotAt::at(layout.slots.start().get() + SlotAt::SIZE * index as u64);
         // SAFETY: the layout gave this CPU a slot of its own, and the map has it.
         unsafe { slot.prepare(cpu) };
         STATES[cpu.index()].store(STARTING, Ordering::Relaxed);
@@ -43,20 +80,28 @@ pub(crate) fn start(psci: Psci, others: &[u64], layout: &Layout) -> Vec<u64> {
             Err(error) => error!("CPU {mpidr:#x} not started: PSCI says: {error}"),
         }
     }
-    let patience = CNTFRQ_EL0.get();
-    let since = CNTPCT_EL0.get();
+    let mut features = *FEATURES[0].wait();
     let mut arrived = Vec::new();
+    let since = CNTPCT_EL0.get();
     for (cpu, mpidr) in waiting {
-        let state = &STATES[cpu.index()];
-        while state.load(Ordering::Acquire) == STARTING && CNTPCT_EL0.get().wrapping_sub(since) < patience {
-            core::hint::spin_loop();
-        }
-        match state.compare_exchange(STARTING, GIVEN_UP, Ordering::Acquire, Ordering::Acquire) {
-            Ok(_) => error!("CPU {mpidr:#x} (number {}) did not arrive within a second", cpu.index()),
-            Err(_) => arrived.push(mpidr),
+        if arrived.len() + 1 == cpu.index() && has_arrived(cpu, since) {
+            arrived.push(mpidr);
+            features = features.common(*FEATURES[cpu.index()].wait());
+        } else {
+            error!("CPU {mpidr:#x} is left out: it, or one before it, did not arrive within a second");
         }
     }
-    arrived
+    (arrived, features)
+}
+
+/// Waits until `cpu` has arrived, or a second has passed since the counter was at `since`.
+fn has_arrived(cpu: CpuId, since: u64) -> bool {
+    let patience = CNTFRQ_EL0.get();
+    let state = &STATES[cpu.index()];
+    while state.load(Ordering::Acquire) == STARTING && CNTPCT_EL0.get().wrapping_sub(since) < patience {
+        core::hint::spin_loop();
+    }
+    state.compare_exchange(STARTING, GIVEN_UP, Ordering::Acquire, Ordering::Acquire).is_err()
 }
 
 /// Lets the CPUs that have arrived go on.
@@ -78,12 +123,21 @@ fn entry_address() -> u64 {
 #[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "the entry code calls it"))]
 fn run() -> ! {
     let cpu = Local::this().cpu();
-    let state = &STATES[cpu.index()];
-    if state.compare_exchange(STARTING, ARRIVED, Ordering::Release, Ordering::Relaxed).is_err() {
+    let mpidr = MPIDR_EL1.get() & AFFINITY;
+    if let Err(error) = set_up_this_cpu() {
+        error!("CPU {mpidr:#x}: {error}");
         crate::report::park();
     }
-    debug!("CPU {:#x} is up", MPIDR_EL1.get() & AFFINITY);
-    let machine = MACHINE.wait();
+    if STATES[cpu.index()].compare_exchange(STARTING, ARRIVED, Ordering::Release, Ordering::Relaxed).is_err()
+    {
+        crate::report::park();
+    }
+    debug!("CPU {mpidr:#x} is up");
+    let machine = *MACHINE.wait();
+    if cpu.index() >= machine.affinities.len() {
+        crate::report::park(); // left out, because one before it did not arrive
+    }
+    PerCpu::install(machine, cpu);
     vms::run(machine, cpu)
 }
 

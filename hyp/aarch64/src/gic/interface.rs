@@ -59,6 +59,14 @@ pub fn send(id: IntId, mpidr: u64) {
     isb();
 }
 
+/// Sends the SGI `id` to every CPU but this one.
+#[inline]
+pub fn send_to_others(id: IntId) {
+    dsb_ishst();
+    ICC_SGI1R_EL1.set(1 << 40 | (u64::from(id.get()) & 0xf) << 24); // IRM
+    isb();
+}
+
 /// Makes the value of ICC_SGI1R_EL1 (IHI 0069, 12.2.20): affinities, the range of sixteen CPUs that Aff0 is in, and its
 /// bit there.
 const fn sgi(id: IntId, mpidr: u64) -> u64 {

@@ -13,6 +13,7 @@ pub mod interface;
 mod redistributor;
 
 pub use distributor::Distributor;
+pub use interface::{acknowledge, deactivate, drop_priority, send, send_to_others};
 pub use redistributor::Redistributors;
 
 use core::fmt;
@@ -29,6 +30,11 @@ impl IntId {
     /// Makes a number; `None` where the GIC has no such interrupt (1020 and above are special, or LPIs).
     pub const fn new(number: u32) -> Option<Self> {
         if number < 1020 { Some(Self(number)) } else { None }
+    }
+
+    /// Makes the number of the private peripheral interrupt `index`, 0 to 15, which is cut to that.
+    pub const fn ppi(index: u32) -> Self {
+        Self(16 + (index & 0xf))
     }
 
     /// Returns the number.

@@ -1,6 +1,7 @@
 //! Which device is the console.
 
 use super::place::{Place, Then, visit, visit_path};
+use aarch64::gic::IntId;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
 use types::PaRange;
@@ -11,7 +12,7 @@ pub struct ConsoleAt {
     /// Its registers.
     pub registers: PaRange,
     /// Its interrupt, where the tree names one.
-    pub interrupt: Option<u32>,
+    pub interrupt: Option<IntId>,
     /// Its clock in Hz, where the tree says.
     pub clock: Option<u32>,
 }

@@ -1,14 +1,18 @@
 //! Memory, CPUs, interrupt controller, firmware, and what the loader chose.
 
 use super::place::{Place, Then, visit};
+use aarch64::gic::IntId;
 use aarch64::psci::{Conduit, Psci};
 use arrayvec::ArrayVec;
 use core::fmt;
 use dtoolkit::fdt::Fdt;
 use types::{MAX_CPUS, Pa, PaRange};
 
-/// The most banks of memory, and the most reserved ranges, that are read.
-pub const MAX_RANGES: usize = 32;
+/// The most banks of memory that are read.
+pub const MAX_BANKS: usize = frames::MAX_BANKS;
+/// The most ranges of reserved memory that are read, and as many that must not be mapped. With those of the
+/// hypervisor's own, `frames` takes no more.
+pub const MAX_RESERVED: usize = (frames::MAX_RESERVED - crate::layout::OWN) / 2;
 /// The most regions of redistributors.
 const MAX_REDISTRIBUTOR_REGIONS: usize = 8;
 
@@ -39,23 +43,28 @@ pub struct GicAt {
     pub redistributors: ArrayVec<PaRange, MAX_REDISTRIBUTOR_REGIONS>,
 }
 
-/// The private interrupts that the hypervisor needs, as interrupt ids.
+/// The private interrupts that the hypervisor needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Interrupts {
     /// The virtual CPU interface's maintenance.
-    pub maintenance: u32,
+    pub maintenance: IntId,
     /// EL1's physical timer.
-    pub physical_timer: u32,
+    pub physical_timer: IntId,
     /// EL1's virtual timer.
-    pub virtual_timer: u32,
+    pub virtual_timer: IntId,
     /// EL2's physical timer.
-    pub hypervisor_timer: u32,
+    pub hypervisor_timer: IntId,
 }
 
 impl Default for Interrupts {
     /// What the Base System Architecture recommends (DEN 0094, "PPI assignments").
     fn default() -> Self {
-        Self { maintenance: 25, physical_timer: 30, virtual_timer: 27, hypervisor_timer: 26 }
+        Self {
+            maintenance: IntId::ppi(9),
+            physical_timer: IntId::ppi(14),
+            virtual_timer: IntId::ppi(11),
+            hypervisor_timer: IntId::ppi(10),
+        }
     }
 }
 
@@ -66,11 +75,11 @@ pub type Initrd = PaRange;
 #[derive(Clone, Debug)]
 pub struct Hardware<'a> {
     /// Banks of RAM. At least one, and none empty.
-    pub memory: ArrayVec<PaRange, MAX_RANGES>,
+    pub memory: ArrayVec<PaRange, MAX_BANKS>,
     /// RAM that somebody else uses.
-    pub reserved: ArrayVec<PaRange, MAX_RANGES>,
+    pub reserved: ArrayVec<PaRange, MAX_RESERVED>,
     /// Memory that must not even be mapped.
-    pub forbidden: ArrayVec<PaRange, MAX_RANGES>,
+    pub forbidden: ArrayVec<PaRange, MAX_RESERVED>,
     /// CPUs, in the tree's order.
     pub cpus: ArrayVec<CpuAt, MAX_CPUS>,
     /// CPUs in the tree beyond [`MAX_CPUS`].
@@ -122,7 +131,7 @@ impl fmt::Display for TreeError {
                 "the device tree has PSCI called by HVC, which cannot be called from EL2: it must be SMC"
             }
             Self::NoCpus => "the device tree has no CPUs (/cpus/cpu@…)",
-            Self::TooManyRanges => "the device tree has more than 32 ranges of memory or of reserved memory",
+            Self::TooManyRanges => "the device tree has more than 16 banks of memory or 30 reserved ranges",
         })
     }
 }
@@ -167,9 +176,9 @@ pub fn read(fdt: Fdt<'_>) -> Result<Hardware<'_>, TreeError> {
 
 #[derive(Default)]
 struct Reader<'a> {
-    memory: ArrayVec<PaRange, MAX_RANGES>,
-    reserved: ArrayVec<PaRange, MAX_RANGES>,
-    forbidden: ArrayVec<PaRange, MAX_RANGES>,
+    memory: ArrayVec<PaRange, MAX_BANKS>,
+    reserved: ArrayVec<PaRange, MAX_RESERVED>,
+    forbidden: ArrayVec<PaRange, MAX_RESERVED>,
     cpus: ArrayVec<CpuAt, MAX_CPUS>,
     further_cpus: usize,
     gic: Option<GicAt>,
@@ -179,7 +188,7 @@ struct Reader<'a> {
     bootargs: &'a str,
 }
 
-fn push(to: &mut ArrayVec<PaRange, MAX_RANGES>, range: Option<PaRange>) -> Result<(), TreeError> {
+fn push<const N: usize>(to: &mut ArrayVec<PaRange, N>, range: Option<PaRange>) -> Result<(), TreeError> {
     match range.filter(|r| !r.is_empty()) {
         Some(range) => to.try_push(range).map_err(|_| TreeError::TooManyRanges),
         None => Ok(()),

@@ -1,6 +1,7 @@
 //! Nodes of the device tree with what is above them: what an address or an interrupt in a node means depends on its
 //! parents.
 
+use aarch64::gic::IntId;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property, ToCellInt};
 use types::{Pa, PaRange};
@@ -116,14 +117,14 @@ impl<'a> Place<'_, 'a> {
 
     /// Goes through the interrupts that are written as the GIC's binding has them (three cells: type, number, flags):
     /// SPIs and PPIs, as interrupt ids.
-    pub(super) fn interrupts(&self) -> impl Iterator<Item = u32> + use<'a> {
+    pub(super) fn interrupts(&self) -> impl Iterator<Item = IntId> + use<'a> {
         let property = self.node.property("interrupts");
         let triples = property.and_then(|p| p.as_prop_encoded_array([1, 1, 1]).ok()).into_iter().flatten();
         triples.filter_map(|[kind, number, _]| {
             let number: u32 = number.to_int().ok()?;
             match kind.to_int::<u32>().ok()? {
-                0 if number < 988 => Some(32 + number),
-                1 if number < 16 => Some(16 + number),
+                0 => IntId::new(number.checked_add(32)?),
+                1 if number < 16 => IntId::new(16 + number),
                 _ => None,
             }
         })
