@@ -23,11 +23,9 @@ pub(crate) fn run() -> Result<()> {
     setup::ensure(&[Need::Rust])?;
     // What runs on the machine is documented as it is there, where all of it exists.
     let on_host = HOST_ONLY.iter().flat_map(|package| ["-p", package]);
-    document(cargo().args(["doc", "--quiet", "--no-deps"]).args(on_host))?;
+    document(cargo("doc").arg("--no-deps").args(on_host))?;
     let off_host = HOST_ONLY.iter().flat_map(|package| ["--exclude", package]);
-    document(
-        cargo().args(["doc", "--quiet", "--no-deps", "--workspace", "--target", TARGET]).args(off_host),
-    )?;
+    document(cargo("doc").args(["--no-deps", "--workspace", "--target", TARGET]).args(off_host))?;
     println!("code: {}", paths::target().join(TARGET).join("doc").display());
 
     let docs = paths::clean(&paths::root().join("docs"));

@@ -45,7 +45,7 @@ fn one(job: Job) -> Result<()> {
     match job {
         Job::Fmt => {
             setup::ensure(&[Need::Rust])?;
-            shell::run(cargo().args(["fmt", "--all", "--check"]))
+            shell::run(cargo("fmt").args(["--all", "--check"]))
         }
         Job::Clippy => clippy(),
         Job::Doc => book::run(),
@@ -59,7 +59,7 @@ fn one(job: Job) -> Result<()> {
 fn clippy() -> Result<()> {
     setup::ensure(&[Need::Rust])?;
     let deny = ["--", "-D", "warnings"];
-    shell::run(cargo().args(["clippy", "--quiet", "--all-targets"]).args(deny))?;
+    shell::run(cargo("clippy").arg("--all-targets").args(deny))?;
     let bare = BARE.iter().flat_map(|package| ["-p", package]);
-    shell::run(cargo().args(["clippy", "--quiet", "--release", "--target", TARGET]).args(bare).args(deny))
+    shell::run(cargo("clippy").args(["--release", "--target", TARGET]).args(bare).args(deny))
 }

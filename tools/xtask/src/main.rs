@@ -73,9 +73,10 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.downcast_ref::<tests::AlreadySaid>().is_some() => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            if process::interrupted() { ExitCode::from(process::EXIT_INTERRUPTED) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -16,7 +16,7 @@ static ALIVE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// What a shell returns for a program that SIGINT ended.
-const EXIT_INTERRUPTED: i32 = 130;
+pub(crate) const EXIT_INTERRUPTED: u8 = 130;
 
 /// A running child.
 pub(crate) struct Process(Child);
@@ -76,7 +76,7 @@ fn watch_for_interrupts() -> Result<()> {
             }
             if !first || children.is_empty() {
                 terminal::restore();
-                std::process::exit(EXIT_INTERRUPTED);
+                std::process::exit(EXIT_INTERRUPTED.into());
             }
         });
     });

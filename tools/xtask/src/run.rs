@@ -109,6 +109,7 @@ pub(crate) fn host(
 ) -> Result<Prepared> {
     let dir = paths::target().join("run");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    remove_stale(&dir)?;
     let mut file = tempfile::Builder::new().prefix("bundle-").suffix(".cpio").tempfile_in(&dir)?;
     file.write_all(bundle).context("cannot write the bundle")?;
     let machine = Machine {
@@ -124,6 +125,20 @@ pub(crate) fn host(
         extra: Vec::new(),
     };
     Ok(Prepared { machine, elf: Some(built.elf.clone()), _bundle: Some(file) })
+}
+
+/// Removes the bundles of runs that were killed: those that are a day old.
+fn remove_stale(dir: &Path) -> Result<()> {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let path = entry?.path();
+        let age =
+            path.metadata().and_then(|file| file.modified()).map(|time| time.elapsed().unwrap_or_default());
+        if age.is_ok_and(|age| age > DAY) {
+            let _ = fs::remove_file(path); // another run may have been faster
+        }
+    }
+    Ok(())
 }
 
 /// Prepares the bare machine: the guest's own kernel at EL1, no hypervisor.

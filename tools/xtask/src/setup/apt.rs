@@ -6,6 +6,7 @@
 use crate::{paths, shell};
 use anyhow::{Context, Result, bail};
 use std::fs;
+use std::io::{IsTerminal, stdout};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -50,7 +51,7 @@ impl Debian {
         let debs = state().join("debs");
         fs::remove_dir_all(&debs).or_else(ignore_missing).context("cannot empty the download folder")?;
         fs::create_dir_all(&debs).context("cannot make the download folder")?;
-        shell::run(apt("apt-get").args(["-qq", "download", package]).current_dir(&debs))?;
+        shell::run(apt("apt-get").args(["download", package]).current_dir(&debs))?;
 
         let deb = match fs::read_dir(&debs)?.next() {
             Some(entry) => entry?.path(),
@@ -84,7 +85,7 @@ impl Debian {
         let source = |suite| format!("deb [signed-by={KEYRING}] {} {suite} main\n", self.mirror);
         fs::write(state.join("sources.list"), SUITES.map(source).concat())
             .context("cannot write apt's sources")?;
-        shell::run(apt("apt-get").args(["-qq", "update"]))?;
+        shell::run(apt("apt-get").arg("update"))?;
         self.fetched = true;
         Ok(())
     }
@@ -99,6 +100,10 @@ fn apt(program: &str) -> Command {
     let state = state();
     let state = state.display();
     let mut command = Command::new(program);
+    // A person sees apt's progress; a log does not need it.
+    if program == "apt-get" && !stdout().is_terminal() {
+        command.arg("-qq");
+    }
     for option in [
         "APT::Architecture=arm64".to_owned(),
         "APT::Architectures=arm64".to_owned(),

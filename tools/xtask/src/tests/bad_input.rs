@@ -22,6 +22,8 @@ enum Wrong {
     Bundle(Vec<u8>),
     /// The device tree lacks what is named so.
     Tree(&'static str, &'static str),
+    /// The board has another property.
+    Machine(&'static str),
     /// The image is entered as a guest's kernel would be.
     El1,
 }
@@ -29,49 +31,47 @@ enum Wrong {
 /// The manifest of a VM that nothing is wrong with. Its kernel is not looked at before the manifest.
 const VM: &str = "version = 1\n[[vm]]\nname = \"a\"\nvcpus = 1\nmemory = \"32M\"\nkernel = \"kernel.flat\"\n";
 
+/// The size of an archive's last entry: a header of 110 bytes and a name of 11, padded to a multiple of 4.
+const TRAILER: usize = 124;
+
 /// An instruction that branches to itself.
 const KERNEL: [u8; 4] = 0x1400_0000u32.to_le_bytes();
 
 /// Returns each case: what it is, the pattern of its message, and how to make it.
 fn all() -> Result<Vec<(&'static str, &'static str, Wrong)>> {
-    let with = |manifest: &str| bundle(manifest, "kernel.flat", &KERNEL);
+    let with =
+        |manifest: &str| -> Result<Wrong> { Ok(Wrong::Bundle(bundle(manifest, "kernel.flat", &KERNEL)?)) };
     let plus = |more: &str| with(&format!("{VM}{more}"));
     let instead = |from: &str, to: &str| with(&VM.replace(from, to));
     let whole = archive(&[manifest(VM), ("kernel.flat".to_owned(), vec![0; 8192])])?;
+    let cut = |bytes: usize| Wrong::Bundle(whole[..whole.len() - bytes].to_vec());
     let second_vm = VM.strip_prefix("version = 1\n").unwrap_or(VM);
+    let no_manifest = archive(&[("kernel.flat".to_owned(), KERNEL.to_vec())])?;
+    let unknown_kernel = bundle(&VM.replace("kernel.flat", "kernel.bin"), "kernel.bin", &[0x5a; 4096])?;
     Ok(vec![
-        ("no bundle", "(?i)no bundle|initrd", Wrong::NoBundle),
-        ("a truncated cpio", "(?i)truncated|ends", Wrong::Bundle(whole[..whole.len() / 2].to_vec())),
-        ("what is no cpio", "(?i)cpio|magic", Wrong::Bundle(vec![0x5a; 4096])),
-        (
-            "no manifest",
-            "(?i)manifest",
-            Wrong::Bundle(archive(&[("kernel.flat".to_owned(), KERNEL.to_vec())])?),
-        ),
-        ("a manifest that is no TOML", "(?i)manifest", Wrong::Bundle(with("version = = 1\n")?)),
-        ("an unknown manifest key", "(?i)colour", Wrong::Bundle(plus("colour = \"red\"\n")?)),
-        (
-            "an unknown manifest version",
-            "(?i)version",
-            Wrong::Bundle(instead("version = 1", "version = 99")?),
-        ),
-        ("a VM larger than RAM", "(?i)memory|RAM", Wrong::Bundle(instead("32M", "64G")?)),
-        ("more vCPUs than CPUs", "(?i)cpu", Wrong::Bundle(instead("vcpus = 1", "vcpus = 64")?)),
-        ("a missing kernel", "(?i)absent.flat", Wrong::Bundle(instead("kernel.flat", "absent.flat")?)),
+        ("no bundle", "^no bundle: pass one as the initrd", Wrong::NoBundle),
+        ("a cpio cut within a file", r#"truncated: it ends \d+ bytes into "kernel.flat""#, cut(4096)),
+        ("a cpio without its last entry", "truncated: .* without the \"TRAILER!!!\" entry", cut(TRAILER)),
+        ("what is no cpio", "no cpio archive of format \"newc\"", Wrong::Bundle(vec![0x5a; 4096])),
+        ("no manifest", "^the bundle has no manifest.toml$", Wrong::Bundle(no_manifest)),
+        ("a manifest that is no TOML", "^manifest.toml, line 1: ", with("version = = 1\n")?),
+        ("an unknown manifest key", r#"line 7: unknown key "colour""#, plus("colour = \"red\"\n")?),
+        ("a VM without memory", r#"has no "memory"$"#, instead("memory = \"32M\"\n", "")?),
+        ("an unknown manifest version", "version 99;", instead("version = 1", "version = 99")?),
+        ("a VM larger than RAM", r"wants 65536 MiB of memory, and \d+ MiB are free", instead("32M", "64G")?),
+        ("more vCPUs than CPUs", "wants 2 vCPUs, and 1 CPUs are left", instead("vcpus = 1", "vcpus = 2")?),
+        ("a missing kernel", r#"kernel = "absent.flat" is not in"#, instead("kernel.flat", "absent.flat")?),
         (
             "a kernel of no known format",
-            "(?i)kernel.bin|Image|ELF",
-            Wrong::Bundle(bundle(&VM.replace("kernel.flat", "kernel.bin"), "kernel.bin", &[0x5a; 4096])?),
+            r#"kernel "kernel.bin" is no arm64 Image and no ELF file"#,
+            Wrong::Bundle(unknown_kernel),
         ),
-        (
-            "overlapping regions",
-            "(?i)overlap",
-            Wrong::Bundle(plus("[[vm.region]]\nstart = 0x40000000\nsize = \"2M\"\n")?),
-        ),
-        ("two VMs of one name", "(?i)name|twice|two", Wrong::Bundle(plus(second_vm)?)),
-        ("a device tree without memory", "(?i)memory|RAM", Wrong::Tree("memory", "nemory")),
-        ("a device tree without a GIC", "(?i)GIC|interrupt", Wrong::Tree("arm,gic-v3", "arm,xyz-v3")),
-        ("being entered at EL1", "(?i)needs EL2.*virtualization=on", Wrong::El1),
+        ("a region over another", "overlaps", plus("[[vm.region]]\nstart = 0x40000000\nsize = \"2M\"\n")?),
+        ("a second VM of the same name", r#"two VMs called "a""#, plus(second_vm)?),
+        ("a device tree without memory", "device tree has no memory", Wrong::Tree("memory", "nemory")),
+        ("a device tree without a GIC", "has no GICv3", Wrong::Tree("arm,gic-v3", "arm,xyz-v3")),
+        ("a machine with a GICv2", "GICv2 and a GICv3 is needed", Wrong::Machine("gic-version=2")),
+        ("being entered at EL1", "^needs EL2: start QEMU with virtualization=on", Wrong::El1),
     ])
 }
 
@@ -96,6 +96,7 @@ fn machine(built: &Built, wrong: &Wrong) -> Result<Prepared> {
     match wrong {
         Wrong::Bundle(_) => {}
         Wrong::NoBundle => prepared.machine.initrd = None,
+        Wrong::Machine(property) => prepared.machine.extra.extend(["-machine".into(), property.into()]),
         Wrong::El1 => prepared.machine.entered = Entered::El1,
         Wrong::Tree(from, to) => with_tree_changed(&mut prepared.machine, built, from, to)?,
     }

@@ -3,6 +3,7 @@
 use super::cases::Cases;
 use super::summary::Summary;
 use crate::cargo::cargo;
+use crate::shell;
 use anyhow::{Context, Result};
 use std::process::Stdio;
 
@@ -10,8 +11,10 @@ use std::process::Stdio;
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
     cases.group("on the host", 1);
     cases.doing("cargo test");
-    let mut command = cargo();
-    command.args(["test", "--quiet", "--no-fail-fast"]).stdin(Stdio::null()).stderr(Stdio::piped());
+    // Its own output is for the failures: built first, with progress, and then run.
+    shell::run(cargo("test").arg("--no-run"))?;
+    let mut command = cargo("test");
+    command.arg("--no-fail-fast").stdin(Stdio::null()).stderr(Stdio::piped());
     let output = command.output().context("cannot start cargo test")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut counts = Summary::of_cargo_test(&text);

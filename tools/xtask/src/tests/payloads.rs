@@ -42,7 +42,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
 
 /// Builds all payloads, and returns their ELF files.
 fn build() -> Result<Vec<PathBuf>> {
-    shell::run(cargo::cargo().args(["build", "--quiet", "--release", "--target", TARGET, "-p", PACKAGE]))?;
+    shell::run(cargo::cargo("build").args(["--release", "--target", TARGET, "-p", PACKAGE]))?;
     let metadata = MetadataCommand::new()
         .manifest_path(paths::root().join("Cargo.toml"))
         .no_deps()
