@@ -8,6 +8,7 @@ use crate::machine::Machine;
 use crate::options::Options;
 use crate::percpu::PerCpu;
 use crate::platform;
+use crate::provoke;
 use crate::report::{self, image};
 use crate::secondary::{self, AFFINITY};
 use crate::tree::{self, ConsoleAt, EnableMethod, Hardware};
@@ -65,6 +66,7 @@ fn start(dtb: u64, started: Ticks) -> ! {
     info!("{} at EL2, each with {features}", Cpus(machine.affinities.len()));
     PerCpu::install(machine, CpuId::BOOT);
     secondary::release(machine);
+    provoke::if_asked(machine, CpuId::BOOT);
     vms::run(machine, CpuId::BOOT)
 }
 

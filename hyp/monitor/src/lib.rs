@@ -19,6 +19,7 @@ mod machine;
 mod options;
 mod percpu;
 mod platform;
+mod provoke;
 pub mod report;
 mod secondary;
 pub mod tree;

@@ -10,6 +10,7 @@ use aarch64::entry::Frame;
 use aarch64::gic::{IntId, send_to_others};
 use aarch64::local::Local;
 use aarch64::psci::{Conduit, Psci};
+use aarch64::sysreg::{CURRENT_EL, Readable, fields};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
@@ -85,10 +86,17 @@ pub fn stop_if_reported() {
     }
 }
 
+fn is_at_el2() -> bool {
+    CURRENT_EL.matches_all(fields::CurrentEL::EL::EL2)
+}
+
 /// Makes this CPU the one that reports, or stops it for good where another one is. A plain load and store: with the
 /// MMU off there is one CPU and no exclusives; later two CPUs may both get here, and their reports mix, which is better
 /// than a report that waits.
 fn claim() {
+    if !is_at_el2() {
+        return; // entered there by mistake: one CPU, and no slot to ask
+    }
     stop_if_reported();
     REPORTER.store(Local::this().cpu().index() as u8, Relaxed);
     if GIC_IS_ON.load(Relaxed) {
@@ -119,7 +127,7 @@ fn bug(message: fmt::Arguments<'_>, details: fmt::Arguments<'_>, calls: impl Ite
     power_off()
 }
 
-const DEEPEST: usize = 48;
+const DEEPEST: usize = 32;
 
 /// Reports an exception that the hypervisor itself has caused.
 #[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "the vectors call it"))]
@@ -128,8 +136,10 @@ fn exception(frame: &Frame) -> ! {
     let base = image::base();
     let overflow = Local::this().is_guard(frame.far) && frame.vector.is_multiple_of(4);
     let what = if overflow { "stack overflow: " } else { "" };
-    let calls = core::iter::once(frame.pc.wrapping_sub(base))
-        .filter(|_| image::is_code(frame.pc))
+    // Where the program counter went astray, the link register says from where.
+    let first = if image::is_code(frame.pc) { frame.pc } else { frame.x[30].wrapping_sub(4) };
+    let calls = core::iter::once(first.wrapping_sub(base))
+        .filter(|_| image::is_code(first))
         .chain(frame_chain(frame.x[29]));
     bug(
         format_args!("{what}{} at EL2: {}", vector(frame.vector), Words(frame.esr)),

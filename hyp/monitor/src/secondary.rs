@@ -3,8 +3,10 @@
 use crate::layout::Layout;
 use crate::machine::Machine;
 use crate::percpu::PerCpu;
+use crate::provoke;
 use crate::tree::{Hardware, Interrupts};
 use crate::vms;
+use aarch64::barrier::{dsb_ishst, sev, wfe};
 use aarch64::features::Features;
 use aarch64::gic::{GicError, IntId, Redistributors, interface};
 use aarch64::local::{Local, SlotAt};
@@ -63,7 +65,8 @@ fn set_up_this_cpu() -> Result<(), GicError> {
     Ok(())
 }
 
-/// Starts the CPUs with affinities `others`, and waits for at most a second for all of them. Returns the affinities
+/// Starts the CPUs with affinities `others`, and waits until all have arrived, or [`PATIENCE`] seconds have passed since
+/// the last one did. Returns the affinities
 /// of those that arrived, which are the CPUs 1 and up, and what all of them and the boot CPU have.
 pub(crate) fn start(psci: Psci, others: &[u64], layout: &Layout) -> (Vec<u64>, Features) {
     let entry = entry_address();
@@ -82,21 +85,26 @@ pub(crate) fn start(psci: Psci, others: &[u64], layout: &Layout) -> (Vec<u64>, F
     }
     let mut features = *FEATURES[0].wait();
     let mut arrived = Vec::new();
-    let since = CNTPCT_EL0.get();
     for (cpu, mpidr) in waiting {
-        if arrived.len() + 1 == cpu.index() && has_arrived(cpu, since) {
+        if arrived.len() + 1 < cpu.index() {
+            error!("CPU {mpidr:#x} is left out, because one before it is missing");
+        } else if has_arrived(cpu) {
             arrived.push(mpidr);
             features = features.common(*FEATURES[cpu.index()].wait());
         } else {
-            error!("CPU {mpidr:#x} is left out: it, or one before it, did not arrive within a second");
+            error!("CPU {mpidr:#x} was started and did not arrive within {PATIENCE} seconds");
         }
     }
     (arrived, features)
 }
 
-/// Waits until `cpu` has arrived, or a second has passed since the counter was at `since`.
-fn has_arrived(cpu: CpuId, since: u64) -> bool {
-    let patience = CNTFRQ_EL0.get();
+/// Seconds that a CPU has to arrive.
+const PATIENCE: u64 = 5;
+
+/// Waits until `cpu` has arrived, for [`PATIENCE`] seconds at most.
+fn has_arrived(cpu: CpuId) -> bool {
+    let patience = PATIENCE * (CNTFRQ_EL0.get() & 0xffff_ffff);
+    let since = CNTPCT_EL0.get();
     let state = &STATES[cpu.index()];
     while state.load(Ordering::Acquire) == STARTING && CNTPCT_EL0.get().wrapping_sub(since) < patience {
         core::hint::spin_loop();
@@ -107,6 +115,8 @@ fn has_arrived(cpu: CpuId, since: u64) -> bool {
 /// Lets the CPUs that have arrived go on.
 pub(crate) fn release(machine: &'static Machine) {
     MACHINE.call_once(|| machine);
+    dsb_ishst();
+    sev();
 }
 
 #[cfg(target_os = "none")]
@@ -133,11 +143,17 @@ fn run() -> ! {
         crate::report::park();
     }
     debug!("CPU {mpidr:#x} is up");
-    let machine = *MACHINE.wait();
+    let machine = loop {
+        if let Some(machine) = MACHINE.get() {
+            break *machine;
+        }
+        wfe();
+    };
     if cpu.index() >= machine.affinities.len() {
         crate::report::park(); // left out, because one before it did not arrive
     }
     PerCpu::install(machine, cpu);
+    provoke::if_asked(machine, cpu);
     vms::run(machine, cpu)
 }
 

@@ -1,0 +1,83 @@
+//! Bugs on demand, so that a test sees what the report of one looks like: `provoke=…` on the command line.
+
+use crate::Machine;
+use core::hint::black_box;
+use types::CpuId;
+
+/// A bug to provoke, on the CPU with the highest number, instead of running its guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Provoke {
+    /// A Rust panic.
+    Panic,
+    /// Recursion without end.
+    Overflow,
+    /// A load from address 0.
+    Null,
+    /// A store to the hypervisor's own code.
+    WriteCode,
+    /// A jump to the hypervisor's own data.
+    ExecuteData,
+    /// An instruction that is none.
+    Undefined,
+}
+
+impl Provoke {
+    /// Reads the name that the command line gives.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "panic" => Self::Panic,
+            "overflow" => Self::Overflow,
+            "null" => Self::Null,
+            "write-code" => Self::WriteCode,
+            "execute-data" => Self::ExecuteData,
+            "undefined" => Self::Undefined,
+            _ => return None,
+        })
+    }
+}
+
+/// Provokes what the command line asks for, if this CPU is the one to do it.
+pub(crate) fn if_asked(machine: &Machine, cpu: CpuId) {
+    let last = machine.affinities.len() - 1;
+    if let Some(bug) = machine.options.provoke.filter(|_| cpu.index() == last) {
+        provoke(bug);
+    }
+}
+
+#[inline(never)]
+fn provoke(bug: Provoke) {
+    match bug {
+        Provoke::Panic => panic!("provoked"),
+        Provoke::Overflow => {
+            black_box(deeper(&[1; 32]));
+        }
+        Provoke::Null => {
+            // SAFETY: not safe: the fault is what is wanted.
+            black_box(unsafe { black_box(core::ptr::null::<u64>()).read_volatile() });
+        }
+        Provoke::WriteCode => {
+            let code = provoke as *const () as *mut u32;
+            // SAFETY: not safe: the fault is what is wanted.
+            unsafe { black_box(code).write_volatile(0) };
+        }
+        Provoke::ExecuteData => {
+            let data: [u32; 1] = [0xd65f_03c0]; // RET
+            // SAFETY: not safe: the fault is what is wanted.
+            let call: fn() = unsafe { core::mem::transmute(black_box(&raw const data)) };
+            call();
+        }
+        Provoke::Undefined => {
+            #[cfg(target_os = "none")]
+            // SAFETY: not safe: the exception is what is wanted.
+            unsafe {
+                core::arch::asm!("udf #0");
+            }
+        }
+    }
+}
+
+#[inline(never)]
+fn deeper(above: &[u64; 32]) -> u64 {
+    let here = black_box(above.map(|v| v + 1));
+    if here[0] == 0 { 0 } else { deeper(&here) + here[black_box(3)] }
+}
