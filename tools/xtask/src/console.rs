@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use regex::Regex;
 use std::fmt;
 use std::io::{Read, Write, stdout};
-use std::process::{ChildStdin, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -72,16 +72,16 @@ enum Reached {
 impl Console {
     /// Starts the machine with a program at its serial line.
     pub(crate) fn piped(machine: &Machine, echo: Echo) -> Result<Self> {
-        Self::start(machine, Serial::Pipe, Stdio::piped(), echo)
+        Self::start(machine.command(Serial::Pipe), Stdio::piped(), echo)
     }
 
     /// Starts the machine with the user's keyboard at its serial line.
     pub(crate) fn interactive(machine: &Machine) -> Result<Self> {
-        Self::start(machine, Serial::Terminal, Stdio::inherit(), Echo::Shown)
+        Self::start(machine.command(Serial::Terminal), Stdio::inherit(), Echo::Shown)
     }
 
-    fn start(machine: &Machine, serial: Serial, stdin: Stdio, echo: Echo) -> Result<Self> {
-        let mut command = bound_to_us(machine.command(serial));
+    fn start(command: Command, stdin: Stdio, echo: Echo) -> Result<Self> {
+        let mut command = bound_to_us(command);
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
         let mut process = Process::start(command)?;
@@ -260,3 +260,89 @@ impl fmt::Display for Trouble {
 }
 
 impl std::error::Error for Trouble {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine that is a shell script.
+    fn machine(script: &str) -> Console {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Console::start(command, Stdio::piped(), Echo::Kept).unwrap()
+    }
+
+    /// Far more than a script needs; a test that passes does not wait for it.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn regex(pattern: &str) -> Regex {
+        Regex::new(pattern).unwrap()
+    }
+
+    #[test]
+    fn a_prompt_is_seen_before_its_line_ends_and_what_is_typed_arrives() {
+        let mut console = machine("printf 'boot\\r\\nlogin: '; read name; echo \"hello $name\"");
+        console.expect(&regex("login: $"), LONG).unwrap();
+        console.send("mz\n").unwrap();
+        let groups = console.expect_line(&regex("^hello (.*)$"), LONG).unwrap();
+        assert_eq!(groups[1], "mz");
+        assert!(console.end(Some(LONG)).unwrap().success());
+        assert_eq!(console.log(), "boot\nlogin: hello mz\n");
+    }
+
+    #[test]
+    fn each_wait_starts_after_the_last_match() {
+        let mut console = machine("echo one; echo two; echo one");
+        for _ in 0..2 {
+            console.expect_line(&regex("^one$"), LONG).unwrap();
+        }
+        assert!(matches!(console.expect_line(&regex("^one$"), LONG), Err(Trouble::Ended(_))));
+    }
+
+    #[test]
+    fn an_unfinished_line_is_not_taken_for_a_line() {
+        let mut console = machine("printf 'count 1'; read go; echo 2");
+        console.expect(&regex("count 1"), LONG).unwrap();
+        console.send("\n").unwrap();
+        let mut console = machine("printf 'count 1'; read go; echo 2");
+        console.send("\n").unwrap();
+        assert_eq!(console.expect_line(&regex(r"count (\d+)$"), LONG).unwrap()[1], "12");
+    }
+
+    #[test]
+    fn a_panic_ends_every_wait_with_its_report() {
+        let script = "echo '[mz PANIC c0] oops'; echo '  #0 +0x10'; echo '[mz END]'; read forever";
+        let Err(Trouble::Report(Report::Panic(lines))) = machine(script).expect(&regex("INIT-OK"), LONG)
+        else {
+            panic!("no report");
+        };
+        assert_eq!(lines.len(), 3);
+        assert!(matches!(machine(script).end(None), Err(Trouble::Report(_))));
+    }
+
+    #[test]
+    fn a_panic_cut_off_by_the_machines_end_is_a_report() {
+        let result = machine("echo '[mz PANIC c0] oops'").expect(&regex("INIT-OK"), LONG);
+        assert!(matches!(result, Err(Trouble::Report(Report::Panic(_)))));
+    }
+
+    #[test]
+    fn a_refusal_can_be_waited_for_and_is_trouble_where_it_is_not() {
+        let script = "echo '[mz FATAL] no bundle'";
+        machine(script).expect_line(&regex("no bundle"), LONG).unwrap();
+        let result = machine(script).expect_line(&regex("INIT-OK"), LONG);
+        assert!(matches!(result, Err(Trouble::Report(Report::Fatal(message))) if message == "no bundle"));
+    }
+
+    #[test]
+    fn what_never_comes_is_a_timeout() {
+        let result = machine("read forever").expect(&regex("INIT-OK"), Duration::from_millis(10));
+        assert!(matches!(result, Err(Trouble::Timeout(goal)) if goal == "/INIT-OK/"));
+    }
+
+    #[test]
+    fn an_end_with_an_error_is_seen_as_one() {
+        let status = machine("echo to-stderr >&2; exit 3").end(Some(LONG)).unwrap();
+        assert_eq!(status.code(), Some(3));
+    }
+}

@@ -52,6 +52,7 @@ pub(super) fn fetch(debian: &mut Debian) -> Result<String> {
     let image =
         raw_image(fs::read(&vmlinuz)?).with_context(|| format!("cannot use {}", vmlinuz.display()))?;
     paths::replace(&path(), &image)?;
+    used::forget("linux-image-")?;
     used::record(newest, &package.version, &package.deb)?;
     used::record(NAME, &package.version, &path())
 }

@@ -33,6 +33,12 @@ pub(crate) fn record(name: &str, version: &str, path: &Path) -> Result<String> {
     Ok(line)
 }
 
+/// Removes the lines whose names begin with `prefix`.
+pub(crate) fn forget(prefix: &str) -> Result<()> {
+    let kept = without(&read()?, prefix);
+    fs::write(file(), kept).context("cannot write USED.txt")
+}
+
 /// Returns the SHA-256 of `bytes` in hexadecimal.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
@@ -43,6 +49,10 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 
 fn starts_with(line: &str, name: &str) -> bool {
     line.split_whitespace().next() == Some(name)
+}
+
+fn without(text: &str, prefix: &str) -> String {
+    text.lines().filter(|line| !line.starts_with(prefix)).map(|line| format!("{line}\n")).collect()
 }
 
 fn replaced(text: &str, name: &str, line: &str) -> String {
@@ -62,6 +72,12 @@ mod tests {
         let text = replaced(&text, "Image", "Image 6.12 sha256:bb");
         let text = replaced(&text, "busybox", "busybox 2 sha256:cc");
         assert_eq!(text, "Image 6.12 sha256:bb\nbusybox 2 sha256:cc\n");
+    }
+
+    #[test]
+    fn an_older_kernel_is_forgotten_by_the_beginning_of_its_name() {
+        let text = "Image 6.1 sha256:bb\nlinux-image-6.1 6.1 sha256:cc\n";
+        assert_eq!(without(text, "linux-image-"), "Image 6.1 sha256:bb\n");
     }
 
     #[test]
