@@ -17,7 +17,7 @@ use aarch64::features::Features;
 use aarch64::gic::Distributor;
 use aarch64::local::SlotAt;
 use aarch64::mmu::{Kind, Map};
-use aarch64::sysreg::{HCR_EL2, MPIDR_EL1, Readable, fields};
+use aarch64::sysreg::{CNTPCT_EL0, HCR_EL2, MPIDR_EL1, Readable, fields};
 use alloc::boxed::Box;
 use arrayvec::ArrayVec;
 use core::fmt;
@@ -61,6 +61,7 @@ fn start(dtb: u64, started: Ticks) -> ! {
         memory: hardware.memory.to_vec(),
         frames: take_over_memory(&hardware, &layout),
         bundle: hardware.initrd.map(bundle),
+        entropy: entropy(&hardware),
         started,
     }));
     info!("{} at EL2, each with {features}", Cpus(machine.affinities.len()));
@@ -197,6 +198,16 @@ fn take_over_memory(hardware: &Hardware<'_>, layout: &Layout) -> Frames {
     // SAFETY: RAM that the map has, read-write and cacheable; everything in use is in `taken`.
     let frames = unsafe { Frames::init(DirectMap::identity(), &hardware.memory, &layout.taken) };
     frames.unwrap_or_else(|error| fatal!("memory: {error}"))
+}
+
+/// Returns what firmware gave of random bytes, or, for want of it, something that is at least not always the same.
+fn entropy(hardware: &Hardware<'_>) -> [u8; 32] {
+    let mut entropy = hardware.entropy;
+    if entropy.given < entropy.bytes.len() {
+        warn!("the device tree has no rng-seed: what guests take for random is weak");
+        entropy.fold(&CNTPCT_EL0.get().to_ne_bytes());
+    }
+    entropy.bytes
 }
 
 /// Returns the bytes of the bundle.

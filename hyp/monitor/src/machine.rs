@@ -32,6 +32,8 @@ pub struct Machine {
     pub frames: Frames,
     /// The bytes of the bundle; `None` where the loader gave none.
     pub bundle: Option<&'static [u8]>,
+    /// A secret that nobody outside this start of the machine knows, to make guests' random seeds of.
+    pub entropy: [u8; 32],
     /// The system counter when the image was entered.
     pub started: Ticks,
 }

@@ -94,6 +94,34 @@ pub struct Hardware<'a> {
     pub initrd: Option<Initrd>,
     /// The command line; empty where there is none.
     pub bootargs: &'a str,
+    /// Random bytes that firmware gave.
+    pub entropy: Entropy,
+}
+
+/// Random bytes: `/chosen/rng-seed` and `/chosen/kaslr-seed`, folded.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Entropy {
+    /// The bytes.
+    pub bytes: [u8; 32],
+    /// How many were folded in; 0 where the tree has none.
+    pub given: usize,
+}
+
+impl fmt::Debug for Entropy {
+    /// Prints the number only: the bytes are a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.given)
+    }
+}
+
+impl Entropy {
+    /// Folds in `more`.
+    pub fn fold(&mut self, more: &[u8]) {
+        for byte in more {
+            self.bytes[self.given % self.bytes.len()] ^= byte;
+            self.given += 1;
+        }
+    }
 }
 
 /// What is missing from the tree.
@@ -186,6 +214,7 @@ struct Reader<'a> {
     interrupts: Interrupts,
     initrd: Option<Initrd>,
     bootargs: &'a str,
+    entropy: Entropy,
 }
 
 fn push<const N: usize>(to: &mut ArrayVec<PaRange, N>, range: Option<PaRange>) -> Result<(), TreeError> {
@@ -214,6 +243,8 @@ impl<'a> Reader<'a> {
         }
         if place.is_top("chosen") {
             self.bootargs = place.string("bootargs").unwrap_or_default();
+            self.entropy.fold(place.bytes("rng-seed"));
+            self.entropy.fold(place.bytes("kaslr-seed"));
             let end = |name| place.number(name).map(Pa::new);
             if let (Some(start), Some(end)) = (end("linux,initrd-start"), end("linux,initrd-end")) {
                 self.initrd = PaRange::new(start, end).filter(|r| !r.is_empty());
@@ -276,6 +307,7 @@ impl<'a> Reader<'a> {
             psci,
             initrd: self.initrd,
             bootargs: self.bootargs,
+            entropy: self.entropy,
         })
     }
 }

@@ -11,8 +11,8 @@ mod place;
 
 pub use console::{ConsoleAt, find_console};
 pub use hardware::{
-    CpuAt, EnableMethod, GicAt, Hardware, Initrd, Interrupts, MAX_BANKS, MAX_RESERVED, TreeError, find_psci,
-    read,
+    CpuAt, EnableMethod, Entropy, GicAt, Hardware, Initrd, Interrupts, MAX_BANKS, MAX_RESERVED, TreeError,
+    find_psci, read,
 };
 
 use dtoolkit::fdt::Fdt;

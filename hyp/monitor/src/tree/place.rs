@@ -86,6 +86,11 @@ impl<'a> Place<'_, 'a> {
         property.value_as::<u32>().map(u64::from).or_else(|_| property.value_as::<u64>()).ok()
     }
 
+    /// Returns the bytes of property `name`; none where it is not there.
+    pub(super) fn bytes(&self, name: &str) -> &'a [u8] {
+        self.node.property(name).and_then(|property| property.value_as().ok()).unwrap_or_default()
+    }
+
     /// Tells whether there is a property `name`.
     pub(super) fn has(&self, name: &str) -> bool {
         self.node.property(name).is_some()
