@@ -8,6 +8,8 @@
 mod console;
 mod hardware;
 mod place;
+#[cfg(test)]
+mod tests;
 
 pub use console::{ConsoleAt, find_console};
 pub use hardware::{
