@@ -24,14 +24,12 @@ pub(crate) enum Entered {
 }
 
 /// What the machine's time is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Clock {
     /// The host's time, every CPU on a host thread of its own.
     Host,
     /// One nanosecond and one tick of the counter for each instruction, CPUs taking turns: the same in every run.
     Instructions,
-    /// The same, and the execution is recorded into a file, which makes QEMU tell how many instructions there were.
-    Recorded(PathBuf),
 }
 
 /// Who is at the other end of the serial line.
@@ -86,14 +84,9 @@ impl Machine {
             Serial::Terminal => command.args(["-serial", "mon:stdio"]),
             Serial::Pipe => command.args(["-serial", "stdio"]),
         };
-        if self.clock != Clock::Host {
-            let mut icount = OsString::from("shift=0,sleep=off,align=off");
-            if let Clock::Recorded(file) = &self.clock {
-                icount.push(",rr=record,rrfile=");
-                icount.push(file);
-            }
-            command.arg("-icount").arg(icount);
-            command.args(["-seed", "1", "-rtc", "base=2024-01-01T00:00:00,clock=vm"]);
+        if self.clock == Clock::Instructions {
+            command.args(["-icount", "shift=0,sleep=off,align=off", "-seed", "1"]);
+            command.args(["-rtc", "base=2024-01-01T00:00:00,clock=vm"]);
         }
         if let Some(kernel) = &self.kernel {
             command.arg("-kernel").arg(kernel);
@@ -114,7 +107,7 @@ impl Machine {
             // The architected algorithm of pointer authentication costs an emulator half of its speed.
             option += ",pauth-impdef=on";
         }
-        if self.clock != Clock::Host {
+        if self.clock == Clock::Instructions {
             option += ",cntfrq=1000000000";
         }
         option
