@@ -35,7 +35,7 @@ impl Arena {
     /// # Panics
     /// Where that is no multiple of 8.
     pub fn new(bytes: u64) -> Self {
-        assert!(bytes % 8 == 0, "the arena is made of 8-byte words");
+        assert!(bytes.is_multiple_of(8), "the arena is made of 8-byte words");
         let words = (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
         Self { words, state: Mutex::default(), left: AtomicUsize::new(usize::MAX) }
     }

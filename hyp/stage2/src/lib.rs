@@ -20,26 +20,31 @@
 //!
 //! # The operations
 //! Each call is one bounded step. `Ok(next)` says how far it got: go on from `next` until it is the range's end.
-//! `Err` says that the call changed nothing at or after the address it names.
-//! ```text
-//! view.translate(ipa) -> Found                              one load per height
-//! view.walk(range, |visit| Answer) -> Walked                holes included
-//! view.map(&cpu, &Mapping { range, pa, attrs, largest, why }) -> Result<Ipa, MapError>
-//! view.claim(ipa, height, why) -> Result<Claim, MapError>   then claim.publish(&cpu, pa, attrs), or drop it
-//! tree.unmap(&mut section, &cpu, range, &mut sink) -> Result<Ipa, ChangeError>
-//! tree.protect(&mut section, &cpu, range, access, &mut sink) -> Result<Ipa, ChangeError>
-//! view.split(&cpu, ipa, height, why) -> Result<(), ChangeError>
-//! tree.prune(&mut section, &cpu, range) -> Result<Ipa, ChangeError>
-//! ```
-//! `sink` is given each lost leaf as `Quiesced<Lost>`: what a mapping's reference to a frame is dropped by.
+//! `Err` says that nothing was changed at or after the address it names.
+//!
+//! | | waits for | |
+//! | --- | --- | --- |
+//! | [`View::translate`] | nothing | one load for each height |
+//! | [`View::walk`] | nothing | a visitor, holes included |
+//! | [`View::map`], [`View::annotate`] | nothing | absent → leaf or note, in the largest entries that fit |
+//! | [`View::claim`] | nothing | absent → ours, to look again and then [`Claim::publish`] |
+//! | [`View::split`] | hardware | a block becomes smaller entries |
+//! | [`Tree::unmap`] | hardware, readers, owners | everything covered becomes absent |
+//! | [`Tree::protect`] | hardware, owners | rights, in place |
+//! | [`Tree::prune`] | hardware, readers | empty tables go back |
+//! | [`Tree::destroy`] | hardware, readers | the end |
+//!
+//! `sink` is given each lost leaf as [`Quiesced`]`<`[`Lost`]`>`: what a mapping's reference to a frame is dropped by.
 //!
 //! Neighbours: below it `types`, nothing else; above it `frames` (memory), the CPU crates, and `space`, which decides
 //! what to map. No instructions, no policy.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod batch;
 mod census;
 mod claim;
+mod destroy;
 mod entry;
 mod epoch;
 mod error;
@@ -49,13 +54,21 @@ mod map;
 mod memory;
 mod owed;
 mod place;
+mod protect;
+mod prune;
 mod quiescence;
+mod split;
+mod sweep;
 mod sync;
 mod translate;
 mod tree;
+mod unmap;
+mod walk;
 
+pub use batch::Lost;
 pub use census::{Census, HEIGHTS};
 pub use claim::Claim;
+pub use destroy::Remains;
 pub use entry::{Attrs, Entry, Leaf, Live, Marks, Memory, Note, Owner, Share, Table, Why};
 pub use epoch::{EntryEpoch, InStay, Snapshot, Stay};
 pub use error::{ChangeError, MapError};
@@ -67,3 +80,4 @@ pub use owed::{Class, Invalidate, Owed, Quiesced, Scope, Ticket, Work};
 pub use quiescence::{Quiescence, Section};
 pub use translate::Found;
 pub use tree::{STEP_ENTRIES, Tree, View};
+pub use walk::{Answer, Visit, WalkEnd, Walked};

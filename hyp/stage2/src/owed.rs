@@ -175,6 +175,11 @@ impl<C> Quiesced<C> {
         self.0
     }
 
+    /// For what an invalidation and a grace period freed some steps ago.
+    pub(crate) fn long_ago(cargo: C) -> Self {
+        Self(cargo)
+    }
+
     /// For parts of a cargo that has come out: the proof holds for each part.
     pub(crate) fn part<D>(&self, cargo: D) -> Quiesced<D> {
         Quiesced(cargo)

@@ -133,8 +133,4 @@ impl<F: Format, M: Entries> Tree<F, M> {
         // with O8 and the acquire half of O9.
         self.memory.slot(place.table, place.index).store(next, Release);
     }
-
-    pub(crate) fn frozen(&self, height: Height) -> u64 {
-        self.format.encode(Entry::Frozen, height)
-    }
 }

@@ -21,6 +21,11 @@ impl<F: Format> Found<F> {
         Self { raw, height, format: PhantomData }
     }
 
+    #[inline(always)]
+    pub(crate) const fn raw(self) -> u64 {
+        self.raw
+    }
+
     /// Returns the height of the entry.
     pub const fn height(self) -> Height {
         self.height
@@ -40,7 +45,7 @@ impl<F: Format> Found<F> {
     }
 }
 
-impl<F: Format> fmt::Debug for Found<F> {
+impl<F> fmt::Debug for Found<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Found({:#x} at {:?})", self.raw, self.height)
     }

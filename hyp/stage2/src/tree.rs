@@ -1,10 +1,16 @@
 //! One space's tables: the tree, and the view that a CPU has of it while it is in a read section.
 
-use crate::census::Counters;
-use crate::sync::{AtomicU8, AtomicU32, AtomicU64, fence};
-use crate::{Bbm, Census, Entries, Format, FreshTable, Geometry, NoPages, Pages, Purpose, Section, TablePa};
-use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use types::{CpuId, CpuSet};
+use crate::census::{Counters, Event};
+use crate::geometry::span;
+use crate::place::PATIENCE;
+use crate::sweep::{PARKING_PLACES, Parking};
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, fence, spin_loop};
+use crate::{
+    Bbm, Census, ChangeError, Entries, Format, FreshTable, Geometry, NoPages, Pages, Purpose, Section,
+    TablePa,
+};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use types::{CpuId, CpuSet, Height, Ipa, Range};
 
 /// The most entries that one step of an operation touches, up to a table's worth.
 pub const STEP_ENTRIES: usize = 1 << 16;
@@ -24,6 +30,7 @@ pub struct Tree<F, M> {
     /// Batches of reducing writes whose invalidation is not complete.
     in_flight: AtomicU32,
     bbm: AtomicU8,
+    pub(crate) parking: [Parking; PARKING_PLACES],
 }
 
 impl<F: Format, M: Entries + Pages> Tree<F, M> {
@@ -42,6 +49,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             opened: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             bbm: AtomicU8::new(bbm as u8),
+            parking: [const { Parking::new() }; PARKING_PLACES],
         })
     }
 }
@@ -79,7 +87,7 @@ impl<F: Format, M> Tree<F, M> {
 
     /// Opens a view for as long as `section` is neither left nor waited with.
     #[inline]
-    pub fn open<'v, S: Section>(&'v self, section: &'v S) -> View<'v, F, M, S::Reading<'v>> {
+    pub fn open<'t, 's, S: Section>(&'t self, section: &'s S) -> View<'t, F, M, S::Reading<'s>> {
         self.mark_opened(section.cpu());
         View { tree: self, cpu: section.cpu(), _reading: section.read() }
     }
@@ -95,10 +103,89 @@ impl<F: Format, M> Tree<F, M> {
     }
 }
 
+impl<F: Format, M> Tree<F, M> {
+    /// Tells whether the core can work on `range`.
+    pub(crate) fn check(&self, range: Range) -> Result<(), ChangeError> {
+        if range.is_aligned(span::<F>(Height::PAGE)) && self.geometry.reach().covers(range) {
+            Ok(())
+        } else {
+            Err(ChangeError::Unmappable)
+        }
+    }
+
+    /// Counts a batch of reducing writes, before the first of them and until its invalidation is complete.
+    pub(crate) fn depart(&self) -> Flight<'_> {
+        // Relaxed: whoever sees one of the writes sees this too, since the write is a release (O10).
+        self.in_flight.fetch_add(1, Relaxed);
+        Flight(&self.in_flight)
+    }
+
+    /// Tells whether other batches than the caller's own are in flight. The caller has met an entry that is as it
+    /// wants it: then the batch that made it so is among them, or complete.
+    pub(crate) fn others_in_flight(&self, _own: &Flight<'_>) -> bool {
+        // O12: a batch that is no longer counted has completed its invalidation before. Pairs with O15.
+        self.in_flight.load(Acquire) > 1
+    }
+
+    /// Starts a grace period for what was just unlinked; `None` where nobody else has ever looked at this tree.
+    pub(crate) fn grace<S: Section>(&self, section: &S) -> Option<S::Period> {
+        // O7: the unlink is before our look at who reads. Pairs with O6.
+        fence(SeqCst);
+        let others = CpuSet::from_bits(self.opened.load(Relaxed)).without(section.cpu());
+        if others.is_empty() {
+            return None;
+        }
+        self.counters.count(section.cpu(), Event::GracePeriod, 1);
+        Some(section.period(others))
+    }
+}
+
+/// A batch of reducing writes that is counted as in flight.
+#[derive(Debug)]
+pub(crate) struct Flight<'t>(&'t AtomicU32);
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        // O15: our invalidation is complete before we are no longer counted. Pairs with O12.
+        self.0.fetch_sub(1, Release);
+    }
+}
+
+/// Bounded waiting for the outcome of entries that others own.
+#[derive(Debug)]
+pub(crate) struct Patience(u32);
+
+impl Patience {
+    pub(crate) fn new() -> Self {
+        Self(0)
+    }
+
+    /// Waits a little, outside any section and owning nothing, longer each time.
+    ///
+    /// # Errors
+    /// [`ChangeError::Busy`] when it has been long enough.
+    pub(crate) fn wait<S: Section>(
+        &mut self,
+        section: &mut S,
+        ipa: Ipa,
+        height: Height,
+    ) -> Result<(), ChangeError> {
+        if self.0 == PATIENCE {
+            return Err(ChangeError::Busy { ipa, height });
+        }
+        section.pass();
+        for _ in 0..1u32 << self.0 {
+            spin_loop();
+        }
+        self.0 += 1;
+        Ok(())
+    }
+}
+
 /// What a CPU sees of a tree while it is in a read section. Nothing that it has seen is reused while the view lives.
 #[derive(Debug)]
-pub struct View<'v, F, M, R> {
-    pub(crate) tree: &'v Tree<F, M>,
+pub struct View<'t, F, M, R> {
+    pub(crate) tree: &'t Tree<F, M>,
     pub(crate) cpu: CpuId,
     _reading: R,
 }

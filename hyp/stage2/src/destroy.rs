@@ -1,0 +1,61 @@
+//! Destroy: a tree's end.
+//!
+//! The order, which the caller begins: the space is marked dead, its vCPUs are out for good, and no IOMMU uses its
+//! root; then here one invalidation of the whole tag, one grace period, and a walk that nobody else is on. What is
+//! saved is invalidation entry by entry, and not the order.
+
+use crate::census::Event;
+use crate::sweep::Subtree;
+use crate::tree::STEP_ENTRIES;
+use crate::{Entries, Format, Invalidate, Lost, Owed, Pages, Quiesced, Section, Tree};
+use types::{CpuId, Ipa};
+
+/// A tree that nobody else can look at, on its way back.
+#[derive(Debug)]
+#[must_use = "the tables and what they map have not gone back yet"]
+pub struct Remains<F, M> {
+    tree: Tree<F, M>,
+    /// Everything below this address has gone back; `None` when the root has, too.
+    cursor: Option<Ipa>,
+}
+
+impl<F: Format, M: Entries + Pages> Tree<F, M> {
+    /// Ends the tree's use. The caller has made sure that no CPU and no IOMMU translates through it any more, and, by
+    /// owning it, that no operation will begin.
+    ///
+    /// One invalidation of the whole tag, one grace period. After it the tag may be given to another space.
+    pub fn destroy<S: Section, I: Invalidate>(self, section: &mut S, cpu: &I) -> Remains<F, M> {
+        self.counters.count(section.cpu(), Event::Invalidation, 1);
+        let ticket = Owed::everything().issue(cpu);
+        let period = self.grace(&*section);
+        ticket.wait(cpu).into_inner();
+        if let Some(period) = period {
+            section.wait(period);
+        }
+        Remains { tree: self, cursor: Some(Ipa::new(0)) }
+    }
+}
+
+impl<F: Format, M: Entries + Pages> Remains<F, M> {
+    /// Gives back one step's worth: leaves and notes to `sink`, tables to their memory, the root last. Returns whether
+    /// everything has gone back.
+    ///
+    /// Bounded by [`STEP_ENTRIES`] entries, up to a table's worth.
+    pub fn sweep(&mut self, cpu: CpuId, sink: &mut impl FnMut(Quiesced<Lost<F>>)) -> bool {
+        if self.tree.sweep_parked(cpu, sink) {
+            return false;
+        }
+        if let Some(cursor) = self.cursor {
+            let (table, height) = (self.tree.root(), self.tree.geometry.top());
+            let root = Subtree { table, height, base: Ipa::new(0), cursor };
+            let mut budget = STEP_ENTRIES;
+            self.cursor = self.tree.sweep(cpu, root, &mut budget, sink);
+        }
+        self.cursor.is_none()
+    }
+
+    /// Returns the statistics as they are now.
+    pub fn census(&self) -> crate::Census {
+        self.tree.census()
+    }
+}

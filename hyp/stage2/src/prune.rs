@@ -1,0 +1,169 @@
+//! Prune: tables in which nothing is mapped go back.
+//!
+//! Invariant: a mapping that another CPU makes meanwhile is never lost. So a table is unlinked only when every entry
+//! in it was absent and is ours: whoever comes to map there is refused, and whoever was faster stops us.
+//!
+//! 1. Freeze every entry of the table, absent → frozen. One that is not absent: put all back, which is no change to
+//!    anybody, since frozen and absent are both nothing to the hardware, and clean.
+//! 2. Freeze the link. 3. Mark every entry dead. 4. Invalidate with the walk caches. 5. The link becomes absent.
+//! 6. Grace period; the table goes back.
+
+use crate::batch::Batch;
+use crate::census::Event;
+use crate::place::{ABSENT, Place, Spot, covered};
+use crate::sweep::Subtree;
+use crate::tree::STEP_ENTRIES;
+use crate::{ChangeError, Entries, Entry, Format, Invalidate, Pages, Section, Slot, TablePa, Tree, View};
+use core::sync::atomic::Ordering::Relaxed;
+use types::{Height, Ipa, Range};
+
+impl<F: Format, M: Entries + Pages> Tree<F, M> {
+    /// Gives back empty tables that translate `range`, or its first part, the lowest first. Returns the address up to
+    /// which it has looked. Go on from there with a further call until it is the end. Leaves alone what others are
+    /// changing.
+    ///
+    /// Bounded by [`STEP_ENTRIES`] entries, and one invalidation and one grace period for each height.
+    ///
+    /// # Errors
+    /// [`ChangeError::Unmappable`].
+    pub fn prune<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &I,
+        range: Range,
+    ) -> Result<Ipa, ChangeError> {
+        self.check(range)?;
+        let at = range.start();
+        let mut height = Height::new(1);
+        let root = Place { table: self.root(), index: 0, height: self.geometry.top() };
+        let mut batch = Batch::new(root, at, false);
+        let end = self.prune_links(section, cpu, at, height, range, &mut batch).min(range.end());
+        // Where that was the last of a table, the table itself may be empty now.
+        while height < self.geometry.top() && at < end {
+            height = height.above();
+            let table = covered::<F>(at, height);
+            if end < table.end() && end < range.end() {
+                break;
+            }
+            self.prune_links(section, cpu, at, height, table, &mut batch);
+        }
+        Ok(end)
+    }
+
+    /// Prunes empty tables behind the links of `height` from `at` on, up to a window. Returns how far it looked.
+    fn prune_links<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &I,
+        at: Ipa,
+        height: Height,
+        range: Range,
+        batch: &mut Batch,
+    ) -> Ipa {
+        let flight = self.depart();
+        let view = self.open(&*section);
+        let spot = self.find(at, height, |_| false);
+        if spot.place.height > height {
+            return covered::<F>(at, spot.place.height).end();
+        }
+        batch.restart(spot.place, covered::<F>(at, height).start(), spot.pending);
+        view.freeze_empty(batch, spot, range);
+        let end = batch.end::<F>();
+        if batch.is_empty() {
+            return end;
+        }
+        let id = section.cpu();
+        self.counters.count(id, Event::Invalidation, 1);
+        let ticket = batch.owed::<F>().issue(cpu);
+        let period = self.grace(&*section);
+        let batch = ticket.wait(cpu);
+        self.vacate(id, &batch);
+        drop(view);
+        drop(flight);
+        if let Some(period) = period {
+            section.wait(period);
+        }
+        for (ipa, _, raw) in batch.iter::<F>() {
+            if let (Some(child), Some(below)) = (F::child(raw), height.below()) {
+                let subtree =
+                    Subtree { table: TablePa::linked(child), height: below, base: ipa, cursor: ipa };
+                let mut budget = usize::MAX; // a single table, every entry dead
+                self.sweep(id, subtree, &mut budget, &mut |_| {});
+                self.counters.count(id, Event::Pruned, 1);
+            }
+        }
+        batch.into_inner().clear();
+        end
+    }
+}
+
+impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
+    /// Freezes the links from `spot` on whose tables are empty.
+    fn freeze_empty(&self, batch: &mut Batch, spot: Spot, range: Range) {
+        let tree = self.tree;
+        let height = spot.place.height;
+        let most = (STEP_ENTRIES >> F::INDEX_BITS).max(1);
+        let frozen = tree.format.encode(Entry::Frozen, height);
+        let mut place = spot.place;
+        let mut looked = 0;
+        while !batch.is_full() && looked < most && place.index < tree.geometry.entries(height) {
+            if batch.end::<F>() >= range.end() {
+                break;
+            }
+            let raw = tree.read(place);
+            let taken = match (tree.format.decode(raw, height), height.below()) {
+                (Entry::Table(table), Some(below)) => {
+                    looked += 1;
+                    let child = TablePa::linked(table.pa);
+                    self.claim_empty(child, below)
+                        .then(|| self.unlink_claimed(place, raw, frozen, child, below))
+                        .flatten()
+                }
+                _ => None,
+            };
+            match taken {
+                Some(was) => batch.push(tree, was),
+                None => batch.skip(),
+            }
+            place.index += 1;
+        }
+    }
+
+    /// Freezes every entry of `table`, if every one is absent; else none.
+    fn claim_empty(&self, table: TablePa, height: Height) -> bool {
+        let tree = self.tree;
+        let entries = tree.geometry.entries(height);
+        if (0..entries).any(|index| tree.memory.slot(table, index).load(Relaxed) != ABSENT) {
+            return false; // a glance before the trouble; decides nothing
+        }
+        let frozen = tree.format.encode(Entry::Frozen, height);
+        for index in 0..entries {
+            if tree.claim(Place { table, index, height }, frozen).is_err() {
+                self.store_all(table, height, index, ABSENT);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn unlink_claimed(
+        &self,
+        place: Place,
+        raw: u64,
+        frozen: u64,
+        table: TablePa,
+        below: Height,
+    ) -> Option<u64> {
+        let entries = self.tree.geometry.entries(below);
+        let was = self.tree.replace(self.cpu, place, raw, |_| frozen).ok();
+        let next = if was.is_some() { self.tree.format.encode(Entry::Dead, below) } else { ABSENT };
+        self.store_all(table, below, entries, next);
+        was
+    }
+
+    fn store_all(&self, table: TablePa, height: Height, entries: usize, raw: u64) {
+        for index in 0..entries {
+            self.tree.settle(Place { table, index, height }, raw);
+        }
+    }
+}

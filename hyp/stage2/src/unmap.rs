@@ -1,0 +1,241 @@
+//! Unmap: from leaf or table to absent, and what was there comes out when no CPU can reach it.
+//!
+//! Invariant: an entry is absent only when it is clean; a table is given back only after invalidation and grace
+//! period; a leaf comes out only after its invalidation.
+//!
+//! A step:
+//! 1. Walk to the highest entry that is covered whole; a block that is covered in part is split first.
+//! 2. Freeze entries from there on, in one table. A link frozen takes the whole subtree with it.
+//! 3. Invalidate, and start a grace period where a link was frozen. Both may be under way together.
+//! 4. Store absent. Now nothing is owned any more.
+//! 5. Wait for the grace period, outside the section; sweep the subtrees.
+//! 6. Hand over the leaves.
+//!
+//! Who maps below a link that we have just frozen maps into a dead table: to everybody else, that was before the
+//! unmap. The sweep finds the leaf.
+
+use crate::batch::Batch;
+use crate::census::Event;
+use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
+use crate::split::Splitting;
+use crate::sweep::{Reserved, Subtree};
+use crate::tree::{Patience, STEP_ENTRIES};
+use crate::{
+    ChangeError, Entries, Entry, Format, Invalidate, Lost, Pages, Quiesced, Section, TablePa, Tree, View, Why,
+};
+use types::{CpuId, Height, Ipa, Range};
+
+/// What the first pass of a step came to.
+enum Collected<'t> {
+    /// Entries are frozen and in the batch; they end before `next`. With a place to park, where a large subtree is among them.
+    Frozen { next: Ipa, parking: Option<Reserved<'t>> },
+    /// Nothing is mapped before this address.
+    Nothing { next: Ipa },
+    /// A block reaches beyond the range.
+    Partial { ipa: Ipa, spot: Spot },
+    /// Somebody else owns this entry.
+    Blocked { ipa: Ipa, height: Height },
+}
+
+impl<F: Format, M: Entries + Pages> Tree<F, M> {
+    /// Unmaps `range`, or its first part: returns the address up to which nothing is mapped any more that was mapped
+    /// when the call began. Go on from there with a further call until it is the end.
+    ///
+    /// Each leaf and note that was there goes to `sink`, when no CPU can reach it any more; where it is part of a
+    /// large subtree, perhaps to the sink of a later call or of another CPU's.
+    ///
+    /// Bounded by [`STEP_ENTRIES`] entries to walk and as many to sweep, four invalidations (three of them for a block
+    /// to split) and one grace period.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; nothing from the address it names on was changed.
+    pub fn unmap<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &I,
+        range: Range,
+        sink: &mut impl FnMut(Quiesced<Lost<F>>),
+    ) -> Result<Ipa, ChangeError> {
+        self.check(range)?;
+        if self.sweep_parked(section.cpu(), sink) {
+            return Ok(range.start());
+        }
+        let mut at = range.start();
+        let mut patience = Patience::new();
+        let root = Place { table: self.root(), index: 0, height: self.geometry.top() };
+        let mut batch = Batch::new(root, at, false);
+        loop {
+            let rest = Range::new(at, range.end()).map_err(|_| ChangeError::Unmappable)?;
+            let flight = self.depart();
+            let view = self.open(&*section);
+            let blocked = match view.collect(rest, &mut batch) {
+                Collected::Frozen { next, parking } => {
+                    let (batch, period) = self.break_batch(section, cpu, &mut batch);
+                    drop(view);
+                    drop(flight);
+                    if let Some(period) = period {
+                        section.wait(period);
+                    }
+                    let rest = self.hand_over_batch(section.cpu(), &batch, parking, sink);
+                    // Where part of a subtree is left, the caller comes again for it.
+                    return Ok(if rest { at } else { next });
+                }
+                Collected::Nothing { next } => return Ok(next),
+                Collected::Partial { ipa, spot } => {
+                    at = ipa;
+                    match view.split_spot(cpu, ipa, spot, Why::Unmapped) {
+                        Splitting::Done => continue,
+                        Splitting::NoPages => {
+                            return Err(ChangeError::NoPages { ipa, height: spot.place.height });
+                        }
+                        Splitting::Changed => spot.place.height,
+                    }
+                }
+                Collected::Blocked { ipa, height } => {
+                    at = ipa;
+                    height
+                }
+            };
+            drop(view);
+            drop(flight);
+            patience.wait(section, at, blocked)?;
+        }
+    }
+
+    /// The second pass: invalidates, and makes the entries absent. Where a link is among them, the grace period for
+    /// what was below it is under way on return.
+    fn break_batch<'b, S: Section, I: Invalidate>(
+        &self,
+        section: &S,
+        cpu: &I,
+        batch: &'b mut Batch,
+    ) -> (Quiesced<&'b mut Batch>, Option<S::Period>) {
+        let has_links = batch.links() > 0;
+        self.counters.count(section.cpu(), Event::Invalidation, 1);
+        let ticket = batch.owed::<F>().issue(cpu);
+        let period = if has_links { self.grace(section) } else { None };
+        let batch = ticket.wait(cpu);
+        self.vacate(section.cpu(), &batch);
+        (batch, period)
+    }
+
+    /// Hands over what was in the entries. Returns whether part of a subtree is left.
+    fn hand_over_batch(
+        &self,
+        cpu: CpuId,
+        batch: &Quiesced<&mut Batch>,
+        mut parking: Option<Reserved<'_>>,
+        sink: &mut impl FnMut(Quiesced<Lost<F>>),
+    ) -> bool {
+        let mut rest = false;
+        for (ipa, place, raw) in batch.iter::<F>() {
+            let child = if place.height > Height::PAGE { F::child(raw) } else { None };
+            let (Some(child), Some(height)) = (child, place.height.below()) else {
+                sink(batch.part(Lost::new(ipa, raw, place.height, self.format)));
+                continue;
+            };
+            let subtree = Subtree { table: TablePa::linked(child), height, base: ipa, cursor: ipa };
+            match parking.take() {
+                Some(place) => rest |= self.sweep_or_park(cpu, subtree, place, sink),
+                None => {
+                    let mut budget = usize::MAX; // a single table: `may_unlink`
+                    self.sweep(cpu, subtree, &mut budget, sink);
+                }
+            }
+        }
+        rest
+    }
+}
+
+impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
+    /// The first pass: freezes what comes first in `range`.
+    fn collect(&self, range: Range, batch: &mut Batch) -> Collected<'t> {
+        let mut at = range.start();
+        let mut touched = 0;
+        while at < range.end() && touched < STEP_ENTRIES {
+            let mut parking = None;
+            let spot = self.tree.find(at, Height::PAGE, |place| {
+                range.covers(covered::<F>(at, place.height)) && self.may_unlink(place.height, &mut parking)
+            });
+            let here = covered::<F>(at, spot.place.height);
+            if spot.raw != ABSENT && !range.covers(here) {
+                return match self.tree.format.decode(spot.raw, spot.place.height) {
+                    Entry::Leaf(_) | Entry::Note(_) => Collected::Partial { ipa: at, spot },
+                    _ => Collected::Blocked { ipa: at, height: spot.place.height },
+                };
+            }
+            batch.restart(spot.place, here.start(), spot.pending);
+            let blocked = self.freeze_window(batch, range, spot.place, parking.is_some());
+            let next = batch.end::<F>().min(range.end());
+            if !batch.is_empty() {
+                return Collected::Frozen { next, parking };
+            }
+            if next <= at && blocked {
+                return Collected::Blocked { ipa: at, height: spot.place.height };
+            }
+            touched += batch.len().max(1);
+            at = next.max(at);
+        }
+        Collected::Nothing { next: at }
+    }
+
+    /// Tells whether a link at `height` may be frozen with all that is below it. Below the lowest links is a single
+    /// table, which is swept at once; for a larger subtree there must be a place to park.
+    fn may_unlink(&self, height: Height, parking: &mut Option<Reserved<'t>>) -> bool {
+        if height.get() > 1 && parking.is_none() {
+            *parking = self.tree.reserve_parking();
+        }
+        height.get() == 1 || parking.is_some()
+    }
+
+    /// Freezes entries from `first` on into `batch`, to the end of the window, the table or the range, or to the
+    /// first that is another matter. `large`: a link to more than one table may be frozen, alone. Returns whether it
+    /// ended at an entry that somebody else owns.
+    fn freeze_window(&self, batch: &mut Batch, range: Range, first: Place, large: bool) -> bool {
+        let tree = self.tree;
+        let height = first.height;
+        let frozen = tree.format.encode(Entry::Frozen, height);
+        let most_links = (STEP_ENTRIES >> F::INDEX_BITS).max(1);
+        let mut raw = tree.read(first);
+        let mut place = first;
+        let mut tries = 0;
+        loop {
+            let here = covered::<F>(batch.end::<F>(), height);
+            if raw == ABSENT {
+                batch.skip();
+            } else if !range.covers(here) {
+                return false;
+            } else {
+                let is_large = match tree.format.decode(raw, height) {
+                    Entry::Leaf(_) | Entry::Note(_) => false,
+                    Entry::Table(_) if height.get() == 1 && batch.links() < most_links => false,
+                    Entry::Table(_) if height.get() > 1 && large && batch.is_empty() => true,
+                    Entry::Table(_) | Entry::Absent => return false,
+                    Entry::Frozen | Entry::Held(_) | Entry::Dead => return true,
+                };
+                match tree.replace(self.cpu, place, raw, |_| frozen) {
+                    Ok(was) => batch.push(tree, was),
+                    Err(seen) => {
+                        tries += 1;
+                        if tries == PATIENCE {
+                            return true;
+                        }
+                        raw = seen;
+                        continue;
+                    }
+                }
+                if is_large {
+                    return false;
+                }
+            }
+            place.index += 1;
+            if batch.is_full()
+                || place.index == tree.geometry.entries(height)
+                || batch.end::<F>() >= range.end()
+            {
+                return false;
+            }
+            raw = tree.read(place);
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The walker: one way through a range for everything that looks at many entries (snapshot, dirty harvest, aging,
+//! statistics, dump).
+//!
+//! Rules: one acquire load for each visit, and the visitor acts on that value. Before descending the entry is read
+//! again, since the visitor may have changed it, or another CPU. A walk never waits and never allocates: what needs
+//! either ends it, the caller acts outside the section, and resumes by address.
+
+use crate::geometry::span;
+use crate::place::{PATIENCE, Place, covered};
+use crate::tree::STEP_ENTRIES;
+use crate::{Entries, Entry, Format, Found, Pages, TablePa, View};
+use core::ops::ControlFlow::{self, Break, Continue};
+use types::{Height, Ipa, Pa, Range};
+
+/// What a visitor wants next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// Go on behind this entry; what is below a link is passed over.
+    Continue,
+    /// Go on below this link; as `Continue` where there is none.
+    Descend,
+    /// Read this entry again. Bounded: an entry that asks for it too often ends the walk as busy.
+    Again,
+    /// End the walk, so that this block can be split.
+    Split,
+    /// End the walk.
+    Stop,
+}
+
+/// Why a walk ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WalkEnd {
+    /// At the end of the range.
+    Done,
+    /// At the bound of a step: go on with a further call.
+    Bound,
+    /// The visitor said `Stop`, at an entry of this height.
+    Stopped(Height),
+    /// The visitor said `Split`, at an entry of this height.
+    Split(Height),
+    /// An entry of this height kept changing. Pass a quiescent point, and go on.
+    Busy(Height),
+}
+
+/// How far a walk got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Walked {
+    /// The address to go on from: behind the last entry that was done with.
+    pub next: Ipa,
+    /// Why it ended there.
+    pub end: WalkEnd,
+}
+
+/// An entry as a visitor sees it. Holes are visited too.
+#[derive(Clone, Copy, Debug)]
+pub struct Visit<F> {
+    ipa: Ipa,
+    found: Found<F>,
+}
+
+impl<F: Format> Visit<F> {
+    /// Returns the first address that the entry is for.
+    #[inline(always)]
+    pub fn ipa(&self) -> Ipa {
+        self.ipa
+    }
+
+    /// Returns the height of the entry.
+    #[inline(always)]
+    pub fn height(&self) -> Height {
+        self.found.height()
+    }
+
+    /// Returns the addresses that the entry is for.
+    pub fn range(&self) -> Range {
+        covered::<F>(self.ipa, self.height())
+    }
+
+    /// Returns where the first address goes; `None` where the entry is no leaf.
+    #[inline(always)]
+    pub fn pa(&self) -> Option<Pa> {
+        F::output(self.found.raw(), self.found.height())
+    }
+
+    /// Decodes the entry under `format`, the format of the tree that is walked.
+    pub fn entry(&self, format: F) -> Entry {
+        self.found.entry(format)
+    }
+}
+
+/// Why the walk leaves a table early.
+enum Leave {
+    /// The walk is over.
+    End(Walked),
+    /// The table is dead: go to the root, and on from this address.
+    Restart(Ipa, Height),
+}
+
+impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
+    /// Shows every entry that translates some of `range` to `visitor`, in ascending order, links before what is below
+    /// them and only where the visitor descends.
+    ///
+    /// Bounded by [`STEP_ENTRIES`] entries, up to a table's worth.
+    #[inline]
+    pub fn walk(&self, range: Range, mut visitor: impl FnMut(&Visit<F>) -> Answer) -> Walked {
+        let Some(range) = range.intersection(self.tree.geometry.reach()) else {
+            return Walked { next: range.end(), end: WalkEnd::Done };
+        };
+        let top = self.tree.geometry.top();
+        let mut budget = STEP_ENTRIES;
+        let mut at = range.start();
+        let mut restarts = 0;
+        while let Ok(rest) = Range::new(at, range.end()) {
+            match self.walk_table(self.tree.root(), top, rest, &mut budget, &mut visitor) {
+                Continue(()) => break,
+                Break(Leave::End(walked)) => return walked,
+                Break(Leave::Restart(ipa, height)) => {
+                    at = at.max(ipa);
+                    restarts += 1;
+                    if restarts == PATIENCE {
+                        return Walked { next: at, end: WalkEnd::Busy(height) };
+                    }
+                }
+            }
+        }
+        Walked { next: range.end(), end: WalkEnd::Done }
+    }
+
+    /// Walks the part of `table` that is for `range`, which is not empty and within the table.
+    fn walk_table(
+        &self,
+        table: TablePa,
+        height: Height,
+        range: Range,
+        budget: &mut usize,
+        visitor: &mut impl FnMut(&Visit<F>) -> Answer,
+    ) -> ControlFlow<Leave> {
+        let Some(below) = height.below() else {
+            return self.walk_pages(table, range, budget, visitor);
+        };
+        let mut ipa = range.start().align_down(span::<F>(height));
+        let mut index = self.tree.geometry.index(ipa, height);
+        loop {
+            let here = covered::<F>(ipa, height);
+            let at = ipa.max(range.start());
+            if *budget == 0 {
+                return Break(Leave::End(Walked { next: at, end: WalkEnd::Bound }));
+            }
+            *budget -= 1;
+            let child = self.visit(Place { table, index, height }, ipa, at, visitor)?;
+            if let (Some(child), Some(range)) = (child, here.intersection(range)) {
+                self.walk_table(child, below, range, budget, visitor)?;
+            }
+            if here.end() >= range.end() {
+                return Continue(());
+            }
+            ipa = here.end();
+            index += 1;
+        }
+    }
+
+    /// The innermost loop: entries of a table of pages.
+    #[inline(always)]
+    fn walk_pages(
+        &self,
+        table: TablePa,
+        range: Range,
+        budget: &mut usize,
+        visitor: &mut impl FnMut(&Visit<F>) -> Answer,
+    ) -> ControlFlow<Leave> {
+        let span = span::<F>(Height::PAGE);
+        let first = range.start().align_down(span);
+        let index = self.tree.geometry.index(first, Height::PAGE);
+        let len = ((range.end().get() - 1 - first.get()) / span) as usize + 1;
+        if *budget == 0 {
+            return Break(Leave::End(Walked { next: range.start(), end: WalkEnd::Bound }));
+        }
+        *budget = budget.saturating_sub(len);
+        let dead = self.tree.format.encode(Entry::Dead, Height::PAGE);
+        let mut ipa = first;
+        for index in index..index + len {
+            let place = Place { table, index, height: Height::PAGE };
+            let raw = self.tree.read(place);
+            let answer = if raw == dead {
+                Answer::Again
+            } else {
+                visitor(&Visit { ipa, found: Found::new(raw, Height::PAGE) })
+            };
+            if !matches!(answer, Answer::Continue | Answer::Descend) {
+                self.insist(place, ipa, ipa.max(range.start()), answer, visitor)?;
+            }
+            ipa = ipa.wrapping_add(span);
+        }
+        Continue(())
+    }
+
+    /// Shows one entry. Returns the table to descend into, if the visitor wants to and it is there still.
+    fn visit(
+        &self,
+        place: Place,
+        ipa: Ipa,
+        at: Ipa,
+        visitor: &mut impl FnMut(&Visit<F>) -> Answer,
+    ) -> ControlFlow<Leave, Option<TablePa>> {
+        let raw = self.tree.read(place);
+        if self.tree.format.decode(raw, place.height) == Entry::Dead {
+            return Break(Leave::Restart(at, place.height));
+        }
+        match visitor(&Visit { ipa, found: Found::new(raw, place.height) }) {
+            Answer::Continue => Continue(None),
+            Answer::Descend if F::child(raw).is_some() => {
+                // Whatever the visitor did, or another CPU meanwhile, counts.
+                match F::child(self.tree.read(place)) {
+                    Some(child) => Continue(Some(TablePa::linked(child))),
+                    None => self.insist(place, ipa, at, Answer::Again, visitor),
+                }
+            }
+            Answer::Descend => Continue(None),
+            answer => self.insist(place, ipa, at, answer, visitor),
+        }
+    }
+
+    /// Acts on an answer that is neither `Continue` nor `Descend`.
+    #[cold]
+    fn insist(
+        &self,
+        place: Place,
+        ipa: Ipa,
+        at: Ipa,
+        answer: Answer,
+        visitor: &mut impl FnMut(&Visit<F>) -> Answer,
+    ) -> ControlFlow<Leave, Option<TablePa>> {
+        let height = place.height;
+        let end = |end| Break(Leave::End(Walked { next: at, end }));
+        let mut answer = answer;
+        for _ in 0..PATIENCE {
+            let raw = self.tree.read(place);
+            let child = if height > Height::PAGE { F::child(raw) } else { None };
+            match answer {
+                Answer::Stop => return end(WalkEnd::Stopped(height)),
+                Answer::Split => return end(WalkEnd::Split(height)),
+                Answer::Continue => return Continue(None),
+                Answer::Descend => return Continue(child.map(TablePa::linked)),
+                Answer::Again => {}
+            }
+            if self.tree.format.decode(raw, height) == Entry::Dead {
+                return Break(Leave::Restart(at, height));
+            }
+            answer = visitor(&Visit { ipa, found: Found::new(raw, height) });
+        }
+        end(WalkEnd::Busy(height))
+    }
+}
