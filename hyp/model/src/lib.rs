@@ -1,9 +1,30 @@
-//! What correct means, written once: the oracle that every table operation is compared with, and the stand-ins for
+//! What correct means, written once: the oracles that every table operation is compared with, and the stand-ins for
 //! memory and CPUs that let the library run on the host.
 //!
-//! Host only, a dev-dependency only.
+//! | | |
+//! | --- | --- |
+//! | [`Flat`] | what a space translates, as a list |
+//! | [`Judge`] | which rule a list of effects breaks |
+//! | [`laws`] | what every format must obey |
+//! | [`Arena`] | table memory, for any number of threads |
+//! | [`Machine`] | memory, CPU and sections that record effects |
+//! | [`Rig`] | a tree on a machine, driven step by step, with both oracles beside it |
+//! | [`Tiny`] | a format with shuffled bits |
+//!
+//! Host only, and a dev-dependency only. Neighbours: `stage2`, whose seams this implements.
 #![forbid(unsafe_code)]
 
 mod arena;
+mod flat;
+mod judge;
+pub mod laws;
+mod machine;
+mod rig;
+mod tiny;
 
 pub use arena::Arena;
+pub use flat::{Content, Flat, Stretch};
+pub use judge::{Judge, Violation};
+pub use machine::{Effect, Machine, Watched, WatchedStay, range};
+pub use rig::Rig;
+pub use tiny::Tiny;

@@ -1,0 +1,85 @@
+//! The laws of [`Format`], as one check for any implementation.
+
+use stage2::{Bbm, Entry, Format, Leaf, Live, Marks, Note, Rewrite, Table, span};
+use types::{Access, Height, Pa};
+
+/// Checks every law that can be checked on one entry at one height. The entry is possible there.
+///
+/// # Panics
+/// Where a law does not hold.
+pub fn check<F: Format>(format: F, entry: Entry, height: Height) {
+    let canonical = format.canonical(entry, height);
+    assert_eq!(format.canonical(canonical, height), canonical, "canonical is idempotent");
+    let raw = format.encode(entry, height);
+    assert_eq!(format.decode(raw, height), canonical, "decode undoes encode: {raw:#x} at {height:?}");
+    assert_eq!(format.encode(canonical, height), raw, "canonical entries have one encoding");
+    assert_eq!(format.decode(0, height), Entry::Absent, "a zeroed page is an empty table");
+    assert_eq!(raw == 0, entry == Entry::Absent, "nothing else is zero");
+
+    let live = canonical.live();
+    let output = if let Some(Live::Leaf(leaf)) = live { Some(leaf.pa) } else { None };
+    assert_eq!(F::output(raw, height), output, "output agrees with decode: {raw:#x} at {height:?}");
+    if height > Height::PAGE {
+        let child = if let Some(Live::Table(table)) = live { Some(table.pa) } else { None };
+        assert_eq!(F::child(raw), child, "child agrees with decode: {raw:#x} at {height:?}");
+    }
+    if let Some(Live::Leaf(leaf)) = live {
+        check_leaf(format, leaf, raw, height);
+    } else {
+        assert_eq!(format.settled(raw, height), raw, "hardware sets flags in leaves only");
+    }
+}
+
+fn check_leaf<F: Format>(format: F, leaf: Leaf, raw: u64, height: Height) {
+    // Another address, all its bits different from this one's.
+    let mask = ((1 << F::OUTPUT_BITS) - 1) & !(span::<F>(height) - 1);
+    let other = Pa::new(!leaf.pa.get() & mask);
+    let moved = F::with_output(raw, height, other);
+    assert_eq!(F::output(moved, height), Some(other), "with_output sets the address");
+    assert_eq!(F::with_output(moved, height, leaf.pa), raw, "with_output changes nothing else");
+
+    let settled = format.settled(raw, height);
+    assert_eq!(format.settled(settled, height), settled, "settled is idempotent");
+    let young = Leaf { attrs: leaf.attrs.with(Marks::YOUNG), ..leaf };
+    let raw_young = format.encode(Entry::Leaf(young), height);
+    if F::output(raw, height).is_some() && !matches!(format.decode(raw, height), Entry::Held(_)) {
+        assert_eq!(format.settled(raw_young, height), settled, "the accessed flag is hardware's");
+    }
+}
+
+/// Checks the rules of live rewriting that hold for every format.
+///
+/// # Panics
+/// Where one does not.
+pub fn check_rewrites<F: Format>(format: F, leaf: Leaf, height: Height, bbm: Bbm) {
+    let is = |to: Leaf| format.rewrite(Entry::Leaf(leaf), Entry::Leaf(to), height, bbm);
+    let attrs = leaf.attrs;
+    assert_eq!(is(leaf), Rewrite::InPlace, "no change");
+    let moved = Leaf { pa: Pa::new(leaf.pa.get() ^ span::<F>(height)), ..leaf };
+    assert_eq!(is(moved), Rewrite::BreakBeforeMake, "another address");
+    for access in (0..8).map(Access::from_bits_truncate) {
+        let changed = is(Leaf { attrs: attrs.with_access(access), ..leaf });
+        let want =
+            if access.contains(attrs.access) { Rewrite::InPlace } else { Rewrite::InPlaceThenInvalidate };
+        assert_eq!(changed, want, "rights from {:?} to {access:?}", attrs.access);
+    }
+    if attrs.marks.contains(Marks::YOUNG) {
+        let old = Leaf { attrs: attrs.without(Marks::YOUNG), ..leaf };
+        assert_eq!(is(old), Rewrite::InPlaceThenInvalidate, "the accessed flag cleared");
+    }
+    for absent in [Entry::Absent, Entry::Frozen, Entry::Dead, Entry::Note(Note::new(1))] {
+        let broken = format.rewrite(Entry::Leaf(leaf), absent, height, bbm);
+        assert_eq!(broken, Rewrite::InPlaceThenInvalidate, "a break");
+        assert_eq!(format.rewrite(absent, Entry::Leaf(leaf), height, bbm), Rewrite::InPlace, "a make");
+    }
+    if height > Height::PAGE {
+        let table = Table { pa: Pa::new(0), pending: true, why: stage2::Why::Alignment };
+        let split = format.rewrite(Entry::Leaf(leaf), Entry::Table(table), height, bbm);
+        if bbm >= Bbm::Level2 {
+            assert_eq!(split, Rewrite::InPlaceThenInvalidate, "a change of size, directly");
+        }
+        let other = Table { pa: Pa::new(span::<F>(Height::PAGE)), ..table };
+        let turned = format.rewrite(Entry::Table(table), Entry::Table(other), height, bbm);
+        assert_eq!(turned, Rewrite::BreakBeforeMake, "a link to another table");
+    }
+}

@@ -1,0 +1,247 @@
+//! [`Machine`]: table memory, CPU and read sections that record what is done with them, for the [judge](crate::judge).
+//!
+//! For one host thread. A fake that records does not ignore: every write, invalidation, grace period, take and
+//! give-back is in the list, in order.
+
+use crate::Arena;
+use stage2::{
+    Entries, EntryEpoch, FreshTable, IdleTable, Invalidate, NoPages, Pages, Purpose, Quiescence, Section,
+    Slot, Snapshot, Stay, TablePa, TableSize, Work,
+};
+use std::cell::RefCell;
+use std::sync::atomic::Ordering;
+use types::{CpuId, CpuSet, Ipa, Pa, Range};
+
+/// Something that was done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// A table was taken.
+    Take {
+        /// Where.
+        table: Pa,
+        /// How large.
+        size: TableSize,
+    },
+    /// A table was given back.
+    GiveBack {
+        /// Where.
+        table: Pa,
+    },
+    /// An entry was written.
+    Write {
+        /// The table.
+        table: Pa,
+        /// The index in it.
+        index: usize,
+        /// What it was.
+        old: u64,
+        /// What it is.
+        new: u64,
+    },
+    /// An invalidation was started: entry writes so far are visible to it.
+    Begin {
+        /// What is invalidated.
+        work: Work,
+        /// Which invalidation.
+        id: usize,
+    },
+    /// An invalidation is complete.
+    Complete {
+        /// Which invalidation.
+        id: usize,
+    },
+    /// A grace period was started.
+    Grace {
+        /// Which grace period.
+        id: usize,
+    },
+    /// A grace period is over.
+    GraceOver {
+        /// Which grace period.
+        id: usize,
+    },
+    /// A lost leaf or note came out.
+    Handed {
+        /// The addresses that it was for.
+        range: Range,
+    },
+    /// A step of an operation ended: nothing may be frozen or owed.
+    StepEnd,
+}
+
+/// Memory, CPU and read sections of one host thread.
+#[derive(Debug)]
+pub struct Machine {
+    arena: Arena,
+    epoch: EntryEpoch,
+    log: RefCell<Log>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    effects: Vec<Effect>,
+    next: usize,
+}
+
+impl Machine {
+    /// Makes a machine with `bytes` bytes of table memory.
+    pub fn new(bytes: u64) -> Self {
+        Self { arena: Arena::new(bytes), epoch: EntryEpoch::new(), log: RefCell::default() }
+    }
+
+    /// Returns the table memory.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Notes that a lost leaf or note came out.
+    pub fn handed(&self, range: Range) {
+        self.push(Effect::Handed { range });
+    }
+
+    /// Notes that a step of an operation ended.
+    pub fn step_end(&self) {
+        self.push(Effect::StepEnd);
+    }
+
+    /// Takes the list of what was done since the last call.
+    pub fn drain(&self) -> Vec<Effect> {
+        std::mem::take(&mut self.log.borrow_mut().effects)
+    }
+
+    fn push(&self, effect: Effect) {
+        self.log.borrow_mut().effects.push(effect);
+    }
+
+    fn next_id(&self) -> usize {
+        let mut log = self.log.borrow_mut();
+        log.next += 1;
+        log.next
+    }
+}
+
+/// An entry that records its writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Watched<'a> {
+    machine: &'a Machine,
+    table: TablePa,
+    index: usize,
+}
+
+impl Watched<'_> {
+    fn wrote(self, old: u64, new: u64) {
+        self.machine.push(Effect::Write { table: self.table.pa(), index: self.index, old, new });
+    }
+}
+
+impl Slot for Watched<'_> {
+    fn load(self, order: Ordering) -> u64 {
+        self.machine.arena.slot(self.table, self.index).load(order)
+    }
+
+    fn store(self, raw: u64, _: Ordering) {
+        let old = self.machine.arena.slot(self.table, self.index).swap(raw, Ordering::AcqRel);
+        self.wrote(old, raw);
+    }
+
+    fn swap(self, raw: u64, order: Ordering) -> u64 {
+        let old = self.machine.arena.slot(self.table, self.index).swap(raw, order);
+        self.wrote(old, raw);
+        old
+    }
+
+    fn compare_exchange(self, old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
+        let slot = self.machine.arena.slot(self.table, self.index);
+        slot.compare_exchange(old, new, success, failure).inspect(|&old| self.wrote(old, new))
+    }
+}
+
+impl Entries for Machine {
+    type Slot<'a> = Watched<'a>;
+
+    fn slot(&self, table: TablePa, index: usize) -> Watched<'_> {
+        assert!(self.arena.is_taken(table.pa()), "looks into {table:?}, which was given back");
+        Watched { machine: self, table, index }
+    }
+}
+
+impl Pages for Machine {
+    fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
+        let table = self.arena.take(size, purpose)?;
+        self.push(Effect::Take { table: table.table().pa(), size });
+        Ok(table)
+    }
+
+    fn give_back(&self, table: IdleTable) {
+        self.push(Effect::GiveBack { table: table.pa() });
+        self.arena.give_back(table);
+    }
+}
+
+impl Invalidate for Machine {
+    type Pending = usize;
+
+    fn begin(&self, work: Work) -> usize {
+        let id = self.next_id();
+        self.push(Effect::Begin { work, id });
+        id
+    }
+
+    fn complete(&self, id: usize) {
+        self.push(Effect::Complete { id });
+    }
+}
+
+impl Quiescence for Machine {
+    type Section<'q> = WatchedStay<'q>;
+
+    fn enter(&self, cpu: CpuId) -> WatchedStay<'_> {
+        WatchedStay { machine: self, stay: self.epoch.enter(cpu) }
+    }
+}
+
+/// A section that records its grace periods.
+#[derive(Debug)]
+pub struct WatchedStay<'q> {
+    machine: &'q Machine,
+    stay: Stay<'q>,
+}
+
+impl<'q> Section for WatchedStay<'q> {
+    type Reading<'s>
+        = <Stay<'q> as Section>::Reading<'s>
+    where
+        Self: 's;
+    type Period = (usize, Snapshot);
+
+    fn cpu(&self) -> CpuId {
+        self.stay.cpu()
+    }
+
+    fn read(&self) -> Self::Reading<'_> {
+        self.stay.read()
+    }
+
+    fn period(&self, readers: CpuSet) -> (usize, Snapshot) {
+        let id = self.machine.next_id();
+        self.machine.push(Effect::Grace { id });
+        (id, self.stay.period(readers))
+    }
+
+    fn wait(&mut self, (id, period): (usize, Snapshot)) {
+        self.stay.wait(period);
+        self.machine.push(Effect::GraceOver { id });
+    }
+
+    fn pass(&mut self) {
+        self.stay.pass();
+    }
+}
+
+/// Returns the addresses of `bytes` bytes from `start`.
+///
+/// # Panics
+/// Where that wraps.
+pub fn range(start: u64, bytes: u64) -> Range {
+    Range::with_len(Ipa::new(start), bytes).expect("a range of a test does not wrap")
+}
