@@ -26,6 +26,8 @@ mod power;
 mod psci;
 mod stats;
 mod sysreg;
+#[cfg(test)]
+mod testing;
 mod vcpu;
 pub mod vm;
 

@@ -3,6 +3,7 @@
 use super::{
     Gic, SPI_WORDS, VcpuSet,
     lr::{self, Link, State},
+    ones,
     private::{Latched, PPIS, Private, Slot},
     spi::Spis,
     timer_of,
@@ -81,14 +82,6 @@ struct Lists<'a, L> {
     told: VcpuSet,
 }
 
-/// The private interrupts that are to go into list registers.
-struct Wanted {
-    /// Because they are pending and may be delivered.
-    ready: u32,
-    /// All of them: those and the active ones.
-    all: u32,
-}
-
 impl<L: ListRegisters> Lists<'_, L> {
     /// Looks at everything in list registers: what is done is let go, what must not stay is taken out.
     fn revisit(&mut self) {
@@ -114,27 +107,32 @@ impl<L: ListRegisters> Lists<'_, L> {
         irqs.seen_active = irqs.seen_active & !bit | u32::from(state.active) << intid;
         if !state.pending && !state.active {
             if lr::is_linked(value) {
-                irqs.fired &= !bit; // the hardware has ended the physical interrupt as well
+                irqs.timer_ended(bit);
             }
             irqs.wishes.clear &= !bit;
             irqs.wishes.end &= !bit;
             self.take_out(slot, value);
             return;
         }
-        let waits = state.pending && !state.active;
-        let stays = !waits || {
-            let deliverable = irqs.enabled & self.gic.in_enabled_groups(irqs.group1) & bit != 0;
-            let asserted = latched == Latched::Yes
+        let deliverable = irqs.enabled & self.gic.in_enabled_groups(irqs.group1) & bit != 0;
+        let (latch, wished) = (irqs.latch & bit != 0, irqs.wishes.any() & bit != 0);
+        if state.active && !wished {
+            if let Some(again) = self.pend_again(slot, value, deliverable, latch) {
+                self.irqs.latch = self.irqs.latch & !bit | u32::from(again == Again::Later) << intid;
+            }
+            return;
+        }
+        let asserted = |irqs: &mut Private, lrs: &mut L| {
+            latched == Latched::Yes
+                || latch
                 || irqs.level & PPIS & bit != 0
-                || irqs.asserted_timers(bit, self.lrs) != 0;
-            deliverable && asserted
+                || irqs.asserted_timers(bit, lrs) != 0
         };
-        if !stays || irqs.wishes.any() & bit != 0 {
+        if wished || !deliverable || !asserted(irqs, self.lrs) {
             self.take_out(slot, value);
-        } else if irqs.latch & bit != 0 && !lr::is_linked(value) {
+        } else if latch {
             irqs.latch &= !bit;
             irqs.slots[slot].latched = Latched::Yes;
-            self.lrs.write(slot, lr::pending(value));
         }
     }
 
@@ -153,15 +151,41 @@ impl<L: ListRegisters> Lists<'_, L> {
             self.take_out(slot, value);
             return;
         }
-        let waits = state.pending && !state.active;
-        let asserted = latched == Latched::Yes || word.level & !word.edge & bit != 0;
-        let wished = word.wishes.any() & bit != 0;
-        if wished || waits && !(asserted && spis.may_stay(self.gic, index, self.vcpu.index())) {
+        let (latch, wished) = (word.latch & bit != 0, word.wishes.any() & bit != 0);
+        let asserted = latched == Latched::Yes || word.waiting() & bit != 0;
+        let deliverable = spis.may_stay(self.gic, index, self.vcpu.index());
+        if state.active && !wished {
+            if let Some(again) = self.pend_again(slot, value, deliverable, latch)
+                && let Some(spis) = self.spis.as_deref_mut()
+            {
+                let word = &mut spis.words[index / 32];
+                word.latch = word.latch & !bit | u32::from(again == Again::Later) << (index % 32);
+            }
+        } else if wished || !deliverable || !asserted {
             self.take_out(slot, value);
-        } else if spis.words[index / 32].latch & bit != 0 {
+        } else if latch {
             spis.words[index / 32].latch &= !bit;
             self.irqs.slots[slot].latched = Latched::Yes;
+        }
+    }
+
+    /// Looks at an active interrupt in a list register that is pending again, or is to be, by a latch. Returns where the
+    /// pending state is after that; `None` where it stays where it is.
+    fn pend_again(&mut self, slot: usize, value: u64, deliverable: bool, latch: bool) -> Option<Again> {
+        if lr::is_linked(value) {
+            return None; // it cannot be both in a list register; the latch is looked at when it has ended
+        }
+        let pending = lr::state(value).pending;
+        if deliverable && latch {
+            self.irqs.slots[slot].latched = Latched::Yes;
             self.lrs.write(slot, lr::pending(value));
+            Some(Again::Here)
+        } else if !deliverable && (latch || pending) {
+            self.irqs.slots[slot].latched = Latched::No;
+            self.lrs.write(slot, lr::watched(lr::not_pending(value)));
+            Some(Again::Later)
+        } else {
+            None
         }
     }
 
@@ -187,10 +211,14 @@ impl<L: ListRegisters> Lists<'_, L> {
         if latched && word.wishes.clear & bit == 0 {
             word.latch |= bit;
         }
-        if (state.active || word.wishes.begin & bit != 0) && word.wishes.end & bit == 0 {
+        let begun = word.wishes.begin & bit != 0;
+        if state.active && word.wishes.end & bit == 0 {
             word.active |= bit;
         }
         word.wishes.forget(bit);
+        if begun {
+            spis.set_active(index / 32, bit);
+        }
         self.told |= spis.changed(self.gic, self.vcpus, index / 32, bit);
     }
 
@@ -224,11 +252,10 @@ impl<L: ListRegisters> Lists<'_, L> {
 
     /// Puts what is to be delivered, and what is active, into free list registers.
     fn fill(&mut self) {
-        let wanted = self.wanted();
+        let mut left = self.wanted();
         let mut free = self.free();
-        let mut left = wanted.all;
         while left != 0 && free != 0 {
-            self.put_private(free.trailing_zeros() as usize, left.trailing_zeros(), wanted.ready);
+            self.put_private(free.trailing_zeros() as usize, left.trailing_zeros());
             left &= left - 1;
             free &= free - 1;
         }
@@ -243,10 +270,8 @@ impl<L: ListRegisters> Lists<'_, L> {
                 Placed::Yes
             });
         }
-        if more {
-            more = self.rank();
-        }
-        self.control(if more { lr::HCR_MORE } else { lr::HCR_RUN });
+        let hcr = if more { self.rank() } else { lr::HCR_RUN };
+        self.control(hcr);
     }
 
     /// Returns the free list registers, a bit each.
@@ -254,12 +279,14 @@ impl<L: ListRegisters> Lists<'_, L> {
         !self.irqs.used & ((1 << self.lrs.count()) - 1)
     }
 
-    fn wanted(&mut self) -> Wanted {
+    /// Returns the private interrupts that are to go into list registers: those that are pending and may be delivered,
+    /// and those that are active.
+    fn wanted(&mut self) -> u32 {
         let irqs = &mut *self.irqs;
         let timers = if irqs.fired == 0 { 0 } else { irqs.asserted_timers(!irqs.resident, self.lrs) };
         let pending = irqs.latch | irqs.level & PPIS | timers;
         let ready = pending & irqs.enabled & self.gic.in_enabled_groups(irqs.group1);
-        Wanted { ready, all: (ready | irqs.active) & !irqs.resident }
+        (ready | irqs.active) & !irqs.resident
     }
 
     /// Calls `place` with each shared interrupt that wants a list register here, until one is not placed. Tells whether
@@ -285,17 +312,21 @@ impl<L: ListRegisters> Lists<'_, L> {
         false
     }
 
-    fn put_private(&mut self, slot: usize, intid: u32, ready: u32) {
+    fn put_private(&mut self, slot: usize, intid: u32) {
         let irqs = &mut *self.irqs;
         let bit = 1_u32 << intid;
         let active = irqs.active & bit != 0;
-        let link = match timer_of(intid) {
+        let mut link = match timer_of(intid) {
             Some(timer) if irqs.fired & bit != 0 => Link::Physical(self.gic.timers.get(timer)),
             None if bit & PPIS != 0 => Link::Watched,
             _ => Link::Free,
         };
-        // An interrupt that is active becomes pending again by an edge only; a level is looked at when it has ended.
-        let latched = irqs.latch & ready & bit != 0 && !(active && matches!(link, Link::Physical(_)));
+        let mut latched = irqs.latch & irqs.enabled & self.gic.in_enabled_groups(irqs.group1) & bit != 0;
+        if active && matches!(link, Link::Physical(_)) {
+            latched = false;
+        } else if active && !latched && irqs.latch & bit != 0 {
+            link = Link::Watched;
+        }
         let pending = if active { latched } else { true };
         if latched {
             irqs.latch &= !bit;
@@ -326,7 +357,8 @@ impl<L: ListRegisters> Lists<'_, L> {
         word.active &= !bit;
         word.seen_pending |= if pending { bit } else { 0 };
         word.seen_active |= if active { bit } else { 0 };
-        let link = if word.edge & bit != 0 { Link::Free } else { Link::Watched };
+        let later = active && !latched && word.latch & bit != 0;
+        let link = if word.edge & bit != 0 && !later { Link::Free } else { Link::Watched };
         let group = word.group1 >> (index % 32);
         spis.settle(index, self.vcpu.index());
         let intid = (index + FIRST_SPI) as u32;
@@ -338,10 +370,10 @@ impl<L: ListRegisters> Lists<'_, L> {
         self.lrs.write(slot, value);
     }
 
-    /// Chooses the most urgent interrupts where not all fit, and tells whether some are left out. Active ones come
-    /// first: the guest could not end them otherwise.
+    /// Chooses the most urgent interrupts where not all fit. Active ones come first: the guest could not end them
+    /// otherwise. Returns ICH_HCR_EL2.
     #[cold]
-    fn rank(&mut self) -> bool {
+    fn rank(&mut self) -> u64 {
         let mut left = self.irqs.used;
         while left != 0 {
             let slot = left.trailing_zeros() as usize;
@@ -353,7 +385,7 @@ impl<L: ListRegisters> Lists<'_, L> {
         }
         loop {
             let wanted = self.wanted();
-            let best_private = ones(wanted.all)
+            let best_private = ones(wanted)
                 .map(|i| (self.irqs.active >> i & 1 == 0, self.irqs.priority[i as usize], i as usize))
                 .min();
             let mut best = best_private;
@@ -367,18 +399,37 @@ impl<L: ListRegisters> Lists<'_, L> {
                     Placed::Later
                 });
             }
-            let Some((_, _, intid)) = best else { return false };
+            let Some((_, _, intid)) = best else { return lr::HCR_RUN };
             let free = self.free();
             if free == 0 {
-                return true;
+                return self.wait_for_room();
             }
             let slot = free.trailing_zeros() as usize;
             if intid < FIRST_SPI {
-                self.put_private(slot, intid as u32, wanted.ready);
+                self.put_private(slot, intid as u32);
             } else {
                 self.put_spi(slot, intid - FIRST_SPI);
             }
         }
+    }
+
+    /// Sees to it that this CPU looks again when there is room for what is left out: when the guest ends one that is not
+    /// linked, or has taken all, or few are left. Returns ICH_HCR_EL2.
+    fn wait_for_room(&mut self) -> u64 {
+        let mut hcr = lr::HCR_WAIT;
+        let mut left = self.irqs.used;
+        while left != 0 {
+            let slot = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let value = self.lrs.read(slot);
+            if !lr::state(value).active {
+                hcr = lr::HCR_WAIT_TAKEN; // were it set with none pending, the guest would not get any further
+            }
+            if !lr::is_linked(value) {
+                self.lrs.write(slot, lr::watched(value));
+            }
+        }
+        hcr
     }
 
     fn control(&mut self, hcr: u64) {
@@ -387,6 +438,15 @@ impl<L: ListRegisters> Lists<'_, L> {
             self.lrs.control(hcr);
         }
     }
+}
+
+/// Where an active interrupt's pending state is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// In the list register: it comes as soon as the guest has ended it.
+    Here,
+    /// In the latch: it must not come now, and somebody looks when the guest has ended it.
+    Later,
 }
 
 /// What became of an interrupt that wanted a list register.
@@ -400,13 +460,4 @@ enum Placed {
     Later,
     /// It no longer wants one here.
     Gone,
-}
-
-/// Goes through the bits that are set, lowest first.
-fn ones(mut bits: u32) -> impl Iterator<Item = u32> {
-    core::iter::from_fn(move || {
-        let bit = (bits != 0).then(|| bits.trailing_zeros())?;
-        bits &= bits - 1;
-        Some(bit)
-    })
 }

@@ -1,6 +1,6 @@
-//! List registers and their control register, bit by bit (IHI 0069, 12.5: ICH_LR<n>_EL2, ICH_HCR_EL2).
+//! List registers and their control register, bit by bit (IHI 0069, 12.5: `ICH_LR<n>_EL2`, `ICH_HCR_EL2`).
 
-use tock_registers::{fields::FieldValue, register_bitfields};
+use tock_registers::{fields::Field, register_bitfields};
 
 register_bitfields![u64,
     LR [
@@ -26,15 +26,23 @@ register_bitfields![u64,
     HCR [
         /// The virtual CPU interface is on.
         EN OFFSET(0) NUMBITS(1) [],
-        /// A maintenance interrupt when none or one of the list registers is in use.
-        UIE OFFSET(1) NUMBITS(1) []
+        /// A maintenance interrupt while at most one list register is in use.
+        UIE OFFSET(1) NUMBITS(1) [],
+        /// A maintenance interrupt while no list register is pending.
+        NPIE OFFSET(3) NUMBITS(1) []
     ]
 ];
 
 /// ICH_HCR_EL2 where nothing waits for a list register.
-pub(crate) const HCR_RUN: u64 = FieldValue::<u64, HCR::Register>::new(1, 0, 1).value;
-/// ICH_HCR_EL2 where more interrupts are pending than there are list registers.
-pub(crate) const HCR_MORE: u64 = HCR_RUN | 1 << 1;
+pub(crate) const HCR_RUN: u64 = bit(HCR::EN);
+/// ICH_HCR_EL2 where something waits for a list register: it is put in when all but one are free, ...
+pub(crate) const HCR_WAIT: u64 = HCR_RUN | bit(HCR::UIE);
+/// ... or when what the list registers hold, which is more urgent, has been taken.
+pub(crate) const HCR_WAIT_TAKEN: u64 = HCR_WAIT | bit(HCR::NPIE);
+
+const fn bit(field: Field<u64, HCR::Register>) -> u64 {
+    field.mask << field.shift
+}
 
 /// What an interrupt in a list register is linked to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,6 +96,16 @@ pub(crate) const fn is_linked(lr: u64) -> bool {
 /// Returns a list register's value with "pending" added.
 pub(crate) const fn pending(lr: u64) -> u64 {
     lr | 1 << 62
+}
+
+/// Returns the value of a list register that is not linked, with the wish to know when the guest ends it.
+pub(crate) const fn watched(lr: u64) -> u64 {
+    lr | 1 << 41
+}
+
+/// Returns a list register's value without "pending".
+pub(crate) const fn not_pending(lr: u64) -> u64 {
+    lr & !(1 << 62)
 }
 
 /// Tells whether a list register with this value has an effect: it holds an interrupt, or it asserts the maintenance

@@ -179,3 +179,12 @@ fn ring_all(vcpus: &[Vcpu], mut set: VcpuSet, cpu: &impl Cpu) {
 pub(crate) fn vcpus(count: usize) -> Box<[Vcpu]> {
     (0..count).map(|index| Vcpu::new(index as u8)).collect()
 }
+
+/// Goes through the bits that are set, lowest first.
+fn ones(mut bits: u32) -> impl Iterator<Item = u32> {
+    core::iter::from_fn(move || {
+        let bit = (bits != 0).then(|| bits.trailing_zeros())?;
+        bits &= bits - 1;
+        Some(bit)
+    })
+}

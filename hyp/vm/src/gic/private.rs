@@ -101,6 +101,8 @@ pub(super) struct Private {
     pub(super) active: u32,
     /// Timers whose physical interrupt is active, so that it does not fire again.
     pub(super) fired: u32,
+    /// Timers that fired again while resident: the guest has ended them, and nobody has looked since.
+    pub(super) refired: u32,
     /// In a list register.
     pub(super) resident: u32,
     /// Of the resident ones: pending, as last seen.
@@ -128,6 +130,7 @@ impl Private {
             level: 0,
             active: 0,
             fired: 0,
+            refired: 0,
             resident: 0,
             seen_pending: 0,
             seen_active: 0,
@@ -143,7 +146,9 @@ impl Private {
 
     /// Notes that a timer's physical interrupt is active.
     pub(super) fn timer_fired(&mut self, intid: u32) {
-        self.fired |= 1 << intid;
+        let bit = 1 << intid;
+        self.refired |= self.fired & self.resident & bit;
+        self.fired |= bit;
     }
 
     /// Returns the timers among `candidates` whose lines are asserted. One that fired and has no more reason to is made
@@ -165,10 +170,17 @@ impl Private {
         asserted
     }
 
+    /// Notes that the guest has ended the timers in `mask`, and so did the hardware with their physical interrupts.
+    pub(super) fn timer_ended(&mut self, mask: u32) {
+        self.fired &= !mask | self.refired;
+        self.refired &= !mask;
+    }
+
     /// Ends the active state of the physical interrupts behind the timers in `mask`, where they have one.
     pub(super) fn release_timer(&mut self, mask: u32, lrs: &mut impl ListRegisters) {
         let mut left = self.fired & mask;
         self.fired &= !mask;
+        self.refired &= !mask;
         while left != 0 {
             if let Some(timer) = timer_of(left.trailing_zeros()) {
                 lrs.deactivate(timer);

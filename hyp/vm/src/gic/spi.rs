@@ -1,7 +1,7 @@
 //! The shared peripheral interrupts (INTID 32 on): state, routing, and who is told of a change.
 
 use super::{
-    Gic, SPI_COUNT, SPI_WORDS, VcpuSet,
+    Gic, SPI_COUNT, SPI_WORDS, VcpuSet, ones,
     private::{PRIORITY_MASK, Wishes},
 };
 use crate::{
@@ -61,7 +61,7 @@ pub(super) struct Spis {
     pub(super) router: [u32; SPI_COUNT],
     /// The vCPU that GICD_IROUTER names.
     target: [u8; SPI_COUNT],
-    /// The vCPU in whose list registers a resident interrupt is.
+    /// The vCPU in whose list registers a resident interrupt is, or which is to end an active one that is not resident.
     owner: [u8; SPI_COUNT],
 }
 
@@ -88,12 +88,26 @@ impl Spis {
         }
     }
 
-    /// Tells whether interrupt `index` is to go into a list register of vCPU `me`.
-    pub(super) fn wanted_by(&self, gic: &Gic, index: usize, me: usize) -> bool {
+    /// Returns the vCPU in whose list registers interrupt `index` is to be, though it is not.
+    fn wanting(&self, gic: &Gic, index: usize) -> Option<usize> {
         let word = &self.words[index / 32];
         let bit = 1 << (index % 32);
         let ready = word.waiting() & word.enabled & gic.in_enabled_groups(word.group1);
-        (word.active | ready) & !word.resident & bit != 0 && usize::from(self.target[index]) == me
+        let vcpu = if word.resident & bit != 0 {
+            NOBODY
+        } else if word.active & bit != 0 {
+            self.owner[index] // it stays where it was taken, wherever the next one is to go
+        } else if ready & bit != 0 {
+            self.target[index]
+        } else {
+            NOBODY
+        };
+        (vcpu != NOBODY).then_some(usize::from(vcpu))
+    }
+
+    /// Tells whether interrupt `index` is to go into a list register of vCPU `me`.
+    pub(super) fn wanted_by(&self, gic: &Gic, index: usize, me: usize) -> bool {
+        self.wanting(gic, index) == Some(me)
     }
 
     /// Tells whether an interrupt that is pending in a list register of vCPU `me` may stay there.
@@ -116,10 +130,9 @@ impl Spis {
         word.resident &= !bit;
         word.seen_pending &= !bit;
         word.seen_active &= !bit;
-        self.owner[index] = NOBODY;
     }
 
-    /// Returns the vCPU in whose list registers interrupt `index` is, as a set.
+    /// Returns the vCPU in whose list registers interrupt `index`, which is resident, is: as a set.
     pub(super) fn owner_of(&self, index: usize) -> VcpuSet {
         let owner = self.owner[index];
         if owner == NOBODY { 0 } else { 1 << owner }
@@ -137,9 +150,7 @@ impl Spis {
             left &= !bit;
             if state.resident & bit != 0 {
                 set |= self.owner_of(index);
-            } else if let Some(target) = vcpus.get(usize::from(self.target[index]))
-                && self.wanted_by(gic, index, target.index())
-            {
+            } else if let Some(target) = self.wanting(gic, index).and_then(|i| vcpus.get(i)) {
                 target.port.spis[word].fetch_or(bit, Relaxed);
                 set |= 1 << target.index();
             }
@@ -173,8 +184,12 @@ impl Spis {
     }
 
     /// Makes the interrupts in `mask` active.
-    pub(super) fn set_active(&mut self, word: usize, mask: u32) {
-        let word = &mut self.words[word];
+    pub(super) fn set_active(&mut self, index: usize, mask: u32) {
+        let word = &mut self.words[index];
+        for bit in ones(mask & !word.resident & !word.active) {
+            let spi = 32 * index + bit as usize;
+            self.owner[spi] = self.target[spi];
+        }
         word.active |= mask & !word.resident;
         word.wishes.begin |= mask & word.resident;
         word.wishes.end &= !mask;

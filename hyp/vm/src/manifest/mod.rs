@@ -1,7 +1,7 @@
 //! The manifest: what the bundle says of each virtual machine.
 //!
 //! [`configure`] goes from the archive to checked configurations, or to the one sentence that says what is wrong.
-//! [`read`] knows TOML and the manifest's keys; [`check`] knows the machine.
+//! `read` knows TOML and the manifest's keys; `check` knows the machine.
 
 mod check;
 mod read;
