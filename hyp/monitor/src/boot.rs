@@ -42,6 +42,7 @@ fn start(dtb: u64, started: Ticks) -> ! {
     enable_map(&hardware, &console, tree, &layout);
 
     // From here on as any other program.
+    report::memory_is_shared();
     console::set_up(&console);
     let options = Options::parse(hardware.bootargs, |_| ());
     logger::start(started, options.log);

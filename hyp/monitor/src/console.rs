@@ -36,17 +36,19 @@ pub struct Shared {
 const ENABLED: u32 = 1;
 /// UARTCR's offset.
 const CONTROL: u64 = 0x30;
+/// Characters in a PL011's receive FIFO.
+const FIFO: u32 = 32;
 
 /// Makes the PL011 with registers at `registers` the console.
 ///
 /// # Safety
 /// A PL011's registers must be there, mapped (or the MMU off), and nobody else's.
-pub unsafe fn use_registers(registers: Pa) {
+pub(crate) unsafe fn use_registers(registers: Pa) {
     REGISTERS.store(registers.get(), Relaxed);
 }
 
 /// Sets the console up where firmware has not: 115200 8n1. Where it has, its settings stay, baud rate and all.
-pub fn set_up(at: &ConsoleAt) {
+pub(crate) fn set_up(at: &ConsoleAt) {
     let control = core::ptr::with_exposed_provenance::<u32>((at.registers.start().get() + CONTROL) as usize);
     // SAFETY: `use_registers` was told that a PL011's registers are there.
     let control = unsafe { control.read_volatile() };
@@ -55,7 +57,7 @@ pub fn set_up(at: &ConsoleAt) {
     }
     if let Some(mut uart) = uart() {
         let line = LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
-        // Without a clock in the tree: the one QEMU's machines have. It matters to hardware only, and that has firmware.
+        // Without a clock in the tree: what QEMU's machines have. It matters to hardware only, and that has firmware.
         let _ = uart.enable(line, 115_200, at.clock.unwrap_or(24_000_000));
     }
 }
@@ -69,9 +71,28 @@ fn uart() -> Option<Uart<'static>> {
     Some(Uart::new(unsafe { UniqueMmioPointer::new(registers) }))
 }
 
+/// Sends one character, waiting for room.
+fn put(uart: &mut Uart<'_>, byte: u8) {
+    while uart.is_tx_fifo_full() {
+        core::hint::spin_loop();
+    }
+    uart.write_word(byte);
+}
+
 /// Takes the console for as long as the result lives.
 pub fn lock() -> MutexGuard<'static, Shared> {
     SHARED.lock()
+}
+
+/// Takes the console for good, if whoever has it gives it back soon: the line that it is writing is then whole.
+pub(crate) fn seize() {
+    for _ in 0..1_000_000 {
+        if let Some(guard) = SHARED.try_lock() {
+            core::mem::forget(guard);
+            return;
+        }
+        core::hint::spin_loop();
+    }
 }
 
 impl Shared {
@@ -97,44 +118,37 @@ impl Shared {
 impl Write for Shared {
     /// Writes text of the hypervisor's own, whose lines end with `\n` only.
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for piece in text.split_inclusive('\n') {
-            match piece.strip_suffix('\n') {
-                Some(line) => {
-                    self.write_bytes(line.as_bytes());
-                    self.write_bytes(b"\r\n");
-                }
-                None => self.write_bytes(piece.as_bytes()),
-            }
-        }
+        carriage_returns(text, |bytes| self.write_bytes(bytes));
         Ok(())
     }
 }
 
-fn put(uart: &mut Uart<'_>, byte: u8) {
-    while uart.is_tx_fifo_full() {
-        core::hint::spin_loop();
-    }
-    uart.write_word(byte);
-}
-
 /// The console without its lock.
-pub struct Raw;
+pub(crate) struct Raw;
 
 impl Write for Raw {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let Some(mut uart) = uart() else { return Ok(()) };
-        for byte in text.bytes() {
-            if byte == b'\n' {
-                put(&mut uart, b'\r');
-            }
-            put(&mut uart, byte);
-        }
+        carriage_returns(text, |bytes| bytes.iter().for_each(|&byte| put(&mut uart, byte)));
         Ok(())
     }
 }
 
+/// Hands `text` to `sink` in pieces, with the carriage return that a terminal wants at each line's end.
+fn carriage_returns(text: &str, mut sink: impl FnMut(&[u8])) {
+    for piece in text.split_inclusive('\n') {
+        match piece.strip_suffix('\n') {
+            Some(line) => {
+                sink(line.as_bytes());
+                sink(b"\r\n");
+            }
+            None => sink(piece.as_bytes()),
+        }
+    }
+}
+
 /// Lets the console interrupt when a character has come in.
-pub fn enable_receive_interrupt() {
+pub(crate) fn enable_receive_interrupt() {
     let _guard = lock();
     if let Some(mut uart) = uart() {
         uart.clear_interrupts(Interrupts::all());
@@ -143,23 +157,76 @@ pub fn enable_receive_interrupt() {
 }
 
 /// Takes the characters that have come in, in their order, and hands each to `consumer`. To be called on the console's
-/// interrupt. A character with a framing error, and a break, are dropped.
+/// interrupt, and by one CPU at a time. A character with a framing error, and a break, are dropped.
 pub fn receive(consumer: &mut dyn FnMut(u8)) {
-    // Bounded: a FIFO's worth, so that a flood of input cannot keep a CPU here.
-    for _ in 0..32 {
-        let byte = {
+    // At most a FIFO's worth, so that a flood of input cannot keep a CPU here: what is left interrupts again.
+    for _ in 0..FIFO {
+        let word = {
             let _guard = lock();
             let Some(mut uart) = uart() else { return };
-            match uart.read_word() {
-                Ok(Some(byte)) => byte,
-                Ok(None) => break,
-                Err(_) => continue,
-            }
+            uart.read_word()
         };
-        consumer(byte);
+        match word {
+            Ok(Some(byte)) => consumer(byte),
+            Ok(None) => break,
+            Err(_) => {}
+        }
     }
     let _guard = lock();
     if let Some(mut uart) = uart() {
         uart.clear_interrupts(Interrupts::RTI | Interrupts::RXI);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::String;
+    use std::vec::Vec;
+
+    #[test]
+    fn every_line_ends_as_a_terminal_wants_it() {
+        let mut out = Vec::new();
+        for text in ["a\nb", "", "\n\n", "c"] {
+            carriage_returns(text, |bytes| out.extend_from_slice(bytes));
+        }
+        assert_eq!(String::from_utf8(out).as_deref(), Ok("a\r\nb\r\n\r\nc"));
+    }
+
+    /// A PL011 that is always ready: FR = 0 says that it can send and, the receive FIFO not being empty, that the data
+    /// register holds a character.
+    fn with_registers(act: impl FnOnce(&mut [u32; 1024])) {
+        static ONE_AT_A_TIME: Mutex<[u32; 1024]> = Mutex::new([0; 1024]);
+        let mut registers = ONE_AT_A_TIME.lock();
+        *registers = [0; 1024];
+        // SAFETY: memory that stays, and that only this test writes.
+        unsafe { use_registers(Pa::new(registers.as_mut_ptr().expose_provenance() as u64)) };
+        act(&mut registers);
+        REGISTERS.store(0, Relaxed);
+    }
+
+    #[test]
+    fn a_log_line_starts_on_a_line_of_its_own() {
+        with_registers(|_| {
+            let mut console = Shared { column: Column::Start };
+            console.write_bytes(b"login: ");
+            assert!(console.column == Column::Inside);
+            console.fresh_line();
+            assert!(console.column == Column::Start);
+            assert!(writeln!(console, "line").is_ok() && console.column == Column::Start);
+        });
+    }
+
+    #[test]
+    fn a_flood_of_input_does_not_keep_a_cpu() {
+        with_registers(|registers| {
+            registers[0] = u32::from(b'x');
+            let mut taken = 0;
+            receive(&mut |byte| {
+                assert_eq!(byte, b'x');
+                taken += 1;
+            });
+            assert_eq!(taken, FIFO);
+        });
     }
 }

@@ -1,9 +1,9 @@
 //! The end: reports of bugs, refusals of bad input, and power-off.
 //!
-//! A report is made on one CPU, and the others say nothing more. It takes no lock and allocates nothing, since whoever
-//! caused it may hold any lock.
+//! A report is made on one CPU, and the others say nothing more. It waits for no lock and allocates nothing, since
+//! whoever caused it may hold any lock.
 
-use crate::console::Raw;
+use crate::console::{self, Raw};
 use crate::platform;
 use aarch64::barrier::wfe;
 use aarch64::entry::Frame;
@@ -20,6 +20,9 @@ static PSCI: AtomicU8 = AtomicU8::new(0);
 /// Which CPU reports; [`NOBODY`] while none does.
 static REPORTER: AtomicU8 = AtomicU8::new(NOBODY);
 const NOBODY: u8 = u8::MAX;
+
+/// Whether the MMU is on.
+static MEMORY_IS_SHARED: AtomicBool = AtomicBool::new(false);
 
 /// Whether the CPUs' part of the GIC is on.
 static GIC_IS_ON: AtomicBool = AtomicBool::new(false);
@@ -73,6 +76,11 @@ macro_rules! fatal {
     ($($message:tt)+) => { $crate::report::fatal(format_args!($($message)+)) };
 }
 
+/// Says that the MMU is on: from now on there may be several CPUs, and they can exclude each other.
+pub(crate) fn memory_is_shared() {
+    MEMORY_IS_SHARED.store(true, Relaxed);
+}
+
 /// Says that this CPU can send interrupts, which a report uses to make the others leave their guests.
 pub(crate) fn gic_is_on() {
     GIC_IS_ON.store(true, Relaxed);
@@ -90,18 +98,21 @@ fn is_at_el2() -> bool {
     CURRENT_EL.matches_all(fields::CurrentEL::EL::EL2)
 }
 
-/// Makes this CPU the one that reports, or stops it for good where another one is. A plain load and store: with the
-/// MMU off there is one CPU and no exclusives; later two CPUs may both get here, and their reports mix, which is better
-/// than a report that waits.
+/// Makes this CPU the one that reports, or stops it for good where another one is.
 fn claim() {
-    if !is_at_el2() {
-        return; // entered there by mistake: one CPU, and no slot to ask
+    if !is_at_el2() || !MEMORY_IS_SHARED.load(Relaxed) {
+        return; // there is one CPU, and the slot and exclusives may not work
     }
-    stop_if_reported();
-    REPORTER.store(Local::this().cpu().index() as u8, Relaxed);
+    let cpu = Local::this().cpu().index() as u8;
+    match REPORTER.compare_exchange(NOBODY, cpu, Relaxed, Relaxed) {
+        Ok(_) => {}
+        Err(reporter) if reporter == cpu => return, // a bug in the report
+        Err(_) => park(),
+    }
     if GIC_IS_ON.load(Relaxed) {
         send_to_others(IntId::KICK);
     }
+    console::seize();
 }
 
 /// Prints a bug's report and turns the machine off. `details` are its further lines; `calls` goes through the

@@ -11,7 +11,7 @@ use aarch64::features::Features;
 use aarch64::gic::{GicError, IntId, Redistributors, interface};
 use aarch64::local::{Local, SlotAt};
 use aarch64::psci::Psci;
-use aarch64::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, MPIDR_EL1, Readable};
+use aarch64::sysreg::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTPCT_EL0, MPIDR_EL1, Readable, Writeable};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering};
 use log::{debug, error};
@@ -58,6 +58,7 @@ fn set_up_this_cpu() -> Result<(), GicError> {
     let setup = SETUP.wait();
     // SAFETY: the device tree's regions, which are mapped; each CPU touches its own part.
     let redistributors = unsafe { Redistributors::new(&setup.redistributors) };
+    CNTHP_CTL_EL2.set(0); // unknown at reset, and its interrupt comes on
     redistributors.init_this_cpu(MPIDR_EL1.get() & AFFINITY, &setup.enabled)?;
     interface::init()?;
     crate::report::gic_is_on();

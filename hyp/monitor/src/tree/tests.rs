@@ -157,7 +157,10 @@ fn everything_on_virt_is_found() {
     assert_eq!(hardware.psci.conduit(), Conduit::Smc);
     assert_eq!(hardware.initrd, Some(range(0x4800_0000, 0x4000)));
     assert_eq!(hardware.bootargs, "log=debug");
-    assert_eq!((hardware.entropy.given, hardware.entropy.bytes[0], hardware.entropy.bytes[8]), (40, 7 ^ 1, 7));
+    assert_eq!(
+        (hardware.entropy.given, hardware.entropy.bytes[0], hardware.entropy.bytes[8]),
+        (40, 7 ^ 1, 7)
+    );
 }
 
 #[test]
