@@ -216,6 +216,11 @@ impl Pair {
                 if let Some(&irq) = active.get(which) {
                     self.real.lists[vcpu].end(intid(irq));
                     self.flat(irq).active = None;
+                    if self.real.lists[vcpu].hcr != 1 && timer_of(intid(irq)).is_some() {
+                        // The hardware does not tell that a linked interrupt has ended. Something that waits for its
+                        // place waits until the guest takes what is there, or ends another.
+                        self.real.refresh(vcpu);
+                    }
                 }
             }
             Op::Read { by } => self.read(by),
