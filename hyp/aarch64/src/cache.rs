@@ -91,13 +91,13 @@ impl Caches {
             Clean::ToUnification => lines(start, end, self.data_line, clean_to_unification),
             Clean::Nowhere => {}
         }
-        dsb_ish(); // the data is there before an instruction cache may fetch it
+        dsb_ish(); // O64: the data is there before an instruction cache may fetch it
         match self.fetch {
             Fetch::Coherent => {}
             Fetch::ByAddress if bytes <= ALL_BEYOND => lines(start, end, self.fetch_line, invalidate_fetch),
             Fetch::ByAddress | Fetch::All => invalidate_all_fetch(),
         }
-        dsb_ish(); // done on every CPU
+        dsb_ish(); // O65: done on every CPU, before anybody is told of the code
         isb();
     }
 
@@ -127,7 +127,7 @@ impl Caches {
                 }
             }
         }
-        dsb_ish(); // complete before the frame is published
+        dsb_ish(); // O66: clean before the frame is published
     }
 }
 

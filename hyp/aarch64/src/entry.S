@@ -139,11 +139,11 @@ mz_mmu_on:
     msr     tcr_el2, x3
     ldp     x2, x3, [x1, #16]
     msr     ttbr0_el2, x2
-    dsb     sy                  // stores to the tables are done,
-    tlbi    alle2               // nothing that firmware left is used,
+    dsb     sy                  // O67: stores to the tables are done before walks may read them
+    tlbi    alle2
     ic      iallu
-    dsb     nsh
-    isb                         // and the registers above are in effect before
+    dsb     nsh                 // O68: nothing that firmware left in TLBs and instruction caches is used
+    isb                         // after this, and the registers above are in effect
     msr     sctlr_el2, x3
     isb
     ret
@@ -162,7 +162,7 @@ mz_clean_invalidate:
     add     x0, x0, x2
     cmp     x0, x1
     b.lo    8b
-    dsb     sy
+    dsb     sy                  // O69: in memory before what follows, which goes past the caches
     ret
 
 // The vectors. An exception from EL2 itself is always a bug: interrupts are masked here, and nothing that the

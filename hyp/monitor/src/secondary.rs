@@ -6,14 +6,14 @@ use crate::percpu::PerCpu;
 use crate::provoke;
 use crate::tree::{Hardware, Interrupts};
 use crate::vms;
-use aarch64::barrier::{dsb_ishst, sev, wfe};
+use aarch64::barrier::{dsb_ish, dsb_ishst, sev, wfe};
 use aarch64::features::Features;
 use aarch64::gic::{GicError, IntId, Redistributors, interface};
 use aarch64::local::{Local, SlotAt};
 use aarch64::psci::Psci;
 use aarch64::sysreg::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTPCT_EL0, MPIDR_EL1, Readable, Writeable};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use log::{debug, error};
 use spin::Once;
 use types::{CpuId, MAX_CPUS, PaRange};
@@ -21,7 +21,7 @@ use types::{CpuId, MAX_CPUS, PaRange};
 /// The affinity fields of MPIDR_EL1.
 pub(crate) const AFFINITY: u64 = 0xff_00ff_ffff;
 
-/// How far a CPU has come.
+/// How far a CPU has come. What it has made is behind [`FEATURES`], which orders itself.
 static STATES: [AtomicU8; MAX_CPUS] = [const { AtomicU8::new(OFF) }; MAX_CPUS];
 const OFF: u8 = 0;
 const STARTING: u8 = 1;
@@ -78,7 +78,8 @@ pub(crate) fn start(psci: Psci, others: &[u64], layout: &Layout) -> (Vec<u64>, F
         let slot = SlotAt::at(layout.slots.start().get() + SlotAt::SIZE * index as u64);
         // SAFETY: the layout gave this CPU a slot of its own, and the map has it.
         unsafe { slot.prepare(cpu) };
-        STATES[cpu.index()].store(STARTING, Ordering::Relaxed);
+        STATES[cpu.index()].store(STARTING, Relaxed);
+        dsb_ish(); // O60: the slot is written before the CPU that reads it starts
         match psci.cpu_on(mpidr, entry, slot.address()) {
             Ok(()) => waiting.push((cpu, mpidr)),
             Err(error) => error!("CPU {mpidr:#x} not started: PSCI says: {error}"),
@@ -107,16 +108,16 @@ fn has_arrived(cpu: CpuId) -> bool {
     let patience = PATIENCE * (CNTFRQ_EL0.get() & 0xffff_ffff);
     let since = CNTPCT_EL0.get();
     let state = &STATES[cpu.index()];
-    while state.load(Ordering::Acquire) == STARTING && CNTPCT_EL0.get().wrapping_sub(since) < patience {
+    while state.load(Relaxed) == STARTING && CNTPCT_EL0.get().wrapping_sub(since) < patience {
         core::hint::spin_loop();
     }
-    state.compare_exchange(STARTING, GIVEN_UP, Ordering::Acquire, Ordering::Acquire).is_err()
+    state.compare_exchange(STARTING, GIVEN_UP, Relaxed, Relaxed).is_err()
 }
 
 /// Lets the CPUs that have arrived go on.
 pub(crate) fn release(machine: &'static Machine) {
     MACHINE.call_once(|| machine);
-    dsb_ishst();
+    dsb_ishst(); // O61: who wakes sees it
     sev();
 }
 
@@ -139,8 +140,7 @@ fn run() -> ! {
         error!("CPU {mpidr:#x}: {error}");
         crate::report::park();
     }
-    if STATES[cpu.index()].compare_exchange(STARTING, ARRIVED, Ordering::Release, Ordering::Relaxed).is_err()
-    {
+    if STATES[cpu.index()].compare_exchange(STARTING, ARRIVED, Relaxed, Relaxed).is_err() {
         crate::report::park();
     }
     debug!("CPU {mpidr:#x} is up");
@@ -165,5 +165,39 @@ mod target {
     #[unsafe(no_mangle)]
     extern "C" fn mz_secondary() -> ! {
         super::run()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aarch64::effect::{self, Effect};
+    use aarch64::psci::Conduit;
+    use arrayvec::ArrayVec;
+    use std::vec;
+    use types::Pa;
+
+    #[test]
+    fn a_cpu_s_slot_is_written_before_it_is_started_and_one_that_firmware_refuses_is_left_out() {
+        effect::reset();
+        FEATURES[0].call_once(|| Features::decode(|_| 0));
+        let memory = vec![0_u8; 3 * SlotAt::SIZE as usize].leak();
+        let start = Pa::new(memory.as_ptr().expose_provenance() as u64).align_up(4096).expect("in memory");
+        let slots = PaRange::with_len(start, 2 * SlotAt::SIZE).expect("in memory");
+        let layout = Layout { taken: ArrayVec::new(), slots, heap: PaRange::EMPTY };
+        effect::answer(-2_i64 as u64);
+        effect::answer(-4_i64 as u64);
+        let (arrived, _) = super::start(Psci::new(Conduit::Smc), &[0x101, 0x102], &layout);
+        assert!(arrived.is_empty());
+        let second = start.get() + SlotAt::SIZE;
+        assert_eq!(
+            effect::take(),
+            [
+                Effect::Dsb("ish"),
+                Effect::Call("smc", 0xc400_0003, [0x101, 0, start.get()]),
+                Effect::Dsb("ish"),
+                Effect::Call("smc", 0xc400_0003, [0x102, 0, second]),
+            ]
+        );
     }
 }

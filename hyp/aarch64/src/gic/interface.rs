@@ -33,7 +33,7 @@ pub fn init() -> Result<(), GicError> {
 #[inline]
 pub fn acknowledge() -> Option<IntId> {
     let id = ICC_IAR1_EL1.get() as u32 & 0xff_ffff;
-    dsb_sy(); // the acknowledgement is done before the device is asked what it wants
+    dsb_sy(); // O62: the acknowledgement is done before the device is asked what it wants
     IntId::new(id)
 }
 
@@ -54,7 +54,7 @@ pub fn deactivate(id: IntId) {
 /// Sends the SGI `id` to the CPU with affinity `mpidr`. What this CPU has stored before, that one sees when it takes it.
 #[inline]
 pub fn send(id: IntId, mpidr: u64) {
-    dsb_ishst();
+    dsb_ishst(); // O63: what the interrupt is about is stored before it is sent
     ICC_SGI1R_EL1.set(sgi(id, mpidr));
     isb();
 }
@@ -62,7 +62,7 @@ pub fn send(id: IntId, mpidr: u64) {
 /// Sends the SGI `id` to every CPU but this one.
 #[inline]
 pub fn send_to_others(id: IntId) {
-    dsb_ishst();
+    dsb_ishst(); // O63, again
     ICC_SGI1R_EL1.set(1 << 40 | (u64::from(id.get()) & 0xf) << 24); // IRM
     isb();
 }
@@ -101,10 +101,11 @@ mod tests {
     }
 
     #[test]
-    fn special_numbers_are_no_interrupt() {
+    fn an_interrupt_is_acknowledged_before_anything_else_and_special_numbers_are_none() {
         effect::reset();
         effect::script("icc_iar1_el1", &[27, 1023, 1020]);
         assert_eq!((acknowledge(), acknowledge(), acknowledge()), (Some(IntId(27)), None, None));
+        assert_eq!(effect::take(), [Effect::Dsb("sy"); 3]);
     }
 
     #[test]
