@@ -31,6 +31,9 @@ pub enum FrameError {
     Exhausted {
         /// The order that was asked for.
         order: Order,
+        /// How many runs, at that moment, somebody had allocated for a guest and not yet published: of those, some may
+        /// come back, or turn out to be what the caller needs. With 0, memory is really used up.
+        unpublished: u64,
     },
     /// This address is in no bank of RAM.
     NoRecord {
@@ -65,7 +68,7 @@ impl fmt::Display for FrameError {
             Self::NoRoomForRecords { bank, bytes } => {
                 write!(f, "no free gap of {bytes} bytes for the frame records of memory bank {bank}")
             }
-            Self::Exhausted { order } => {
+            Self::Exhausted { order, .. } => {
                 write!(f, "no {} KiB of contiguous memory free", order.bytes() >> 10)
             }
             Self::NoRecord { pa } => write!(f, "{pa} is not in RAM"),

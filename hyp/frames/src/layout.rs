@@ -4,10 +4,9 @@
 //! between reserved ranges, in the same bank if there is one that holds them, and where they break the fewest blocks.
 
 use crate::bank::{Bank, Memory};
-use crate::word::records_bytes;
-use crate::{DirectMap, FrameError, Order, PaRange};
+use crate::{DirectMap, FrameError, Order, PaRange, Record};
 use core::ptr::NonNull;
-use types::Pa;
+use types::{FRAME_SIZE, Pa};
 
 /// The most banks of RAM, after banks that touch were joined.
 pub const MAX_BANKS: usize = 16;
@@ -157,6 +156,11 @@ fn best_place(banks: &[PaRange], taken: &[PaRange], bytes: u64) -> Option<PaRang
         (lost(Order::LARGEST), lost(Order::FOLIO), gap.len())
     };
     places.min_by_key(cost).map(|(_, place)| place)
+}
+
+/// Returns the bytes of records for the frames of `range`, in whole frames.
+fn records_bytes(range: PaRange) -> u64 {
+    (range.len() / FRAME_SIZE * size_of::<Record>() as u64).next_multiple_of(FRAME_SIZE)
 }
 
 /// Returns how many aligned blocks of this order lie in a range.

@@ -17,7 +17,6 @@
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 #![allow(unsafe_code)] // the direct map: this crate is where raw memory becomes typed memory
 
-mod area;
 mod bank;
 mod content;
 mod direct;
@@ -25,7 +24,9 @@ mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod holders;
+mod kept;
 mod layout;
+mod order;
 mod pool;
 mod run;
 mod store;
@@ -34,10 +35,10 @@ mod tables;
 mod tests;
 mod word;
 
-pub use area::Order;
 pub use direct::DirectMap;
 pub use error::FrameError;
 pub use layout::{MAX_BANKS, MAX_RESERVED};
+pub use order::Order;
 pub use run::Run;
 pub use store::{Frames, Stats, Usage};
 pub use tables::Tables;

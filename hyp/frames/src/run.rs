@@ -1,6 +1,6 @@
 //! Frames that somebody holds and nobody else can find.
 
-use crate::{Frames, Order};
+use crate::{Frames, Kind, Order};
 use core::mem;
 use types::Pa;
 
@@ -14,11 +14,16 @@ pub struct Run<'f> {
     frames: &'f Frames,
     pa: Pa,
     order: Order,
+    kind: Kind,
 }
 
 impl<'f> Run<'f> {
-    pub(crate) const fn new(frames: &'f Frames, pa: Pa, order: Order) -> Self {
-        Self { frames, pa, order }
+    pub(crate) const fn new(frames: &'f Frames, pa: Pa, order: Order, kind: Kind) -> Self {
+        Self { frames, pa, order, kind }
+    }
+
+    pub(crate) const fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// Returns the address of the first frame, a multiple of the run's size.
@@ -31,9 +36,11 @@ impl<'f> Run<'f> {
         self.order
     }
 
-    /// Lets the frames go to whoever keeps the address: a mapping, or a list.
+    /// Lets the frames go to whoever keeps the address: a mapping, or a list. Whoever publishes a guest's run has
+    /// frozen the entry by now, so that a CPU which finds no memory, and nobody about to publish any, finds the entry.
     pub fn into_pa(self) -> Pa {
         let pa = self.pa;
+        self.frames.published(self.kind);
         mem::forget(self);
         pa
     }
@@ -41,6 +48,6 @@ impl<'f> Run<'f> {
 
 impl Drop for Run<'_> {
     fn drop(&mut self) {
-        self.frames.free_unpublished(self.pa, self.order);
+        self.frames.free_unpublished(self);
     }
 }

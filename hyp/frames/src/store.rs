@@ -1,11 +1,16 @@
 //! The store of all frames: take over the RAM, allocate from it, count it.
 
 use crate::bank::{Frame, Memory};
+use crate::kept::Kept;
 use crate::layout::Layout;
 use crate::pool::Pool;
 use crate::{DirectMap, FrameError, Kind, Order, Owner, PaRange, Record, Run, Word};
 use core::fmt;
 use core::ptr::NonNull;
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use spin::Mutex;
 use types::Pa;
 
@@ -21,7 +26,7 @@ pub enum Usage {
 }
 
 impl Usage {
-    const fn kind(self) -> Kind {
+    pub(crate) const fn kind(self) -> Kind {
         match self {
             Self::Guest(_) => Kind::Guest,
             Self::Table(_) => Kind::Table,
@@ -52,6 +57,8 @@ pub struct Stats {
     pub tables: u64,
     /// Frames of the hypervisor's heap and stacks.
     pub monitor: u64,
+    /// Frames that CPUs keep for their next fault, zeroed.
+    pub kept: u64,
     /// The largest order that can be allocated now; `None` where nothing is free.
     pub largest: Option<Order>,
 }
@@ -63,6 +70,9 @@ pub struct Stats {
 pub struct Frames {
     memory: Memory,
     pool: Mutex<Pool>,
+    /// Runs for guests that are allocated and not yet published. Grows with the pool locked.
+    unpublished: AtomicU64,
+    pub(crate) kept: Kept,
 }
 
 impl fmt::Debug for Frames {
@@ -98,7 +108,7 @@ impl Frames {
         for gap in layout.free() {
             pool.put_range(&memory, gap);
         }
-        Ok(Self { memory, pool: Mutex::new(pool) })
+        Ok(Self { memory, pool: Mutex::new(pool), unpublished: AtomicU64::new(0), kept: Kept::new() })
     }
 
     /// Returns the direct map over this memory.
@@ -116,35 +126,65 @@ impl Frames {
     }
 
     /// Allocates a run, contents undefined. The records of a guest's run have one reference each, for the mapping to
-    /// come. Errors: [`FrameError::Exhausted`].
+    /// come. What CPUs have [kept](Frames::keep) is used before this fails. Errors: [`FrameError::Exhausted`].
     pub fn allocate(&self, order: Order, usage: Usage) -> Result<Run<'_>, FrameError> {
-        let run = {
-            let mut pool = self.pool.lock();
-            let run = pool.take(&self.memory, order).ok_or(FrameError::Exhausted { order })?;
-            pool.count(usage.kind(), order.frames());
-            run
+        let run = match self.take(order, usage) {
+            Err(_) if self.drain_kept() => self.take(order, usage),
+            taken => taken,
+        }?;
+        Ok(self.stamp(run, order, usage))
+    }
+
+    fn take(&self, order: Order, usage: Usage) -> Result<Frame, FrameError> {
+        let mut pool = self.pool.lock();
+        let Some(run) = pool.take(&self.memory, order) else {
+            return Err(FrameError::Exhausted { order, unpublished: self.unpublished() });
         };
+        pool.count(usage.kind(), order.frames());
+        if usage.kind() == Kind::Guest {
+            self.unpublished.fetch_add(1, Relaxed);
+        }
+        Ok(run)
+    }
+
+    /// Writes the records of a run that is the caller's.
+    pub(crate) fn stamp(&self, run: Frame, order: Order, usage: Usage) -> Run<'_> {
         let word = Word::allocated(usage.kind(), usage.owner(), order.folio());
         for record in self.records(run, order) {
             record.store(word);
         }
-        Ok(Run::new(self, run.pa(), order))
+        Run::new(self, run.pa(), order, usage.kind())
+    }
+
+    /// Returns how many runs are allocated for guests and not yet published.
+    pub fn unpublished(&self) -> u64 {
+        // O27: who finds nobody about to publish finds what was published, or at least frozen for it. Pairs with O28.
+        self.unpublished.load(Acquire)
+    }
+
+    /// Notes that a run has found its place.
+    pub(crate) fn published(&self, kind: Kind) {
+        if kind == Kind::Guest {
+            // O28: the entry was frozen before the run counts as published. Pairs with O27.
+            self.unpublished.fetch_sub(1, Release);
+        }
     }
 
     /// Allocates `bytes` bytes, rounded up to whole frames, for the hypervisor itself and for good: its heap, stacks.
     /// At most 1 GiB. Errors: [`FrameError::Exhausted`].
     pub fn carve_out(&self, bytes: u64) -> Result<NonNull<[u8]>, FrameError> {
-        let order = Order::holding(bytes).ok_or(FrameError::Exhausted { order: Order::LARGEST })?;
+        let exhausted = |order| FrameError::Exhausted { order, unpublished: self.unpublished() };
+        let order = Order::holding(bytes).ok_or(exhausted(Order::LARGEST))?;
         let run = self.allocate(order, Usage::Monitor)?.into_pa();
         let used = bytes.max(1).next_multiple_of(types::FRAME_SIZE);
         let rest = PaRange::new(run.wrapping_add(used), run.wrapping_add(order.bytes()));
         if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
             for frame in (Frame::of(rest.start()).0..Frame::of(rest.end()).0).map(Frame) {
-                self.free_unpublished(frame.pa(), Order::FRAME);
+                self.free_whole(frame.pa(), Order::FRAME);
             }
         }
         let pointer = core::ptr::slice_from_raw_parts_mut(self.map().pointer(run), used as usize);
-        NonNull::new(pointer).ok_or(FrameError::Exhausted { order })
+        NonNull::new(pointer).ok_or(exhausted(order))
     }
 
     /// Hands over frames that were reserved: a bundle that has been unpacked. `range` is cut inwards to whole frames;
@@ -167,19 +207,37 @@ impl Frames {
         let pool = self.pool.lock();
         let used = |kind: Kind| pool.used[kind as usize];
         let (guest, tables, monitor) = (used(Kind::Guest), used(Kind::Table), used(Kind::Monitor));
+        let kept = used(Kind::Kept);
         let total = self.memory.frames();
-        let reserved = total - pool.free - guest - tables - monitor;
-        Stats { total, reserved, free: pool.free, guest, tables, monitor, largest: pool.largest() }
+        let reserved = total - pool.free - guest - tables - monitor - kept;
+        Stats { total, reserved, free: pool.free, guest, tables, monitor, kept, largest: pool.largest() }
     }
 
     /// Frees a run that nobody but its holder ever found.
-    pub(crate) fn free_unpublished(&self, pa: Pa, order: Order) {
+    pub(crate) fn free_unpublished(&self, run: &Run<'_>) {
+        self.free_whole(run.pa(), run.order());
+        // Later than the frames are on the lists: who finds neither them nor us has not missed them.
+        self.published(run.kind());
+    }
+
+    /// Frees a run that is the caller's alone, without references.
+    pub(crate) fn free_whole(&self, pa: Pa, order: Order) {
         let run = Frame::of(pa);
         let kind = self.memory.record(run).map_or(Kind::Inside, |record| record.load().kind());
         for record in self.records(run, order) {
             record.store(Word::INSIDE);
         }
         self.free(run, order, kind);
+    }
+
+    /// Counts frames under another kind, and a run for a guest as unpublished.
+    pub(crate) fn recount(&self, order: Order, was: Kind, is: Kind) {
+        let mut pool = self.pool.lock();
+        pool.uncount(was, order.frames());
+        pool.count(is, order.frames());
+        if is == Kind::Guest {
+            self.unpublished.fetch_add(1, Relaxed);
+        }
     }
 
     /// Puts a run whose words say `Inside` on the free lists.

@@ -88,7 +88,7 @@ impl Pages for Tables<'_> {
     fn give_back(&self, table: IdleTable) {
         // Never fails: `take` made this table, so its size is an order.
         if let Some(order) = Order::of_bytes(table.size().bytes()) {
-            self.frames.free_unpublished(table.pa(), order);
+            self.frames.free_whole(table.pa(), order);
             self.refund(order.frames() as u32);
         }
     }

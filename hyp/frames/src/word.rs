@@ -10,7 +10,7 @@
 //! * A frame is free once references and pins are 0. Whoever makes that so gives it back; it happens once.
 //! * Counts end at a limit and never wrap.
 
-use crate::{Order, PaRange};
+use crate::Order;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering::*};
 
@@ -77,6 +77,8 @@ pub enum Kind {
     Table = 4,
     /// The hypervisor's own memory: heap, stacks.
     Monitor = 5,
+    /// Zeroed, and kept for the next fault of a CPU.
+    Kept = 6,
 }
 
 impl Kind {
@@ -87,6 +89,7 @@ impl Kind {
             3 => Self::Guest,
             4 => Self::Table,
             5 => Self::Monitor,
+            6 => Self::Kept,
             _ => Self::Inside,
         }
     }
@@ -398,9 +401,4 @@ impl Record {
     pub fn link(&self) -> u64 {
         LINK.get(self.load().0)
     }
-}
-
-/// Bytes of records for the frames of `range`, whole frames' worth.
-pub(crate) fn records_bytes(range: PaRange) -> u64 {
-    (range.len() / types::FRAME_SIZE * size_of::<Record>() as u64).next_multiple_of(types::FRAME_SIZE)
 }

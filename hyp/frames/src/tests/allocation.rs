@@ -28,7 +28,8 @@ fn everything_can_be_allocated_once_and_is_free_again_afterwards() {
     assert_eq!(runs.len() as u64, before.free);
     assert_eq!(machine.stats().free, 0);
     let wrong = machine.allocate(Order::FRAME, GUEST).err();
-    assert_eq!(wrong, Some(FrameError::Exhausted { order: Order::FRAME }));
+    let unpublished = before.free;
+    assert_eq!(wrong, Some(FrameError::Exhausted { order: Order::FRAME, unpublished }));
     let mut starts: Vec<_> = runs.iter().map(Run::pa).collect();
     starts.sort();
     starts.dedup();
@@ -100,7 +101,7 @@ fn what_is_carved_out_has_the_size_asked_for_and_not_the_next_power_of_two() {
     // SAFETY: the memory is the caller's for good.
     unsafe { heap.cast::<u8>().write_bytes(0xff, heap.len()) };
     let wrong = machine.carve_out(64 << 20).err();
-    assert_eq!(wrong, Some(FrameError::Exhausted { order: order(14) }));
+    assert_eq!(wrong, Some(FrameError::Exhausted { order: order(14), unpublished: 0 }));
 }
 
 #[test]
@@ -112,6 +113,47 @@ fn reclaimed_memory_is_free_and_other_memory_is_left_alone() {
     unsafe { machine.reclaim(range(RAM + (1 << 20) + 1, 0x10_0000)) };
     let after = machine.stats();
     assert_eq!((after.free, after.reserved), (before.free + 7, before.reserved - 7));
+}
+
+#[test]
+fn a_run_counts_as_unpublished_until_it_is_in_a_table_or_back() {
+    let machine = small();
+    let (one, two) =
+        (machine.allocate(Order::FRAME, GUEST).unwrap(), machine.allocate(order(3), GUEST).unwrap());
+    let _table = machine.allocate(Order::FRAME, Usage::Table(Owner(1))).unwrap();
+    assert_eq!(machine.unpublished(), 2);
+    let pa = one.into_pa();
+    assert_eq!(machine.unpublished(), 1);
+    drop(two);
+    assert_eq!(machine.unpublished(), 0);
+    machine.give_back(pa, Order::FRAME).unwrap();
+    assert_eq!(machine.unpublished(), 0);
+}
+
+#[test]
+fn what_a_cpu_keeps_is_its_own_until_memory_runs_out() {
+    let machine = small();
+    let before = machine.stats();
+    let cpu = |n| types::CpuId::new(n).unwrap();
+    let run = machine.allocate(order(3), GUEST).unwrap();
+    let pa = run.pa();
+    machine.keep(cpu(1), run);
+    assert_eq!((machine.stats().kept, machine.stats().guest, machine.unpublished()), (8, 0, 0));
+    assert!(machine.take_kept(cpu(0), order(3), GUEST).is_none());
+    assert!(machine.take_kept(cpu(1), order(2), GUEST).is_none());
+    let run = machine.take_kept(cpu(1), order(3), Usage::Guest(Owner(9))).unwrap();
+    let word = machine.record(pa.wrapping_add(0x7000)).unwrap().load();
+    assert_eq!((run.pa(), word.owner(), word.refs(), machine.unpublished()), (pa, Owner(9), 1, 1));
+    machine.keep(cpu(1), run);
+    machine.keep(cpu(1), machine.allocate(Order::FRAME, GUEST).unwrap());
+    assert_eq!(machine.stats().kept, 1, "what was kept before is free");
+    let mut all = Vec::new();
+    while let Ok(run) = machine.allocate(Order::FRAME, GUEST) {
+        all.push(run);
+    }
+    assert_eq!((all.len() as u64, machine.stats().kept), (before.free, 0));
+    drop(all);
+    assert_eq!(machine.stats(), before);
 }
 
 #[test]
