@@ -1,3 +1,41 @@
-//! One VM's memory: regions, faults, population, VMIDs.
+//! One VM's memory: what its addresses are for, and how frames come behind them.
+//!
+//! A [`Space`] is a map of [`Region`]s and a tree of second-stage tables. Frames come behind an address when the guest
+//! first faults there, or [ahead](Space::populate), in the largest blocks that region and memory allow, zeroed before
+//! anybody can see them.
+//!
+//! # A fault
+//! ```text
+//! Fault ─ find the region ─▶ Plan ─ allocate, zero ─▶ Prepared ─ claim, look again, publish ─▶ Outcome
+//! ```
+//! No lock is held and nothing is waited for: the fault prepares as if it were alone, freezes the absent entry, looks
+//! whether its region still stands, and publishes. Whoever loses such a race keeps the zeroed frames for its next
+//! fault. Two vCPUs that fault on neighbouring pages never wait for each other.
+//!
+//! # Neighbours
+//! `stage2` has the tables and `frames` the memory; this crate decides, and knows neither bits nor instructions. `vm`
+//! turns the [`Outcome`] into what the guest sees.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+mod content;
+mod error;
+mod fault;
+mod plan;
+mod populate;
+mod region;
+mod regions;
+mod space;
+mod tally;
+#[cfg(test)]
+mod tests;
+mod vmid;
+
+pub use error::SpaceError;
+pub use fault::Outcome;
+pub use populate::{Populate, Progress, STEP_BYTES};
+pub use region::{Backing, Region};
+pub use regions::MAX_REGIONS;
+pub use space::{Space, table_budget};
+pub use tally::Stats;
+pub use vmid::{Tag, VmidBits, Vmids};

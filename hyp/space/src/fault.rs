@@ -1,0 +1,296 @@
+//! A fault: find what belongs at the address, prepare it, and publish it if it is still wanted.
+//!
+//! Invariants:
+//! - Frames are zeroed, and the zeroes visible to whoever may see the frame, before the entry that leads to them is.
+//! - An entry is published only while the region it was planned by stands, as seen after the entry was frozen.
+//! - A fault that loses a race changes nothing and keeps nothing but a zeroed run for this CPU's next fault.
+//! - Having no memory is an error only while there is still nothing at the address: another CPU may just have put there
+//!   what this one has no memory for.
+
+use crate::plan::{Plan, Source};
+use crate::regions::Standing;
+use crate::space::TableView;
+use crate::tally::Event;
+use crate::{Space, SpaceError};
+use frames::{FrameError, Order, Run, Usage};
+use stage2::{Entry, Format, Invalidate, Live, MapError, Note, Owed, Section, Why, span};
+use types::{Access, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range};
+
+/// The largest leaf that a fault makes, in bytes, where pages are smaller: it bounds what is zeroed while a guest waits.
+const LARGEST_ON_FAULT: u64 = Order::FOLIO.bytes();
+
+/// How often a fault looks again after it has lost a race, before it lets the guest try.
+const PATIENCE: u32 = 4;
+
+/// What came of a fault, and so what the caller does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Memory is behind the address now: run the guest again.
+    Mapped,
+    /// Memory that gives the right was there already, and this CPU has forgotten what it had cached: run the guest
+    /// again.
+    AlreadyMapped,
+    /// Another CPU is changing the entry: run the guest again, which will fault again if it must.
+    Busy,
+    /// The address is in no region: an emulated device, or an external abort.
+    Outside,
+    /// The address is in a region that does not give the right: an external abort.
+    Denied,
+    /// The address holds this note, and no memory.
+    Noted(Note),
+}
+
+/// Memory for one leaf, ready to be published.
+#[derive(Debug)]
+pub(crate) struct Prepared<'f> {
+    pub(crate) height: Height,
+    pub(crate) why: Why,
+    pub(crate) memory: Memory<'f>,
+}
+
+/// What a leaf is to map.
+#[derive(Debug)]
+pub(crate) enum Memory<'f> {
+    /// Frames of our own.
+    Run(Run<'f>),
+    /// A fixed place.
+    Fixed(Pa),
+}
+
+/// What one try came to.
+pub(crate) enum Tried<'f> {
+    /// Published.
+    Mapped,
+    /// Not published: the entry is no longer absent, or the region not what it was. The memory comes back.
+    Lost(Memory<'f>),
+    /// Not published: no page for a table, and still nothing there.
+    NoTables(Memory<'f>),
+}
+
+/// Why there is no memory for a leaf.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    /// How many runs were allocated for guests and not yet published when we found none.
+    unpublished: u64,
+    /// What to say if that is final.
+    error: SpaceError,
+}
+
+/// What is at an address.
+pub(crate) enum There {
+    /// Nothing, at this height and below.
+    Nothing(Height),
+    /// A leaf that covers this range and gives these rights.
+    Leaf { range: Range, access: Access },
+    /// A note.
+    Note(Note),
+    /// Somebody is changing it.
+    Owned,
+}
+
+impl<'f, F: Format> Space<'f, F> {
+    /// Resolves a fault that a guest of this space has taken on the CPU that calls. Waits for no software; takes at
+    /// most one run of frames, of 2 MiB or a page, and zeroes it.
+    ///
+    /// The caller leaves its read section, or passes a quiescent point, before the guest runs again.
+    ///
+    /// # Errors
+    /// [`SpaceError::OutOfMemory`] and [`SpaceError::OutOfTables`]: the guest cannot go on unless somebody gives
+    /// memory back.
+    pub fn fault<S: Section, C: Cpu, I: Invalidate>(
+        &self,
+        section: &S,
+        cpu: &C,
+        tlb: &I,
+        fault: &Fault,
+    ) -> Result<Outcome, SpaceError> {
+        let outcome = self.resolve(section, cpu, tlb, fault);
+        let event = match outcome {
+            Ok(Outcome::Mapped) => Event::Mapped,
+            Ok(Outcome::AlreadyMapped) => Event::There,
+            Ok(Outcome::Busy) => Event::Busy,
+            Ok(Outcome::Outside) => Event::Outside,
+            Ok(Outcome::Denied | Outcome::Noted(_)) => Event::Denied,
+            Err(_) => Event::Failed,
+        };
+        self.tally.count(section.cpu(), Event::Fault);
+        self.tally.count(section.cpu(), event);
+        outcome
+    }
+
+    fn resolve<S: Section, C: Cpu, I: Invalidate>(
+        &self,
+        section: &S,
+        cpu: &C,
+        tlb: &I,
+        fault: &Fault,
+    ) -> Result<Outcome, SpaceError> {
+        let reach = self.tree.geometry().reach();
+        match fault.kind {
+            FaultKind::TlbConflict => {
+                // Two translations for one address, while its size is changed without a break: forget both.
+                Owed::relax(reach).discharge(tlb).into_inner();
+                return Ok(Outcome::AlreadyMapped);
+            }
+            FaultKind::AddressSize => return Ok(Outcome::Outside),
+            FaultKind::Translation | FaultKind::Permission | FaultKind::AccessFlag => {}
+        }
+        let view = self.tree.open(section);
+        let Ok(standing) = self.standing(&view, fault.ipa) else {
+            return Ok(Outcome::Outside);
+        };
+        if !standing.region.access.contains(fault.access) {
+            return Ok(Outcome::Denied);
+        }
+        for _ in 0..PATIENCE {
+            let highest = match self.look(&view, fault.ipa) {
+                There::Leaf { range, access } if access.contains(fault.access) => {
+                    Owed::relax(range).discharge(tlb).into_inner();
+                    return Ok(Outcome::AlreadyMapped);
+                }
+                There::Leaf { .. } => return Ok(Outcome::Denied),
+                There::Note(note) => return Ok(Outcome::Noted(note)),
+                There::Owned => return Ok(Outcome::Busy),
+                There::Nothing(highest) => highest,
+            };
+            if self.map_one(&view, cpu, tlb, &standing, fault.ipa, highest)? {
+                return Ok(Outcome::Mapped);
+            }
+            if !self.regions.stands(fault.ipa, &standing) {
+                return Ok(Outcome::Busy);
+            }
+        }
+        Ok(Outcome::Busy)
+    }
+
+    /// Prepares and publishes one leaf for `ipa`, where an entry of height `highest` is absent. Returns whether it did:
+    /// it does not where it has lost a race.
+    pub(crate) fn map_one<C: Cpu, I: Invalidate, R>(
+        &self,
+        view: &TableView<'_, 'f, F, R>,
+        cpu: &C,
+        tlb: &I,
+        standing: &Standing,
+        ipa: Ipa,
+        highest: Height,
+    ) -> Result<bool, SpaceError> {
+        let reach = self.tree.geometry().reach();
+        let plan = Plan::new(&standing.region, reach, ipa, highest.min(largest_on_fault::<F>()));
+        let mut plan: Plan<F> = plan.ok_or(SpaceError::BadRegion { range: standing.region.range })?;
+        loop {
+            let failure = match self.prepare(cpu, &plan) {
+                Ok(prepared) => match self.try_publish(view, tlb, standing, ipa, prepared) {
+                    Tried::Mapped => return Ok(true),
+                    Tried::Lost(Memory::Run(run)) => {
+                        self.frames.keep(cpu.id(), run);
+                        return Ok(false);
+                    }
+                    Tried::Lost(Memory::Fixed(_)) => return Ok(false),
+                    // With a smaller leaf, what is left of the run will do for the tables.
+                    Tried::NoTables(memory) => {
+                        drop(memory);
+                        let unpublished = self.frames.unpublished();
+                        Failure { unpublished, error: SpaceError::OutOfTables { ipa } }
+                    }
+                },
+                Err(unpublished) => Failure { unpublished, error: SpaceError::OutOfMemory { ipa } },
+            };
+            match plan.smaller() {
+                Some(smaller) => plan = smaller,
+                None => return self.is_final(view, ipa, failure),
+            }
+            self.count_smaller(cpu.id(), plan.why);
+        }
+    }
+
+    /// Decides what it means that there is no memory: an error, or nothing but a lost race. Somebody who has memory for
+    /// this address, or for another and will give it back, was about to publish when we failed; or has published.
+    fn is_final<R>(
+        &self,
+        view: &TableView<'_, 'f, F, R>,
+        ipa: Ipa,
+        failure: Failure,
+    ) -> Result<bool, SpaceError> {
+        match self.look(view, ipa) {
+            There::Nothing(_) if failure.unpublished == 0 => Err(failure.error),
+            _ => Ok(false),
+        }
+    }
+
+    pub(crate) fn count_smaller(&self, cpu: CpuId, why: Why) {
+        if why == Why::NoMemory {
+            self.tally.count(cpu, Event::Smaller);
+        }
+    }
+
+    /// Gets the memory for a plan, zeroed. Where there is none of that size, says how many runs were unpublished then.
+    fn prepare<C: Cpu>(&self, cpu: &C, plan: &Plan<F>) -> Result<Prepared<'f>, u64> {
+        let memory = match plan.source {
+            Source::Fixed(pa) => Memory::Fixed(pa),
+            Source::Frames(order) => Memory::Run(self.zeroed_run(cpu, order)?),
+        };
+        Ok(Prepared { height: plan.height, why: plan.why, memory })
+    }
+
+    fn zeroed_run<C: Cpu>(&self, cpu: &C, order: Order) -> Result<Run<'f>, u64> {
+        let usage = Usage::Guest(self.owner);
+        if let Some(run) = self.frames.take_kept(cpu.id(), order, usage) {
+            self.tally.count(cpu.id(), Event::Kept);
+            return Ok(run);
+        }
+        let run = self.frames.allocate(order, usage).map_err(|error| match error {
+            FrameError::Exhausted { unpublished, .. } => unpublished,
+            _ => 0,
+        })?;
+        cpu.zero(run.pa(), order.bytes());
+        Ok(run)
+    }
+
+    /// Freezes the entry, looks whether the region still stands, and publishes.
+    pub(crate) fn try_publish<I: Invalidate, R>(
+        &self,
+        view: &TableView<'_, 'f, F, R>,
+        tlb: &I,
+        standing: &Standing,
+        ipa: Ipa,
+        prepared: Prepared<'f>,
+    ) -> Tried<'f> {
+        let claim = match view.claim(ipa, prepared.height, prepared.why) {
+            Ok(claim) => claim,
+            Err(MapError::NoPages) => return Tried::NoTables(prepared.memory),
+            Err(_) => return Tried::Lost(prepared.memory),
+        };
+        if !self.regions.stands(ipa, standing) {
+            return Tried::Lost(prepared.memory);
+        }
+        let attrs = standing.region.attrs();
+        match prepared.memory {
+            Memory::Run(run) => claim.publish(tlb, run.into_pa(), attrs),
+            Memory::Fixed(pa) => claim.publish(tlb, pa, attrs),
+        }
+        Tried::Mapped
+    }
+
+    /// Looks at what is at an address.
+    pub(crate) fn look<R>(&self, view: &TableView<'_, 'f, F, R>, ipa: Ipa) -> There {
+        let found = view.translate(ipa);
+        let range = Range::block_around(ipa, span::<F>(found.height()));
+        match found.entry(self.tree.format()) {
+            Entry::Absent => There::Nothing(found.height()),
+            Entry::Leaf(leaf) | Entry::Held(Live::Leaf(leaf)) => {
+                There::Leaf { range, access: leaf.attrs.access }
+            }
+            Entry::Note(note) => There::Note(note),
+            Entry::Table(_) | Entry::Frozen | Entry::Held(Live::Table(_)) | Entry::Dead => There::Owned,
+        }
+    }
+}
+
+/// Returns the height of the largest leaf that a fault makes.
+fn largest_on_fault<F: Format>() -> Height {
+    let mut height = Height::PAGE;
+    while height.get() < F::MAX_TOP && span::<F>(height.above()) <= LARGEST_ON_FAULT {
+        height = height.above();
+    }
+    height
+}

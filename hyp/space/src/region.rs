@@ -1,0 +1,52 @@
+//! What a range of a guest's addresses is for.
+
+use stage2::{Attrs, Memory, Owner};
+use types::{Access, Pa, Range};
+
+/// A range of a space's addresses with one backing and one set of rights.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Region {
+    /// The addresses; both ends multiples of the granule.
+    pub range: Range,
+    /// What the guest may do there.
+    pub access: Access,
+    /// What is behind them.
+    pub backing: Backing,
+}
+
+/// What is behind a region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backing {
+    /// Frames of the machine's RAM, zeroed, allocated when they are first needed, and the space's own.
+    Ram,
+    /// Physical memory or a device at a fixed place, the space's by the machine's configuration. It is never counted,
+    /// pinned or given back.
+    Fixed {
+        /// Where the region's first address goes; a multiple of the granule.
+        pa: Pa,
+        /// What kind of memory it is.
+        memory: Memory,
+    },
+}
+
+impl Region {
+    /// Makes a region of RAM with all rights.
+    pub const fn ram(range: Range) -> Self {
+        Self { range, access: Access::RWX, backing: Backing::Ram }
+    }
+
+    /// Makes a region that passes a device at `pa` through, for reads and writes.
+    pub const fn device(range: Range, pa: Pa) -> Self {
+        Self { range, access: Access::RW, backing: Backing::Fixed { pa, memory: Memory::Device } }
+    }
+
+    /// Returns the attributes of this region's leaves.
+    pub const fn attrs(&self) -> Attrs {
+        let attrs = match self.backing {
+            Backing::Ram => Attrs::RAM,
+            // Not the space's own: nothing is given back when such a leaf is unmapped.
+            Backing::Fixed { memory, .. } => Attrs { memory, owner: Owner::Borrowed, ..Attrs::RAM },
+        };
+        attrs.with_access(self.access)
+    }
+}

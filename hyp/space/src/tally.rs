@@ -1,0 +1,91 @@
+//! What happened in a space: counters for statistics.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use stage2::Census;
+use types::CpuId;
+
+/// CPUs share counters by number modulo this, so that parallel faults seldom meet on a line.
+const SHARDS: usize = 8;
+
+/// What is counted.
+#[derive(Clone, Copy)]
+pub(crate) enum Event {
+    Fault,
+    Mapped,
+    There,
+    Busy,
+    Outside,
+    Denied,
+    Failed,
+    Smaller,
+    Kept,
+}
+const EVENTS: usize = 9;
+
+/// The counters of a space.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    shards: [Shard; SHARDS],
+}
+
+#[repr(align(128))]
+#[derive(Debug)]
+struct Shard([AtomicU64; EVENTS]);
+
+impl Tally {
+    pub(crate) const fn new() -> Self {
+        Self { shards: [const { Shard([const { AtomicU64::new(0) }; EVENTS]) }; SHARDS] }
+    }
+
+    pub(crate) fn count(&self, cpu: CpuId, event: Event) {
+        self.shards[cpu.index() % SHARDS].0[event as usize].fetch_add(1, Relaxed);
+    }
+
+    fn sum(&self, event: Event) -> u64 {
+        self.shards.iter().map(|shard| shard.0[event as usize].load(Relaxed)).sum()
+    }
+
+    pub(crate) fn stats(&self, census: Census, table_bytes: u64) -> Stats {
+        Stats {
+            faults: self.sum(Event::Fault),
+            mapped: self.sum(Event::Mapped),
+            already_mapped: self.sum(Event::There),
+            busy: self.sum(Event::Busy),
+            outside: self.sum(Event::Outside),
+            denied: self.sum(Event::Denied),
+            failed: self.sum(Event::Failed),
+            smaller: self.sum(Event::Smaller),
+            kept: self.sum(Event::Kept),
+            table_bytes,
+            census,
+        }
+    }
+}
+
+/// What a space is made of, and what happened in it so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stats {
+    /// Faults: the sum of the six that follow.
+    pub faults: u64,
+    /// Faults that were resolved by a new mapping.
+    pub mapped: u64,
+    /// Faults that found a sufficient mapping: another CPU had been faster, or a TLB had been stricter.
+    pub already_mapped: u64,
+    /// Faults that met another CPU at work, and left the guest to try again.
+    pub busy: u64,
+    /// Faults in no region: emulated devices, and errors of the guest.
+    pub outside: u64,
+    /// Faults that asked for a right that the region does not give.
+    pub denied: u64,
+    /// Faults for which there was no memory.
+    pub failed: u64,
+    /// How often, on fault or ahead, a block was wanted and no run of frames was large enough: from then on its
+    /// addresses are mapped in smaller parts.
+    pub smaller: u64,
+    /// Zeroed runs that were kept after a lost race, and used by a later fault.
+    pub kept: u64,
+    /// Bytes in the space's tables now, the root included.
+    pub table_bytes: u64,
+    /// Leaves by height, tables, splits and invalidations.
+    pub census: Census,
+}

@@ -1,0 +1,193 @@
+//! Tests of a whole space on the host: RAM in a buffer, real descriptors, CPUs that are threads.
+
+mod content;
+mod faults;
+mod parallel;
+mod populating;
+mod regions;
+
+use crate::{Region, Space, SpaceError};
+use frames::fake::Machine;
+use frames::{Frames, Owner};
+use stage2::{Bbm, EntryEpoch, Geometry, Invalidate, Quiescence, Stay, Work};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use types::{Access, Cause, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range, SysReg, Ticks};
+use vmsa::{Controls, Features, Granule4K, Layout, Vmsa};
+
+type Format = Vmsa<Granule4K>;
+
+const MIB: u64 = 1 << 20;
+const BLOCK: u64 = 2 * MIB;
+const PAGE: u64 = 4096;
+/// Where the machine's RAM is.
+const RAM: u64 = 0x4000_0000;
+/// Where the guest's RAM is.
+const GUEST: u64 = 0x8000_0000;
+
+fn cpu_id(n: usize) -> CpuId {
+    CpuId::new(n).expect("small")
+}
+
+fn range(start: u64, bytes: u64) -> Range {
+    Range::with_len(Ipa::new(start), bytes).expect("tests do not wrap")
+}
+
+/// A CPU that writes its zeroes into the machine's buffer.
+struct FakeCpu<'f> {
+    id: CpuId,
+    frames: &'f Frames,
+    zeroed: AtomicU64,
+    published: Mutex<Vec<(Pa, u64)>>,
+    /// Called before each zeroing: what happens on other CPUs while this one prepares a fault.
+    meanwhile: Option<&'f (dyn Fn() + Sync)>,
+}
+
+impl<'f> FakeCpu<'f> {
+    fn new(n: usize, frames: &'f Frames) -> Self {
+        Self {
+            id: cpu_id(n),
+            frames,
+            zeroed: AtomicU64::new(0),
+            published: Mutex::default(),
+            meanwhile: None,
+        }
+    }
+}
+
+impl Cpu for FakeCpu<'_> {
+    fn id(&self) -> CpuId {
+        self.id
+    }
+
+    fn kick(&self, _: CpuId) {
+        panic!("a space kicks nobody");
+    }
+
+    fn now(&self) -> Ticks {
+        panic!("a space asks for no time");
+    }
+
+    fn tick_hz(&self) -> u64 {
+        panic!("a space asks for no time");
+    }
+
+    fn read_id(&self, _: SysReg) -> u64 {
+        panic!("a space asks for no registers");
+    }
+
+    fn publish(&self, pa: Pa, bytes: u64) {
+        self.published.lock().unwrap().push((pa, bytes));
+    }
+
+    fn zero(&self, pa: Pa, bytes: u64) {
+        if let Some(meanwhile) = self.meanwhile {
+            meanwhile();
+        }
+        assert!(pa.is_aligned(PAGE) && bytes.is_multiple_of(PAGE));
+        self.zeroed.fetch_add(bytes, Relaxed);
+        let zeroes = vec![0; bytes as usize];
+        self.frames.write(pa, &zeroes).expect("what is zeroed is a guest's frame");
+    }
+}
+
+/// Invalidation that only records.
+#[derive(Default)]
+struct Recorder(Mutex<Vec<Work>>);
+
+impl Invalidate for Recorder {
+    type Pending = ();
+
+    fn begin(&self, work: Work) {
+        self.0.lock().unwrap().push(work);
+    }
+
+    fn complete(&self, (): ()) {}
+}
+
+/// A machine whose frames are dirty, so that a page that nobody zeroed shows.
+fn machine(bytes: u64) -> Machine {
+    let machine = Machine::with_ram(RAM, bytes);
+    let mut all = Vec::new();
+    while let Ok(run) = machine.allocate(frames::Order::FRAME, frames::Usage::Guest(Owner(99))) {
+        machine.write(run.pa(), &[0xa5; PAGE as usize]).unwrap();
+        all.push(run);
+    }
+    drop(all);
+    machine
+}
+
+fn geometry() -> Geometry<Format> {
+    let layout = Layout::<Granule4K>::choose(36, Height::new(2), 5, Controls::empty());
+    layout.expect("36 bits fit").geometry()
+}
+
+fn space(frames: &Frames) -> Space<'_, Format> {
+    space_with_tables(frames, 1000)
+}
+
+fn space_with_tables(frames: &Frames, tables: u32) -> Space<'_, Format> {
+    let format = Format::new(Features::empty());
+    Space::new(frames, Owner(1), format, geometry(), Bbm::Level0, tables).expect("there is memory")
+}
+
+fn add_ram(space: &Space<'_, Format>, stay: &mut Stay<'_>, start: u64, bytes: u64) {
+    space.add_region(stay, Region::ram(range(start, bytes))).unwrap();
+}
+
+fn fault_at(ipa: u64) -> Fault {
+    Fault {
+        ipa: Ipa::new(ipa),
+        access: Access::WRITE,
+        kind: FaultKind::Translation,
+        cause: Cause::Data,
+        height: Height::PAGE,
+    }
+}
+
+/// Returns the leaf at an address: its output for that address, and its height.
+fn translate(space: &Space<'_, Format>, stay: &Stay<'_>, ipa: u64) -> Option<(Pa, Height)> {
+    let found = space.tree().open(stay).translate(Ipa::new(ipa));
+    Some((found.pa(Ipa::new(ipa))?, found.height()))
+}
+
+/// Reads a byte where the tables say it is.
+fn byte_at(space: &Space<'_, Format>, stay: &Stay<'_>, ipa: u64) -> u8 {
+    let (pa, _) = translate(space, stay, ipa).expect("mapped");
+    let mut byte = [0];
+    space.frames.read(pa, &mut byte).unwrap();
+    byte[0]
+}
+
+/// Leaves by height: pages, blocks of 2 MiB, blocks of 1 GiB.
+fn leaves(space: &Space<'_, Format>) -> [u64; 3] {
+    let leaves = space.stats().census.leaves;
+    [leaves[0], leaves[1], leaves[2]]
+}
+
+/// Takes frames away so that half of what was free is free still, and no run of 2 MiB.
+fn break_all_blocks(machine: &Machine) -> Vec<frames::Run<'_>> {
+    let half = frames::Order::of_bytes(MIB).unwrap();
+    let mut held = Vec::new();
+    while let Ok(run) = machine.allocate(half, frames::Usage::Monitor) {
+        held.push(run);
+    }
+    held.retain(|run| run.pa().get() & MIB == 0);
+    assert!(machine.stats().largest < Some(frames::Order::FOLIO));
+    held
+}
+
+/// Takes all free frames but `n`.
+fn leave_free(machine: &Machine, n: u64) -> Vec<frames::Run<'_>> {
+    let mut held = Vec::new();
+    for order in (0..=18).rev().filter_map(frames::Order::new) {
+        while machine.stats().free >= n + order.frames() {
+            match machine.allocate(order, frames::Usage::Monitor) {
+                Ok(run) => held.push(run),
+                Err(_) => break,
+            }
+        }
+    }
+    assert_eq!(machine.stats().free, n);
+    held
+}

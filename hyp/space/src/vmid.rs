@@ -1,0 +1,270 @@
+//! The allocator of VMIDs: which tag a space's translations have in the TLBs, when there are more spaces than tags.
+//!
+//! A tag is a *generation* and a VMID. Within a generation no VMID is given out twice. When they run out, a new
+//! generation begins (*rollover*): every CPU's TLB is emptied of all tags, and every space gets a new VMID when it next
+//! runs. Only what a CPU is using at that moment keeps its VMID over the rollover, for the same space, since that CPU
+//! goes on filling its TLB under it.
+//!
+//! * A CPU is *using* a VMID from [`Vmids::activate`] to [`Vmids::deactivate`]: it runs the space.
+//! * It is *borrowing* one from [`Vmids::borrow_for`] to [`Vmids::return_borrowed`]: it invalidates another space's
+//!   translations, and loads that space's root and VMID for it. While it does, its table walker may fill the TLB under
+//!   that VMID, so the VMID must not become another space's meanwhile.
+//!
+//! The invalidation of a space's translations reads the VMID only after the barrier that follows the entry writes; a
+//! space that gets a new VMID does a full barrier before it runs. So of the two, one sees the other: either the new VMID
+//! is invalidated, or its first walk sees the new entries.
+
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release, SeqCst},
+    fence,
+};
+use spin::Mutex;
+use types::{CpuId, MAX_CPUS, Vmid};
+
+/// How many bits this machine's VMIDs have (ID_AA64MMFR1_EL1.VMIDBits). The least of all CPUs counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VmidBits {
+    /// 255 spaces between rollovers.
+    Eight,
+    /// 65,535 spaces between rollovers.
+    Sixteen,
+}
+
+/// A generation and a VMID in one word: `generation << 16 | VMID`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stamp(u64);
+
+impl Stamp {
+    /// Of a space that never ran. Of a CPU's slot: a rollover has been here.
+    const NONE: Self = Self(0);
+    /// Of a CPU's slot: it uses no VMID.
+    const IDLE: Self = Self(1);
+    const FIRST_GENERATION: u64 = 1;
+
+    const fn new(generation: u64, vmid: u16) -> Self {
+        Self(generation << 16 | vmid as u64)
+    }
+
+    const fn generation(self) -> u64 {
+        self.0 >> 16
+    }
+
+    const fn vmid(self) -> Vmid {
+        Vmid(self.0 as u16)
+    }
+
+    /// Tells whether this is a VMID at all.
+    const fn is_some(self) -> bool {
+        self.generation() >= Self::FIRST_GENERATION
+    }
+}
+
+/// One space's tag: which VMID it has, and since when.
+#[derive(Debug)]
+pub struct Tag(AtomicU64);
+
+impl Tag {
+    /// Makes the tag of a space that has never run.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(Stamp::NONE.0))
+    }
+
+    fn load(&self) -> Stamp {
+        Stamp(self.0.load(Acquire)) // O40
+    }
+}
+
+impl Default for Tag {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The VMIDs of the machine.
+#[derive(Debug)]
+pub struct Vmids {
+    /// The greatest VMID.
+    last: u16,
+    generation: AtomicU64,
+    /// What each CPU runs under.
+    active: [AtomicU64; MAX_CPUS],
+    /// What each CPU invalidates under.
+    borrowed: [AtomicU64; MAX_CPUS],
+    slow: Mutex<Slow>,
+}
+
+/// What the slow path changes.
+#[derive(Debug)]
+struct Slow {
+    /// The next VMID of this generation; beyond `last` when they have run out.
+    next: u32,
+    /// What was in use at the last rollover, each with the stamp that its space has now.
+    reserved: [Stamp; 2 * MAX_CPUS],
+}
+
+impl Vmids {
+    /// Makes the allocator of a machine with VMIDs of that many bits.
+    pub const fn new(bits: VmidBits) -> Self {
+        Self::up_to(match bits {
+            VmidBits::Eight => u8::MAX as u16,
+            VmidBits::Sixteen => u16::MAX,
+        })
+    }
+
+    const fn up_to(last: u16) -> Self {
+        Self {
+            last,
+            generation: AtomicU64::new(Stamp::FIRST_GENERATION),
+            active: [const { AtomicU64::new(Stamp::IDLE.0) }; MAX_CPUS],
+            borrowed: [const { AtomicU64::new(Stamp::IDLE.0) }; MAX_CPUS],
+            slow: Mutex::new(Slow { next: 1, reserved: [Stamp::NONE; 2 * MAX_CPUS] }),
+        }
+    }
+
+    /// Returns the VMID under which the space of `tag` is to run on `cpu` now, and notes that it does. Called by that
+    /// CPU, before each time it loads the space's root.
+    ///
+    /// `flush` empties all CPUs' TLBs of all guests' translations, and waits until that is complete (AArch64:
+    /// `DSB ISHST; TLBI ALLE1IS; DSB ISH; ISB`). It is called at a rollover, with a lock held: it waits for hardware only.
+    pub fn activate(&self, cpu: CpuId, tag: &Tag, flush: impl FnOnce()) -> Vmid {
+        let stamp = tag.load();
+        let active = &self.active[cpu.index()];
+        if stamp.generation() == self.generation.load(Acquire) {
+            let was = active.load(Relaxed);
+            // A rollover takes what is here and leaves nothing: then this fails, and the slow path finds out. Where it
+            // comes later, it takes this stamp.
+            if was != Stamp::NONE.0 && active.compare_exchange(was, stamp.0, Relaxed, Relaxed).is_ok() {
+                return stamp.vmid();
+            }
+        }
+        self.activate_slowly(cpu, tag, flush)
+    }
+
+    fn activate_slowly(&self, cpu: CpuId, tag: &Tag, flush: impl FnOnce()) -> Vmid {
+        let mut slow = self.slow.lock();
+        let mut stamp = tag.load();
+        if stamp.generation() != self.generation.load(Relaxed) {
+            stamp = self.renew(&mut slow, stamp, flush);
+            // O40: whoever sees the VMID has the rollover behind it that made it free. Pairs with the load of a tag.
+            tag.0.store(stamp.0, Release);
+        }
+        self.active[cpu.index()].store(stamp.0, Relaxed);
+        // O41: the VMID can be seen before the first walk under it. Pairs with the barrier between entry writes and the
+        // look at the tag in an invalidation.
+        fence(SeqCst);
+        stamp.vmid()
+    }
+
+    /// Notes that `cpu` runs no space any more, so that no VMID is kept for it over a rollover.
+    pub fn deactivate(&self, cpu: CpuId) {
+        let active = &self.active[cpu.index()];
+        let was = active.load(Relaxed);
+        if was != Stamp::NONE.0 {
+            // A rollover in between leaves nothing here, and that must stay: it sends this CPU to the slow path.
+            let _ = active.compare_exchange(was, Stamp::IDLE.0, Relaxed, Relaxed);
+        }
+    }
+
+    /// Returns the VMID under which TLBs may hold translations of the space of `tag`, and keeps it from becoming
+    /// another's until `cpu` returns it. `None` where no TLB can hold any: the space has not run since the last
+    /// rollover, or never. Called by that CPU, after the barrier that follows its entry writes.
+    pub fn borrow_for(&self, cpu: CpuId, tag: &Tag) -> Option<Vmid> {
+        let stamp = tag.load();
+        if !stamp.is_some() {
+            return None;
+        }
+        let borrowed = &self.borrowed[cpu.index()];
+        borrowed.store(stamp.0, Relaxed);
+        // O42: what we borrow can be seen before we look whether it is of this generation. Pairs with O43.
+        fence(SeqCst);
+        if stamp.generation() == self.generation.load(Acquire) {
+            return Some(stamp.vmid());
+        }
+        let slow = self.slow.lock();
+        let stamp = tag.load();
+        let current = stamp.generation() == self.generation.load(Relaxed);
+        if current || slow.reserved.contains(&stamp) {
+            borrowed.store(stamp.0, Relaxed);
+            Some(stamp.vmid())
+        } else {
+            borrowed.store(Stamp::IDLE.0, Relaxed);
+            None
+        }
+    }
+
+    /// Notes that `cpu` has its own root and VMID loaded again.
+    pub fn return_borrowed(&self, cpu: CpuId) {
+        // O44: we are done with the VMID before a rollover can see that. Pairs with O43's loads.
+        self.borrowed[cpu.index()].store(Stamp::IDLE.0, Release);
+    }
+
+    /// Gives a space whose stamp is old a new one.
+    fn renew(&self, slow: &mut Slow, old: Stamp, flush: impl FnOnce()) -> Stamp {
+        if let Some(kept) = self.keep(slow, old) {
+            return kept;
+        }
+        if let Some(vmid) = self.next_free(slow) {
+            return Stamp::new(self.generation.load(Relaxed), vmid);
+        }
+        self.roll_over(slow);
+        flush();
+        // This rollover may have found the old stamp in use.
+        self.keep(slow, old).unwrap_or_else(|| {
+            let vmid = self.next_free(slow).unwrap_or(self.last); // fewer are reserved than there are
+            Stamp::new(self.generation.load(Relaxed), vmid)
+        })
+    }
+
+    /// Keeps the VMID of a stamp that was in use over the last rollover, and so is its space's own still.
+    fn keep(&self, slow: &mut Slow, old: Stamp) -> Option<Stamp> {
+        if !old.is_some() || !slow.reserved.contains(&old) {
+            return None;
+        }
+        let kept = Stamp::new(self.generation.load(Relaxed), old.vmid().0);
+        for reserved in slow.reserved.iter_mut().filter(|reserved| **reserved == old) {
+            *reserved = kept;
+        }
+        // Who borrows it is to be found under the new stamp at the next rollover. Who is just about to will find its
+        // own out of date, and come to this lock.
+        for borrowed in &self.borrowed {
+            let _ = borrowed.compare_exchange(old.0, kept.0, Relaxed, Relaxed);
+        }
+        Some(kept)
+    }
+
+    fn next_free(&self, slow: &mut Slow) -> Option<u16> {
+        while let Ok(vmid) = u16::try_from(slow.next) {
+            if vmid > self.last {
+                return None;
+            }
+            slow.next += 1;
+            if !slow.reserved.iter().any(|reserved| reserved.is_some() && reserved.vmid().0 == vmid) {
+                return Some(vmid);
+            }
+        }
+        None
+    }
+
+    /// Begins a generation: what CPUs are using is reserved, all other VMIDs are free once the TLBs are empty.
+    fn roll_over(&self, slow: &mut Slow) {
+        let generation = self.generation.load(Relaxed) + 1;
+        self.generation.store(generation, Release);
+        // O43: the new generation can be seen before we look who is borrowing. Pairs with O42.
+        fence(SeqCst);
+        let (running, borrowing) = slow.reserved.split_at_mut(MAX_CPUS);
+        for (reserved, active) in running.iter_mut().zip(&self.active) {
+            match Stamp(active.swap(Stamp::NONE.0, Relaxed)) {
+                Stamp::NONE => {} // not activated since the last rollover: runs what was reserved then
+                stamp => *reserved = stamp,
+            }
+        }
+        for (reserved, borrowed) in borrowing.iter_mut().zip(&self.borrowed) {
+            *reserved = Stamp(borrowed.load(Acquire));
+        }
+        slow.next = 1;
+    }
+}
+
+#[cfg(test)]
+mod tests;
