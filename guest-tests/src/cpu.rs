@@ -1,6 +1,7 @@
 //! One CPU: its registers, its caches, and how CPUs wait for each other.
 
 use crate::timer::Deadline;
+use crate::{NotPassed, Verdict, smp};
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -153,18 +154,21 @@ impl Rendezvous {
         Self { count, arrived: AtomicUsize::new(0), round: AtomicUsize::new(0) }
     }
 
-    /// Returns once all CPUs have arrived; what they did before is then visible.
+    /// Returns once all CPUs have arrived; what they did before is then visible. Returns [`NotPassed::Alone`] where one
+    /// has failed meanwhile.
     ///
     /// # Panics
     /// Where one does not come.
-    pub fn wait(&self) {
+    pub fn wait(&self) -> Verdict {
         let round = self.round.load(Ordering::Acquire);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
             self.arrived.store(0, Ordering::Relaxed);
             self.round.store(round.wrapping_add(1), Ordering::Release);
-            return;
+            return Ok(());
         }
-        wait_until("all vCPUs to arrive", || self.round.load(Ordering::Acquire) != round);
+        let passed = || self.round.load(Ordering::Acquire) != round;
+        wait_until("all vCPUs to arrive", || passed() || smp::failed());
+        if passed() { Ok(()) } else { Err(NotPassed::Alone) }
     }
 }
 

@@ -247,12 +247,12 @@ impl Walk {
             2 => TEST_BASE + (1 + cpu) * (1 << shift(1)),
             _ => TEST_BASE + (MAX_CPUS as u64 + cpu) * (1 << shift(2)),
         };
-        let walk = Self { level, va: va + 0x5008 };
+        let walk = Self { level, va: va + 0x5040 };
         walk.set((table & 0xffff_ffff_f000) | TABLE_OR_PAGE | VALID);
         walk
     }
 
-    /// Returns the virtual address: a multiple of 8, in the sixth page that the table maps.
+    /// Returns the virtual address: a multiple of 64, in the sixth page that the table maps.
     pub const fn va(self) -> u64 {
         self.va
     }

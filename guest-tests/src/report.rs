@@ -26,6 +26,8 @@ pub enum NotPassed {
     Failed(Text),
     /// This machine does not make the promise.
     Skipped(Text),
+    /// Another vCPU has failed, and this one would have waited for it in vain.
+    Alone,
 }
 
 impl NotPassed {
@@ -166,6 +168,7 @@ pub(crate) fn run_all() -> ! {
                 say!("FAIL {}: {text}", test.name);
             }
             Err(NotPassed::Skipped(text)) => say!("SKIP {}: {text}", test.name),
+            Err(NotPassed::Alone) => unreachable!("the vCPU that failed says why"),
         }
     }
     RUNNING.store(0, Relaxed);
@@ -181,6 +184,11 @@ pub(crate) fn give_up() -> ! {
     FAILED.fetch_add(1, Relaxed);
     say!("FAIL {running}: it ended in a panic or an unexpected exception");
     close()
+}
+
+/// Returns how many tests have failed so far.
+pub fn failures() -> usize {
+    FAILED.load(Relaxed)
 }
 
 fn close() -> ! {

@@ -9,7 +9,7 @@ use crate::report::{NotPassed, Verdict};
 use crate::start::{self, Entry};
 use crate::{machine, read_sysreg};
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 type Work<'a> = &'a (dyn Fn(usize) -> Verdict + Sync);
 
@@ -22,6 +22,8 @@ struct Job {
     cookie: AtomicU64,
     /// How many CPUs take part, the boot CPU included; 1 between jobs.
     taking_part: AtomicUsize,
+    /// Whether one of them has failed.
+    failed: AtomicBool,
 }
 
 // SAFETY: `work` is written while the other CPUs are off; each result is written by its CPU before it counts itself into
@@ -34,6 +36,7 @@ static JOB: Job = Job {
     done: AtomicUsize::new(0),
     cookie: AtomicU64::new(0x5eed_0000_0000),
     taking_part: AtomicUsize::new(1),
+    failed: AtomicBool::new(false),
 };
 
 /// Returns the number of CPUs in use.
@@ -63,11 +66,12 @@ pub fn on_first(count: usize, work: Work<'_>) -> Verdict {
     let cookie = JOB.cookie.fetch_add(0x100, Ordering::Relaxed) + 0x100;
     JOB.done.store(0, Ordering::Relaxed);
     JOB.taking_part.store(count, Ordering::Relaxed);
+    JOB.failed.store(false, Ordering::Relaxed);
     cpu::dsb_isb();
     for cpu in 1..count {
         start(cpu, cookie | cpu as u64);
     }
-    let mut verdict = work(0);
+    let mut verdict = note(work(0));
     if count > 1 {
         cpu::wait_until("the vCPUs to finish", || JOB.done.load(Ordering::Acquire) == count - 1);
     }
@@ -75,7 +79,10 @@ pub fn on_first(count: usize, work: Work<'_>) -> Verdict {
         wait_off(cpu);
         // SAFETY: the CPU has written its result and is off.
         let result = unsafe { core::mem::replace(&mut *JOB.results[cpu].get(), Ok(())) };
-        verdict = verdict.and(result);
+        verdict = match (verdict, result) {
+            (Ok(()) | Err(NotPassed::Alone), result @ Err(_)) => result,
+            (first, _) => first,
+        };
     }
     JOB.taking_part.store(1, Ordering::Relaxed);
     verdict
@@ -107,9 +114,22 @@ pub(crate) fn work(entry: Entry) -> ! {
         work.expect("a CPU is started for a job")(index)
     });
     // SAFETY: this CPU's own slot; the boot CPU reads it after `done`.
-    unsafe { *JOB.results[index].get() = result };
+    unsafe { *JOB.results[index].get() = note(result) };
     JOB.done.fetch_add(1, Ordering::Release);
     calls::cpu_off()
+}
+
+/// Lets the others know of a failure, so that they do not wait for this CPU.
+fn note(result: Verdict) -> Verdict {
+    if result.is_err() {
+        JOB.failed.store(true, Ordering::Relaxed);
+    }
+    result
+}
+
+/// Tells whether a CPU that took part has failed.
+pub fn failed() -> bool {
+    JOB.failed.load(Ordering::Relaxed)
 }
 
 /// Checks the state in which a CPU was started (PSCI, "Initial core configuration").
