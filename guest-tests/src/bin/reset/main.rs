@@ -1,0 +1,171 @@
+//! A guest that resets its machine in the middle of everything. Promise: the machine that comes up again is as new, in
+//! memory, image, devices and vCPUs.
+//!
+//! Nothing outlives a reset, so that nothing here can tell the first start from the second. With `reset=loop` in the boot
+//! arguments, each start prints `RESET-BANNER`, checks that the machine is new, makes a mess, and resets, without end:
+//! who runs this counts the banners, and stops it after as many as it wants. Where a check fails, and where the argument
+//! is not given, the run ends as every run does, with a closing line.
+#![no_std]
+#![no_main]
+#![allow(clippy::result_large_err, reason = "a failed test carries its text, since there is no heap")]
+#![allow(unsafe_code, reason = "the state that must not survive is written where it could")]
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use guest_tests::calls::{affinity_info, call3, psci, system_reset};
+use guest_tests::cell::BootCell;
+use guest_tests::gic::{self, gicd};
+use guest_tests::list::List;
+use guest_tests::machine::{self, Host};
+use guest_tests::mmio::{read32, write32};
+use guest_tests::ram::{self, Ram};
+use guest_tests::region::MAX_HOLES;
+use guest_tests::timer::{self, Timer};
+use guest_tests::{Verdict, cpu, guest_tests, read_sysreg, report, same, say, skip, smp, write_sysreg};
+
+guest_tests! {
+    "reset":
+    the_image_is_fresh,
+    the_boot_vcpu_is_fresh,
+    other_vcpus_are_off,
+    devices_are_fresh,
+    memory_is_zero,
+    // Last: it does not come back.
+    reset_in_the_middle_of_everything,
+}
+
+/// Initialized data, which every start changes.
+static DATA: [AtomicU64; 64] = [const { AtomicU64::new(0x600d_da7a) }; 64];
+/// Data that begins as zero.
+static BSS: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+
+const UART_IMSC: u64 = 0x38;
+const TRANSMIT: u32 = 1 << 5;
+
+fn free() -> &'static [Ram] {
+    static FREE: BootCell<List<Ram, MAX_HOLES>> = BootCell::new();
+    FREE.get_or_make(ram::take_rest)
+}
+
+/// Goes through words all over memory: one in each page of the first 64 MiB, one in each 2 MiB of the rest.
+fn samples() -> impl Iterator<Item = &'static AtomicU64> {
+    free().iter().flat_map(|piece| {
+        let words = piece.words();
+        let (near, far) = words.split_at(words.len().min((64 << 20) / 8));
+        near.iter().skip(7).step_by(512).chain(far.iter().skip(7).step_by((2 << 20) / 8))
+    })
+}
+
+fn the_image_is_fresh() -> Verdict {
+    say!("RESET-BANNER");
+    for word in &DATA {
+        same!("initialized data", word.as_ptr() as u64, 0x600d_da7a, word.load(Relaxed));
+    }
+    for word in &BSS {
+        same!("zeroed data", word.as_ptr() as u64, 0, word.load(Relaxed));
+    }
+    Ok(())
+}
+
+fn the_boot_vcpu_is_fresh() -> Verdict {
+    let entry = machine::get().entry;
+    same!("SCTLR_EL1 M, C at entry", 0, 0, entry.sctlr & 0b101);
+    same!("DAIF at entry", 0, 0x3c0, entry.daif);
+    same!("affinity of the boot vCPU", 0, 0, cpu::affinity());
+    for (what, control) in
+        [("CNTV_CTL_EL0", Timer::Virtual.control()), ("CNTP_CTL_EL0", Timer::Physical.control())]
+    {
+        same!(what, 0, 0, control & timer::ENABLE);
+    }
+    same!("ICC_IGRPEN1_EL1", 0, 0, read_sysreg!("S3_0_C12_C12_7") & 1);
+    same!("ICC_PMR_EL1", 0, 0, read_sysreg!("S3_0_C4_C6_0"));
+    Ok(())
+}
+
+fn other_vcpus_are_off() -> Verdict {
+    for &other in &machine::get().cpus[1..] {
+        same!("AFFINITY_INFO", other, psci::OFF as u64, affinity_info(other, 0) as u64);
+    }
+    Ok(())
+}
+
+fn devices_are_fresh() -> Verdict {
+    let machine = machine::get();
+    let at = machine.gicd.start + gicd::CTLR;
+    same!("GICD_CTLR group enables", at, 0, (read32(at) & 0b11).into());
+    for word in 0..gic::lines() / 32 {
+        let offset = 4 * u64::from(word);
+        for register in [gicd::ISENABLER, gicd::ISPENDR, gicd::ISACTIVER] {
+            let at = gic::bank(word * 32) + register + offset;
+            // SGIs may be enabled from the start.
+            let mask = if word == 0 && register == gicd::ISENABLER { 0xffff_0000 } else { !0 };
+            same!("enabled, pending or active interrupts", at, 0, (read32(at) & mask).into());
+        }
+    }
+    let at = machine.uart.start + UART_IMSC;
+    same!("UARTIMSC", at, 0, read32(at).into());
+    Ok(())
+}
+
+fn memory_is_zero() -> Verdict {
+    if machine::get().host == Host::Bare {
+        skip!("a bare machine keeps its memory through a reset");
+    }
+    for word in samples() {
+        same!("memory at the start", word.as_ptr() as u64, 0, word.load(Relaxed));
+    }
+    Ok(())
+}
+
+/// Leaves traces wherever one could survive.
+fn make_a_mess() {
+    DATA.iter().chain(&BSS).chain(samples()).for_each(|word| word.store(0xdead_dead_dead_dead, Relaxed));
+    gic::set_up();
+    gic::set_up_cpu();
+    for intid in 32..gic::lines().min(1020) {
+        gic::enable(intid);
+        gic::set_bit(gicd::ISPENDR, intid);
+    }
+    gic::acknowledge(); // one of them is active
+    for timer in [Timer::Virtual, Timer::Physical] {
+        gic::enable(timer.intid());
+        timer.arm(0);
+    }
+    write32(machine::get().uart.start + UART_IMSC, TRANSMIT);
+    // SAFETY: nothing uses these.
+    unsafe {
+        write_sysreg!("tpidr_el0", !0_u64);
+        write_sysreg!("contextidr_el1", !0_u64);
+    }
+}
+
+fn reset_in_the_middle_of_everything() -> Verdict {
+    if machine::get().argument("reset") != Some("loop") {
+        skip!("the boot arguments have no `reset=loop`, and nobody counts the starts");
+    }
+    if report::failures() != 0 {
+        skip!("there are failures to report");
+    }
+    make_a_mess();
+    let who = timer::now() as usize % smp::count();
+    say!("  reset from vCPU {who}");
+    let meeting = cpu::Rendezvous::new(smp::count());
+    smp::on_all(&|this| {
+        meeting.wait()?;
+        if this == who {
+            system_reset();
+        }
+        // The others call, sleep, and touch memory, for as long as there is a machine.
+        let mut words = free().iter().flat_map(|piece| piece.words().iter().skip(this).step_by(512)).cycle();
+        loop {
+            match this % 3 {
+                0 => {
+                    call3(psci::VERSION, 0, 0, 0);
+                }
+                1 => cpu::wfi(),
+                _ => {
+                    words.next().map(|word| word.fetch_add(1, Relaxed));
+                }
+            }
+        }
+    })
+}
