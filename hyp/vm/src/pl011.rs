@@ -221,3 +221,135 @@ pub enum Taken {
     /// There was no room.
     Dropped,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_fifo() -> Pl011 {
+        let mut uart = Pl011::new();
+        uart.write(LCR_H, 0x70);
+        uart
+    }
+
+    fn take(uart: &mut Pl011, bytes: &[u8]) {
+        for &byte in bytes {
+            assert_eq!(uart.take(byte), Taken::Kept);
+        }
+    }
+
+    #[test]
+    fn the_identification_is_an_arm_pl011_s() {
+        let mut uart = Pl011::new();
+        let ids: Vec<_> = (0..8).map(|i| uart.read(PERIPH_ID + 4 * i)).collect();
+        assert_eq!(ids, [0x11, 0x10, 0x14, 0, 0x0d, 0xf0, 0x05, 0xb1]);
+        let reset = [FR, CR, IFLS, IMSC, RIS].map(|r| uart.read(r));
+        assert_eq!(reset, [0x90, 0x300, 0x12, 0, 0]);
+    }
+
+    #[test]
+    fn a_payload_that_sets_nothing_up_can_write() {
+        let mut uart = Pl011::new();
+        assert_eq!(uart.write(DR, 0x141), Effect::Send(0x41));
+        assert_eq!(uart.read(FR) & (FR_TXFE | 1 << 5 | 1 << 3), FR_TXFE);
+    }
+
+    #[test]
+    fn bytes_come_out_in_the_order_they_came_in() {
+        let mut uart = with_fifo();
+        for round in 0..5_u8 {
+            let bytes: Vec<_> = (0..11).map(|i| round * 11 + i).collect();
+            take(&mut uart, &bytes);
+            assert_eq!(bytes.iter().map(|_| uart.read(DR) as u8).collect::<Vec<_>>(), bytes);
+        }
+        assert_eq!((uart.read(FR) & FR_RXFE, uart.read(DR)), (FR_RXFE, 0));
+    }
+
+    #[test]
+    fn a_waiting_byte_asserts_the_line_if_the_guest_wants_it() {
+        let mut uart = with_fifo();
+        take(&mut uart, b"a");
+        assert_eq!((uart.read(RIS), uart.line()), (RT, Line::Low));
+        uart.write(IMSC, RX | RT);
+        assert_eq!((uart.read(MIS), uart.line()), (RT, Line::High));
+        take(&mut uart, b"1234567");
+        assert_eq!(uart.read(RIS), RX | RT, "eight bytes are half of the FIFO");
+        uart.read(DR);
+        assert_eq!(uart.read(RIS), RT);
+        for _ in 0..7 {
+            uart.read(DR);
+        }
+        assert_eq!((uart.read(RIS), uart.line()), (0, Line::Low));
+    }
+
+    #[test]
+    fn the_trigger_level_is_the_guest_s_choice() {
+        for (ifls, trigger) in [(0x00, 2), (0x08, 4), (0x10, 8), (0x18, 12), (0x20, 14)] {
+            let mut uart = with_fifo();
+            uart.write(IFLS, ifls);
+            take(&mut uart, &vec![0; trigger - 1]);
+            assert_eq!(uart.read(RIS) & RX, 0, "{ifls:#x}");
+            take(&mut uart, b"x");
+            assert_eq!(uart.read(RIS) & RX, RX, "{ifls:#x}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_dropped_and_the_next_byte_says_so() {
+        let mut uart = with_fifo();
+        take(&mut uart, &[7; 16]);
+        assert_eq!(uart.read(FR) & FR_RXFF, FR_RXFF);
+        assert_eq!((uart.take(8), uart.take(9)), (Taken::Dropped, Taken::Dropped));
+        assert_eq!((uart.read(RIS) & OE, uart.read(RSR)), (OE, RSR_OE));
+        assert_eq!(uart.read(DR), 7);
+        take(&mut uart, b"x");
+        let rest: Vec<_> = (0..16).map(|_| uart.read(DR)).collect();
+        assert_eq!((rest[14], rest[15]), (7, u32::from(DR_OE) | u32::from(b'x')));
+        uart.write(RSR, 0);
+        uart.write(ICR, OE);
+        assert_eq!((uart.read(RSR), uart.read(RIS) & OE), (0, 0));
+    }
+
+    #[test]
+    fn without_fifos_there_is_room_for_one_byte() {
+        let mut uart = Pl011::new();
+        take(&mut uart, b"a");
+        assert_eq!((uart.take(b'b'), uart.read(RIS) & RX), (Taken::Dropped, RX));
+        assert_eq!(uart.read(DR) as u8, b'a');
+        take(&mut uart, b"c");
+        uart.write(LCR_H, 0x70); // turning FIFOs on empties them
+        assert_eq!((uart.read(FR) & FR_RXFE, uart.read(RIS) & (RX | RT)), (FR_RXFE, 0));
+    }
+
+    #[test]
+    fn sending_makes_room_again_at_once() {
+        let mut uart = with_fifo();
+        uart.write(IMSC, TX);
+        assert_eq!(uart.line(), Line::Low);
+        uart.write(DR, 0x41);
+        assert_eq!(uart.line(), Line::High);
+        uart.write(ICR, TX);
+        assert_eq!(uart.line(), Line::Low);
+    }
+
+    #[test]
+    fn what_is_storage_keeps_the_bits_that_there_are() {
+        let mut uart = Pl011::new();
+        for (register, kept) in
+            [(ILPR, 0xff), (IBRD, 0xffff), (FBRD, 0x3f), (LCR_H, 0xff), (CR, 0xff87), (IMSC, 0x7ff)]
+        {
+            uart.write(register, u32::MAX);
+            assert_eq!(uart.read(register), kept, "{register:#x}");
+        }
+    }
+
+    #[test]
+    fn no_register_makes_it_panic() {
+        let mut uart = with_fifo();
+        for offset in 0..0x1000 {
+            uart.write(offset, 0xffff_ffff);
+            uart.take(0);
+            uart.read(offset);
+        }
+    }
+}

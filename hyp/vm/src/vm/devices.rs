@@ -1,0 +1,136 @@
+//! Accesses to devices: which device, and what its interrupt line does.
+
+use super::Vm;
+use crate::{
+    gic,
+    host::{Line, ListRegisters},
+    map,
+    pl011::{Effect, Taken},
+    vcpu::Vcpu,
+};
+use core::sync::atomic::Ordering::Relaxed;
+use types::{Cpu, Ipa};
+
+/// A data access of the guest's to what is not its memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mmio {
+    /// The address of its first byte.
+    pub at: Ipa,
+    /// The number of bytes: 1, 2, 4 or 8.
+    pub bytes: u8,
+    /// Which way.
+    pub op: MmioOp,
+}
+
+/// A read, or a write and its value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MmioOp {
+    /// A load.
+    Read,
+    /// A store of the lowest bytes of this value.
+    Write(u64),
+}
+
+/// What became of an [`Mmio`] access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MmioOutcome {
+    /// The value read, zero-extended; the caller extends it as the instruction says.
+    Read(u64),
+    /// The write is done.
+    Written,
+    /// There is no such device: an external abort to the guest.
+    Absent,
+}
+
+impl Vm {
+    /// Carries out an access of `vcpu`'s to a device, on the CPU that runs it.
+    pub fn mmio(
+        &self,
+        vcpu: &Vcpu,
+        cpu: &impl Cpu,
+        lrs: &mut impl ListRegisters,
+        access: Mmio,
+    ) -> MmioOutcome {
+        let at = access.at.get();
+        if let Some(offset) = offset_in(at, map::GICD, map::GICD_SIZE) {
+            let offset = offset as u32;
+            return match access.op {
+                MmioOp::Read => {
+                    let (value, told) =
+                        self.gic.read_distributor(&self.vcpus, vcpu, offset, access.bytes, lrs);
+                    gic::ring(&self.vcpus, told, vcpu, cpu);
+                    MmioOutcome::Read(value)
+                }
+                MmioOp::Write(value) => {
+                    let told = self.gic.write_distributor(&self.vcpus, offset, access.bytes, value);
+                    gic::ring(&self.vcpus, told, vcpu, cpu);
+                    MmioOutcome::Written
+                }
+            };
+        }
+        if let Some(offset) = offset_in(at, map::UART, map::UART_SIZE) {
+            return self.uart(cpu, offset as u32, access);
+        }
+        if let Some(offset) = offset_in(at, map::GICR, map::GICR_SIZE * self.vcpus.len() as u64) {
+            return match access.op {
+                MmioOp::Read => {
+                    let (value, told) =
+                        self.gic.read_redistributor(&self.vcpus, vcpu, offset, access.bytes, lrs);
+                    gic::ring(&self.vcpus, told, vcpu, cpu);
+                    MmioOutcome::Read(value)
+                }
+                MmioOp::Write(value) => {
+                    let told = self.gic.write_redistributor(&self.vcpus, offset, access.bytes, value);
+                    gic::ring(&self.vcpus, told, vcpu, cpu);
+                    MmioOutcome::Written
+                }
+            };
+        }
+        MmioOutcome::Absent
+    }
+
+    fn uart(&self, cpu: &impl Cpu, offset: u32, access: Mmio) -> MmioOutcome {
+        let mut uart = self.uart.lock();
+        let before = uart.line();
+        let outcome = match access.op {
+            MmioOp::Read => {
+                let bits = 8 * u32::from(access.bytes.min(4));
+                MmioOutcome::Read(u64::from(uart.read(offset)) & ((1 << bits) - 1))
+            }
+            MmioOp::Write(value) => {
+                if let Effect::Send(byte) = uart.write(offset, value as u32) {
+                    self.console.put(byte);
+                }
+                MmioOutcome::Written
+            }
+        };
+        self.uart_line(cpu, before, uart.line());
+        outcome
+    }
+
+    /// Hands a change of the serial port's line on, with its lock held so that changes stay in order.
+    fn uart_line(&self, cpu: &impl Cpu, before: Line, after: Line) {
+        if before != after {
+            self.gic.set_spi(&self.vcpus, cpu, map::UART_INTID, after);
+        }
+    }
+
+    /// Gives the serial port a byte of input. On any CPU.
+    pub fn input(&self, cpu: &impl Cpu, byte: u8) -> Taken {
+        let mut uart = self.uart.lock();
+        let before = uart.line();
+        let taken = uart.take(byte);
+        if taken == Taken::Dropped {
+            self.dropped_input.fetch_add(1, Relaxed);
+        }
+        self.uart_line(cpu, before, uart.line());
+        taken
+    }
+}
+
+/// Returns the offset of `at` in the `size` bytes from `base` on, if it is there.
+#[inline]
+fn offset_in(at: u64, base: Ipa, size: u64) -> Option<u64> {
+    let offset = at.wrapping_sub(base.get());
+    (offset < size).then_some(offset)
+}

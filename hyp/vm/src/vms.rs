@@ -1,0 +1,55 @@
+//! All virtual machines of a machine, and which CPU runs what.
+
+use crate::{Vcpu, Vm};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use types::{CpuId, MAX_CPUS};
+
+/// The virtual machines.
+#[derive(Debug)]
+pub struct Vms {
+    vms: Vec<Vm>,
+    /// The vCPU of each CPU: index of the machine, index of the vCPU.
+    places: [Option<(u16, u16)>; MAX_CPUS],
+    live: AtomicUsize,
+}
+
+/// Whether a machine has anything to run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Remaining {
+    /// Some virtual machines are on.
+    Some,
+    /// None is. Told once.
+    None,
+}
+
+impl Vms {
+    /// Takes machines whose vCPUs are placed on CPUs of their own ([`crate::configure`] sees to that), and counts them all
+    /// as on.
+    pub fn new(vms: Vec<Vm>) -> Self {
+        let mut places = [None; MAX_CPUS];
+        for (index, vm) in vms.iter().enumerate() {
+            for (vcpu, cpu) in vm.config().cpus.iter().enumerate() {
+                places[cpu.index()] = Some((index as u16, vcpu as u16));
+            }
+        }
+        Self { live: AtomicUsize::new(vms.len()), vms, places }
+    }
+
+    /// Goes through the machines, in the manifest's order.
+    pub fn iter(&self) -> impl Iterator<Item = &Vm> {
+        self.vms.iter()
+    }
+
+    /// Returns what `cpu` runs; `None` where it runs nothing.
+    pub fn placed_on(&self, cpu: CpuId) -> Option<(&Vm, &Vcpu)> {
+        let (vm, vcpu) = self.places[cpu.index()]?;
+        let vm = self.vms.get(usize::from(vm))?;
+        Some((vm, vm.vcpus().get(usize::from(vcpu))?))
+    }
+
+    /// Notes that a machine is off for good: once for each [`crate::Next::Ended`] that is not followed by a start.
+    pub fn one_is_off(&self) -> Remaining {
+        if self.live.fetch_sub(1, Relaxed) == 1 { Remaining::None } else { Remaining::Some }
+    }
+}
