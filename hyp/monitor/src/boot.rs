@@ -24,6 +24,7 @@ use core::fmt;
 use dtoolkit::fdt::Fdt;
 use frames::{DirectMap, Frames};
 use log::{debug, info, warn};
+use spin::Mutex;
 use types::{CpuId, MAX_CPUS, Pa, PaRange, Ticks};
 
 /// The boot CPU's way. At EL2, MMU and caches off, on the boot slot's stack.
@@ -39,7 +40,7 @@ fn start(dtb: u64, started: Ticks) -> ! {
     let others = other_cpus(&hardware);
     let layout =
         layout::plan(&hardware, image_range(), tree, others.len()).unwrap_or_else(|error| fatal!("{error}"));
-    enable_map(&hardware, &console, tree, &layout);
+    let map = enable_map(&hardware, &console, tree, &layout);
 
     // From here on as any other program.
     report::memory_is_shared();
@@ -49,7 +50,7 @@ fn start(dtb: u64, started: Ticks) -> ! {
     say_what_was_found(&hardware, &console, &layout);
     // SAFETY: the layout gave the heap this memory, which is mapped.
     unsafe { heap::init(layout.heap) };
-    set_up_gic(&hardware, &console);
+    let gic = set_up_gic(&hardware, &console);
     let (arrived, features) = secondary::start(hardware.psci, &others, &layout);
     let machine: &'static Machine = Box::leak(Box::new(Machine {
         platform: platform::board(),
@@ -57,6 +58,8 @@ fn start(dtb: u64, started: Ticks) -> ! {
         psci: hardware.psci,
         affinities: [own_affinity()].into_iter().chain(arrived).collect(),
         features,
+        map: Mutex::new(map),
+        gic: Mutex::new(gic),
         interrupts: hardware.interrupts,
         console_interrupt: console.interrupt,
         memory: hardware.memory.to_vec(),
@@ -127,7 +130,7 @@ fn image_range() -> PaRange {
 }
 
 /// Builds the hypervisor's address space, clears the other CPUs' slots, and turns the MMU and the caches on.
-fn enable_map(hardware: &Hardware<'_>, console: &ConsoleAt, tree: PaRange, layout: &Layout) {
+fn enable_map(hardware: &Hardware<'_>, console: &ConsoleAt, tree: PaRange, layout: &Layout) -> Map {
     // SAFETY: boot runs once.
     let mut map = unsafe { Map::new(Features::of_this_cpu().pa_range) };
     let [code, constants, data, end] = image::sections().map(Pa::new);
@@ -155,8 +158,7 @@ fn enable_map(hardware: &Hardware<'_>, console: &ConsoleAt, tree: PaRange, layou
     // SAFETY: the map has the image's sections with their rights, the stack among them, and the devices that were
     // found.
     unsafe { map.enable(image_range()) };
-    // The map stays as it is; its tables are in the image.
-    core::mem::forget(map);
+    map
 }
 
 fn say_what_was_found(hardware: &Hardware<'_>, console: &ConsoleAt, layout: &Layout) {
@@ -179,7 +181,7 @@ fn say_what_was_found(hardware: &Hardware<'_>, console: &ConsoleAt, layout: &Lay
 }
 
 /// Sets up the GIC, the boot CPU's part of it, and the console's interrupt.
-fn set_up_gic(hardware: &Hardware<'_>, console: &ConsoleAt) {
+fn set_up_gic(hardware: &Hardware<'_>, console: &ConsoleAt) -> Distributor<'static> {
     // SAFETY: the device tree says that a GIC's distributor is there, the map has it, and this is the only user.
     let distributor = unsafe { Distributor::new(hardware.gic.distributor.start()) };
     let mut distributor = distributor.unwrap_or_else(|error| fatal!("{error}"));
@@ -192,6 +194,7 @@ fn set_up_gic(hardware: &Hardware<'_>, console: &ConsoleAt) {
         }
         None => warn!("the console has no interrupt: no input"),
     }
+    distributor
 }
 
 /// Hands all RAM that is not taken to the frame allocator.

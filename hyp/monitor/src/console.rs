@@ -1,7 +1,7 @@
 //! The console: a PL011.
 //!
 //! Two ways to write: [`lock`]ed, which everything does that runs with the MMU on, so that no two CPUs mix within a
-//! line; and [`Raw`], which takes no lock, for what is said before the MMU is on (there are no exclusives then) and
+//! line; and `Raw`, which takes no lock, for what is said before the MMU is on (there are no exclusives then) and
 //! after a bug (the lock may be held by who caused it).
 
 use crate::tree::ConsoleAt;

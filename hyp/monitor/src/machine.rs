@@ -4,10 +4,12 @@ use crate::options::Options;
 use crate::platform::Platform;
 use crate::tree::Interrupts;
 use aarch64::features::Features;
-use aarch64::gic::IntId;
+use aarch64::gic::{Distributor, IntId};
+use aarch64::mmu::Map;
 use aarch64::psci::Psci;
 use alloc::vec::Vec;
 use frames::Frames;
+use spin::Mutex;
 use types::{CpuId, PaRange, Ticks};
 
 /// The machine that the hypervisor runs on. Made once, before the first guest; shared by all CPUs.
@@ -22,6 +24,10 @@ pub struct Machine {
     pub affinities: Vec<u64>,
     /// What every CPU has.
     pub features: Features,
+    /// The hypervisor's own address space, to which drivers add their devices.
+    pub map: Mutex<Map>,
+    /// The shared interrupts: which are on, and where they go.
+    pub gic: Mutex<Distributor<'static>>,
     /// The private interrupts that matter. They are on, on every CPU, and so is [`IntId::KICK`].
     pub interrupts: Interrupts,
     /// The console's interrupt, where it has one. It goes to the boot CPU, and is on.

@@ -3,7 +3,7 @@
 //! The tree comes from outside: a tree with anything missing or malformed gives an error, never a panic. Reading it
 //! allocates nothing and takes no lock, so that it works before the MMU is on.
 //!
-//! Neighbours: [`crate::boot`] reads it first of all; [`place`] knows how nodes hang together.
+//! Neighbours: [`crate::boot`] reads it first of all; `place` knows how nodes hang together.
 
 mod console;
 mod hardware;
