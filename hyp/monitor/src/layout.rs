@@ -147,4 +147,48 @@ mod tests {
     fn a_bank_that_is_all_taken_has_no_gap() {
         assert!(list(range(0x1000, 0x3000), &[range(0x1800, 0x1801), range(0x2000, 0x2fff)]).is_empty());
     }
+
+    fn hardware<R>(act: impl FnOnce(Hardware<'_>) -> R) -> R {
+        let bytes = crate::tree::tests::VIRT.tree();
+        let fdt = dtoolkit::fdt::Fdt::new(&bytes).expect("well-formed");
+        act(crate::tree::read(fdt).expect("complete"))
+    }
+
+    const IMAGE: (u64, u64) = (0x4020_0000, 0x4030_0000);
+    const TREE: (u64, u64) = (0x4400_0000, 0x4410_0000);
+
+    #[test]
+    fn the_hypervisor_goes_where_nobody_is_and_least_is_broken_up() {
+        hardware(|mut hardware| {
+            // 8 MiB between two others: enough, and less than what is above.
+            hardware.reserved.push(range(0x4100_0000, 0x4180_0000));
+            hardware.reserved.push(range(0x4200_0000, 0x4400_0000));
+            let layout =
+                plan(&hardware, range(IMAGE.0, IMAGE.1), range(TREE.0, TREE.1), 3).expect("there is room");
+            assert_eq!(layout.slots, range(0x4180_0000, 0x4180_0000 + 3 * SlotAt::SIZE));
+            assert_eq!(layout.heap, range(layout.slots.end().get(), layout.slots.end().get() + HEAP));
+            assert!(layout.taken.iter().any(|taken| taken.covers(layout.slots) && taken.covers(layout.heap)));
+            assert!(layout.taken.is_sorted_by_key(|taken| taken.start()));
+        });
+    }
+
+    #[test]
+    fn a_machine_without_room_is_refused() {
+        hardware(|mut hardware| {
+            hardware.reserved.push(range(0x4000_0000, 0x5f00_0000));
+            hardware.reserved.push(range(0x5f20_0000, 0x6000_0000));
+            let error = plan(&hardware, range(IMAGE.0, IMAGE.1), range(TREE.0, TREE.1), 3).err();
+            assert_eq!(error, Some(NoPlace::Ram { wanted: HEAP + 3 * SlotAt::SIZE }));
+        });
+    }
+
+    #[test]
+    fn a_bundle_outside_of_ram_is_refused() {
+        hardware(|mut hardware| {
+            let at = range(0x5fff_f000, 0x6000_1000);
+            hardware.initrd = Some(at);
+            let error = plan(&hardware, range(IMAGE.0, IMAGE.1), range(TREE.0, TREE.1), 0).err();
+            assert_eq!(error, Some(NoPlace::BundleOutside { at }));
+        });
+    }
 }

@@ -176,12 +176,21 @@ impl fmt::Display for Registers<'_> {
     }
 }
 
-/// Goes through the calls that the frame records from `frame` on have led to: image-relative addresses of the calls
-/// themselves. Stops at the first record that is not on one of this CPU's stacks, not above the one before, or does
-/// not return into the image.
+/// Goes through the calls that the frame records from `frame` on have led to, innermost first.
 fn frame_chain(frame: u64) -> impl Iterator<Item = u64> {
     let local = Local::this();
-    let stacks = [local.stack(), local.emergency_stack()];
+    let [start, end, ..] = image::sections();
+    // SAFETY: this CPU's stacks are mapped for ever.
+    unsafe { calls(frame, [local.stack(), local.emergency_stack()], (start, end)) }
+}
+
+/// Goes through the frame records (AAPCS64: the next record's address, then a return address) from `frame` on: the
+/// addresses of the calls themselves, relative to the start of `code`. Stops at the first record that is not on one of
+/// `stacks`, not above the one before, or does not return into `code`.
+///
+/// # Safety
+/// `stacks` may be read.
+unsafe fn calls(frame: u64, stacks: [(u64, u64); 2], code: (u64, u64)) -> impl Iterator<Item = u64> {
     let mut at = frame;
     core::iter::from_fn(move || {
         let stack = stacks.iter().find(|(start, end)| *start <= at && at < *end && *end - at >= 16)?;
@@ -189,13 +198,13 @@ fn frame_chain(frame: u64) -> impl Iterator<Item = u64> {
             return None;
         }
         let record = core::ptr::with_exposed_provenance::<[u64; 2]>(at as usize);
-        // SAFETY: in one of this CPU's stacks, which are mapped, and aligned.
+        // SAFETY: on one of the stacks, and aligned.
         let [next, back] = unsafe { record.read_volatile() };
-        if !image::is_code(back) {
+        if !(code.0 < back && back < code.1) {
             return None;
         }
         at = if next > at && next < stack.1 { next } else { 0 };
-        Some(back.wrapping_sub(image::base()).wrapping_sub(4))
+        Some(back - code.0 - 4)
     })
 }
 
@@ -238,7 +247,6 @@ pub(crate) mod image {
 mod target {
     use super::{bug, exception, frame_chain};
     use aarch64::entry::Frame;
-    use aarch64::gic::{IntId, send_to_others};
     use core::panic::PanicInfo;
 
     #[panic_handler]
@@ -261,5 +269,73 @@ mod target {
     #[unsafe(no_mangle)]
     extern "C" fn mz_exception(frame: &Frame) -> ! {
         exception(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    /// A stack with room for records, aligned as stacks are.
+    #[repr(align(16))]
+    struct Stack([[u64; 2]; 8]);
+
+    const CODE: (u64, u64) = (0x1_0000, 0x2_0000);
+
+    /// Goes through the records at these places of a stack; each is (place of the next, return address).
+    fn chain(records: [(u64, u64); 8], first: u64) -> Vec<u64> {
+        let mut stack = Stack([[0; 2]; 8]);
+        let base = stack.0.as_mut_ptr().expose_provenance() as u64;
+        let at = |place: u64| base.wrapping_add(place.wrapping_mul(16));
+        for (record, (next, back)) in stack.0.iter_mut().zip(records) {
+            *record = [at(next), back];
+        }
+        let stacks = [(base, at(8)), (0, 0)];
+        // SAFETY: the stack above.
+        unsafe { calls(at(first), stacks, CODE) }.collect()
+    }
+
+    const NOWHERE: (u64, u64) = (0, 0);
+
+    #[test]
+    fn calls_are_relative_to_the_code_and_innermost_first() {
+        let mut records = [NOWHERE; 8];
+        records[1] = (3, 0x1_0104);
+        records[3] = (7, 0x1_0204);
+        records[7] = (100, 0x1_0304);
+        assert_eq!(chain(records, 1), [0x100, 0x200, 0x300]);
+    }
+
+    #[test]
+    fn a_broken_chain_ends() {
+        let mut records = [NOWHERE; 8];
+        records[2] = (2, 0x1_0104); // itself
+        assert_eq!(chain(records, 2), [0x100]);
+        records[2] = (1, 0x1_0104); // downwards
+        assert_eq!(chain(records, 2), [0x100]);
+        records[2] = (3, 0x2_0000); // back to what is no code
+        assert_eq!(chain(records, 2), []);
+        assert_eq!(chain(records, 8), []); // off the stack
+        assert_eq!(chain(records, u64::MAX), []);
+    }
+
+    #[test]
+    fn a_report_shows_every_register() {
+        let frame = Frame {
+            x: core::array::from_fn(|i| 0xa000 + i as u64),
+            sp: 1,
+            pc: 2,
+            spsr: 3,
+            esr: 0x9600_0047,
+            far: 5,
+            hpfar: 6,
+            vector: 4,
+        };
+        let text = std::format!("{}", Registers(&frame));
+        for i in 0..31 {
+            assert!(text.contains(&std::format!("x{i:<2} 0x000000000000{:x}", 0xa000 + i)), "{text}");
+        }
+        assert_eq!(text.lines().filter(|line| !line.starts_with("  ")).count(), 0, "{text}");
     }
 }

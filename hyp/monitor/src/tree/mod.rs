@@ -9,7 +9,7 @@ mod console;
 mod hardware;
 mod place;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use console::{ConsoleAt, find_console};
 pub use hardware::{

@@ -10,7 +10,7 @@ use vm_fdt::{Error, FdtReserveEntry, FdtWriter, FdtWriterNode};
 
 /// What differs from one tree to another.
 #[derive(Clone, Copy)]
-struct Machine {
+pub(crate) struct Machine {
     cpus: u32,
     memory: &'static [u64],
     gic: &'static str,
@@ -22,7 +22,7 @@ struct Machine {
 }
 
 /// As QEMU 10's `virt` with virtualization=on,gic-version=3.
-const VIRT: Machine = Machine {
+pub(crate) const VIRT: Machine = Machine {
     cpus: 4,
     memory: &[0x4000_0000, 0x2000_0000],
     gic: "arm,gic-v3",
@@ -44,7 +44,7 @@ fn node(
 }
 
 impl Machine {
-    fn tree(&self) -> Vec<u8> {
+    pub(crate) fn tree(&self) -> Vec<u8> {
         let reserve = FdtReserveEntry::new(0x5000_0000, 0x1000).expect("not empty");
         let mut f = FdtWriter::new_with_mem_reserv(&[reserve]).expect("one entry");
         self.write(&mut f).expect("the writer takes what it is told");
