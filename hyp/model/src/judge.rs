@@ -395,7 +395,12 @@ impl<F: Format> Judge<F> {
     }
 
     fn step_end(&self) -> Result<(), Violation> {
-        require!(self.unclean.is_empty(), "a step ends and owes {:?}", self.unclean);
+        if let Some((&(table, index), unclean)) = self.unclean.first_key_value() {
+            let n = self.unclean.len();
+            return Err(Violation(format!(
+                "a step ends and owes {n} entries, entry {index} of {table:?}: {unclean:?}"
+            )));
+        }
         for (table, words) in &self.words {
             let Some(Linked { height, .. }) = self.linked.get(table) else { continue };
             for (index, raw) in words {

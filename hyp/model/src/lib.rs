@@ -7,6 +7,7 @@
 //! | [`Judge`] | which rule a list of effects breaks |
 //! | [`laws`] | what every format must obey |
 //! | [`Arena`] | table memory, for any number of threads |
+//! | [`Jitter`] | the same, yielding between a look and what comes of it |
 //! | [`Machine`] | memory, CPU and sections that record effects |
 //! | [`Rig`] | a tree on a machine, driven step by step, with both oracles beside it |
 //! | [`Tiny`] | a format with shuffled bits |
@@ -16,6 +17,7 @@
 
 mod arena;
 mod flat;
+mod jitter;
 mod judge;
 pub mod laws;
 mod machine;
@@ -24,7 +26,8 @@ mod tiny;
 
 pub use arena::Arena;
 pub use flat::{Content, Flat, Stretch};
+pub use jitter::{Jitter, Jittery};
 pub use judge::{Judge, Violation};
-pub use machine::{Effect, Machine, Watched, WatchedStay, range};
+pub use machine::{Effect, Hardware, Machine, Watched, WatchedStay, range};
 pub use rig::Rig;
 pub use tiny::Tiny;

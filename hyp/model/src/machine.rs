@@ -8,7 +8,7 @@ use stage2::{
     Entries, EntryEpoch, FreshTable, IdleTable, Invalidate, NoPages, Pages, Purpose, Quiescence, Section,
     Slot, Snapshot, Stay, TablePa, TableSize, Work,
 };
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
 use types::{CpuId, CpuSet, Ipa, Pa, Range};
 
@@ -75,7 +75,11 @@ pub struct Machine {
     arena: Arena,
     epoch: EntryEpoch,
     log: RefCell<Log>,
+    hardware: Cell<Option<Hardware>>,
 }
+
+/// What the hardware does to an entry by itself: given the word, returns it with more flags set.
+pub type Hardware = fn(u64) -> u64;
 
 #[derive(Debug, Default)]
 struct Log {
@@ -86,7 +90,17 @@ struct Log {
 impl Machine {
     /// Makes a machine with `bytes` bytes of table memory.
     pub fn new(bytes: u64) -> Self {
-        Self { arena: Arena::new(bytes), epoch: EntryEpoch::new(), log: RefCell::default() }
+        Self {
+            arena: Arena::new(bytes),
+            epoch: EntryEpoch::new(),
+            log: RefCell::default(),
+            hardware: Cell::new(None),
+        }
+    }
+
+    /// Has the hardware act on an entry just before each compare-exchange of it, where a race would be lost.
+    pub fn set_hardware(&self, hardware: Hardware) {
+        self.hardware.set(Some(hardware));
     }
 
     /// Returns the table memory.
@@ -152,6 +166,9 @@ impl Slot for Watched<'_> {
 
     fn compare_exchange(self, old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
         let slot = self.machine.arena.slot(self.table, self.index);
+        if let Some(hardware) = self.machine.hardware.get() {
+            slot.store(hardware(slot.load(Ordering::Relaxed)), Ordering::Relaxed);
+        }
         slot.compare_exchange(old, new, success, failure).inspect(|&old| self.wrote(old, new))
     }
 }

@@ -33,9 +33,7 @@ impl<'m, F: Format> Rig<'m, F> {
     fn step(&mut self) {
         self.machine.step_end();
         let effects = self.machine.drain();
-        if let Err(violation) = self.judge.judge(&effects) {
-            panic!("{violation}\nafter {effects:#x?}");
-        }
+        self.judge.judge(&effects).unwrap_or_else(|violation| panic!("{violation}"));
     }
 
     /// Compares the tree with the list, and the counters with the tree.

@@ -1,0 +1,200 @@
+//! The walker.
+
+mod common;
+
+use common::{BLOCK, GIB, PAGE, mapping, pages, rig};
+use model::{Machine, range};
+use stage2::{Answer, Bbm, Entry, EntryEpoch, Mapping, Quiescence, STEP_ENTRIES, WalkEnd, Walked};
+use types::{CpuId, Height, Ipa, Pa};
+
+const BLOCK_HEIGHT: Height = Height::new(1);
+
+#[test]
+fn holes_are_visited_as_the_largest_entry_that_is_there() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&mapping(range(2 * GIB + BLOCK, BLOCK + PAGE))).expect("free");
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    let mut seen = Vec::new();
+    let walked = view.walk(range(GIB + PAGE, GIB + 2 * BLOCK + PAGE), |visit| {
+        let kind = match visit.entry(rig.tree.format()) {
+            Entry::Absent => '-',
+            Entry::Leaf(_) => 'L',
+            Entry::Table(_) => 'T',
+            _ => '?',
+        };
+        seen.push((kind, visit.ipa().get(), visit.range().len()));
+        Answer::Descend
+    });
+    assert_eq!(walked, Walked { next: Ipa::new(2 * GIB + 2 * BLOCK + 2 * PAGE), end: WalkEnd::Done });
+    let want = [
+        ('-', GIB, GIB),
+        ('T', 2 * GIB, GIB),
+        ('-', 2 * GIB, BLOCK),
+        ('L', 2 * GIB + BLOCK, BLOCK),
+        ('T', 2 * GIB + 2 * BLOCK, BLOCK),
+        ('L', 2 * GIB + 2 * BLOCK, PAGE),
+        ('-', 2 * GIB + 2 * BLOCK + PAGE, PAGE),
+    ];
+    assert_eq!(seen, want);
+}
+
+#[test]
+fn what_is_below_a_link_is_passed_over_unless_the_visitor_descends() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&pages(range(GIB, BLOCK))).expect("free");
+    let section = machine.enter(CpuId::BOOT);
+    let mut visits = 0;
+    rig.tree.open(&section).walk(range(GIB, GIB), |_| {
+        visits += 1;
+        Answer::Continue
+    });
+    assert_eq!(visits, 1);
+}
+
+#[test]
+fn a_visitor_that_splits_gets_the_walk_back_where_it_was() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&mapping(range(GIB, 3 * BLOCK))).expect("free");
+    // What a dirty log does: every block into pages, from the walker.
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    let (mut at, mut pages) = (Ipa::new(GIB), 0);
+    loop {
+        let walked = view.walk(range(at.get(), GIB + 3 * BLOCK - at.get()), |visit| {
+            match visit.entry(rig.tree.format()) {
+                Entry::Leaf(_) if visit.height() > Height::PAGE => return Answer::Split,
+                Entry::Leaf(_) => pages += 1,
+                _ => {}
+            }
+            Answer::Descend
+        });
+        at = walked.next;
+        match walked.end {
+            WalkEnd::Split(height) => {
+                assert_eq!(height, BLOCK_HEIGHT);
+                view.split(&machine, at, Height::PAGE, stage2::Why::DirtyLog).expect("memory");
+            }
+            WalkEnd::Done => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(pages, 3 * 512);
+}
+
+#[test]
+fn what_a_visitor_maps_below_it_finds_when_it_descends() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&pages(range(GIB, PAGE))).expect("free");
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    let mut found = Vec::new();
+    view.walk(range(GIB, BLOCK), |visit| {
+        if visit.height() == BLOCK_HEIGHT {
+            view.map(&machine, &pages(range(GIB + 5 * PAGE, PAGE))).expect("free");
+        }
+        if let Some(pa) = visit.pa() {
+            found.push(pa);
+        }
+        Answer::Descend
+    });
+    let at = |n| Pa::new(256 * GIB + GIB + n * PAGE);
+    assert_eq!(found, [at(0), at(5)]);
+}
+
+#[test]
+fn a_link_that_goes_while_it_is_looked_at_is_not_descended_into() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&pages(range(GIB, 2 * BLOCK))).expect("free");
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    // Another CPU, which does not wait for this one: worse than any that does. The table is given back and poisoned
+    // while the visitor looks at the link, so only reading the link again keeps the walk out of it.
+    let elsewhere = EntryEpoch::new();
+    let mut other = elsewhere.enter(CpuId::new(1).expect("small"));
+    let mut found = 0;
+    view.walk(range(GIB, 2 * BLOCK), |visit| {
+        if visit.height() == BLOCK_HEIGHT && visit.ipa() == Ipa::new(GIB) {
+            rig.tree.unmap(&mut other, &machine, range(GIB, BLOCK), &mut |_| {}).expect("mapped");
+        }
+        found += usize::from(visit.pa().is_some());
+        Answer::Descend
+    });
+    assert_eq!(found, 512, "the second block only");
+}
+
+#[test]
+fn asking_again_is_bounded() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&mapping(range(GIB, 2 * PAGE))).expect("free");
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    let mut visits = 0;
+    let walked = view.walk(range(GIB, 2 * PAGE), |visit| {
+        if visit.height() > Height::PAGE {
+            return Answer::Descend;
+        }
+        visits += 1;
+        if visit.ipa() == Ipa::new(GIB) && visits < 4 { Answer::Again } else { Answer::Continue }
+    });
+    assert_eq!((walked.end, visits), (WalkEnd::Done, 5));
+    let walked = view.walk(range(GIB, 2 * PAGE), |visit| {
+        if visit.height() > Height::PAGE { Answer::Descend } else { Answer::Again }
+    });
+    assert_eq!(walked, Walked { next: Ipa::new(GIB), end: WalkEnd::Busy(Height::PAGE) });
+}
+
+#[test]
+fn a_walk_stops_where_it_is_told_to_and_at_the_bound_of_a_step() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&pages(range(GIB, GIB))).expect("free");
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    let stop = Ipa::new(GIB + 700 * PAGE);
+    let walked = view.walk(range(GIB, GIB), |visit| {
+        if visit.ipa() == stop && visit.height() == Height::PAGE { Answer::Stop } else { Answer::Descend }
+    });
+    assert_eq!(walked, Walked { next: stop, end: WalkEnd::Stopped(Height::PAGE) });
+    // All of it, in steps, each page once.
+    let (mut at, mut pages, mut steps) = (GIB, 0, 0);
+    loop {
+        let mut visits = 0;
+        let walked = view.walk(range(at, 2 * GIB - at), |visit| {
+            visits += 1;
+            if let Some(pa) = visit.pa() {
+                assert_eq!(pa, Pa::new(256 * GIB + GIB + pages * PAGE));
+                pages += 1;
+            }
+            Answer::Descend
+        });
+        assert!(visits < STEP_ENTRIES + 1024);
+        steps += 1;
+        at = walked.next.get();
+        if walked.end == WalkEnd::Done {
+            break;
+        }
+        assert_eq!(walked.end, WalkEnd::Bound);
+    }
+    assert_eq!((pages, steps), (262_144, 4));
+}
+
+#[test]
+fn translation_beyond_the_reach_finds_nothing() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&Mapping { largest: Height::new(2), ..mapping(range((1 << 40) - GIB, GIB)) }).expect("free");
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    assert!(view.translate(Ipa::new((1 << 40) - 1)).pa(Ipa::new((1 << 40) - 1)).is_some());
+    for ipa in [1 << 40, (1 << 40) + 5, u64::MAX] {
+        assert_eq!(view.translate(Ipa::new(ipa)).entry(rig.tree.format()), Entry::Absent);
+    }
+    assert_eq!(view.walk(range(1 << 40, GIB), |_| Answer::Stop).end, WalkEnd::Done);
+}
