@@ -5,11 +5,13 @@
 //! counts nothing *and* the folio's first word counts no block pin. Whoever makes the last of these zero takes the
 //! frame by [`Record::claim`], and one succeeds.
 //!
-//! A part of a folio that goes its own way *dissolves* the folio first: every frame of it becomes a folio by itself,
-//! so that a word never speaks of a first frame that is somebody else's.
+//! A part of a folio that goes its own way *parts* the folio first: every frame of it becomes a folio by itself. That
+//! is decided on the first word alone, by one compare-exchange: it fails while the block is pinned, and from then on
+//! no pin of the block succeeds. What is given back of a pinned block stays where it is, without references, until the
+//! last pin of the block goes.
 
 use crate::bank::Frame;
-use crate::{FrameError, Frames, Hold, Kind, Order, Record, Remaining, Span, Word};
+use crate::{FrameError, Frames, Hold, Kind, Order, Record, Refused, Remaining, Span};
 use core::sync::atomic::{Ordering::SeqCst, fence};
 use types::Pa;
 
@@ -39,15 +41,11 @@ impl Frames {
     /// Pins the frame at `pa`, or the whole folio of `order` that begins there. The caller found `pa` in an entry and
     /// looks at that entry, and the one above it, again: if one changed, it unpins and has nothing.
     ///
-    /// Errors: [`FrameError::NoRecord`] and [`FrameError::NotGuest`] for what cannot be pinned at all;
+    /// Errors: [`FrameError::NoRecord`] and [`FrameError::NotGuest`] for what cannot be pinned at all, or not any more;
     /// [`FrameError::Refused`] with `Frozen` or `Unowned`: walk again; with `Parted`: the folio is smaller, pin its
     /// frames; with `Full`: too many pins.
     pub fn pin(&self, pa: Pa, order: Order, hold: Hold) -> Result<(), FrameError> {
-        self.guest(pa)?.pin(span(order), order, hold).map_err(|why| FrameError::Refused { pa, why })?;
-        // O23: the pin is counted before the entry is looked at again; pairs with O24: of a pinner and of somebody who
-        // broke the entry and then looks for pins, one sees the other.
-        fence(SeqCst);
-        Ok(())
+        self.guest(pa)?.pin(span(order), order, hold).map_err(|why| FrameError::Refused { pa, why })
     }
 
     /// Gives a pin back, with the order and the hold it was taken with. Frames that nobody holds any more are free
@@ -72,73 +70,74 @@ impl Frames {
 
     fn give_back_part(&self, pa: Pa, order: Order) -> Result<(), FrameError> {
         let first = Frame::of(pa);
-        let word = self.guest(pa)?.load();
-        // O24: the mapping's entry was broken before we look for pins of the block; pairs with O23.
-        fence(SeqCst);
-        if self.block_pinned(first, word) {
-            for frame in frames(first, order) {
-                let put = self.guest(frame.pa())?.put();
-                let _: Remaining = put.map_err(|why| FrameError::Refused { pa: frame.pa(), why })?;
-            }
-            // The last pin may have gone meanwhile, when the frames were still referred to.
-            fence(SeqCst); // O24, again
-            if !self.block_pinned(first, word) {
-                self.sweep(folio_start(first, word.order()), word.order());
-            }
-            return Ok(());
+        let folio = self.guest(pa)?.load().order();
+        if order < folio && self.part(first, folio) == Parted::BlockPinned {
+            return self.put_pinned(frames(first, order), first, folio);
         }
-        if word.order() > order {
-            self.dissolve(first, word.order());
-        }
-        let mut freed = Freed::new(self, first, order);
+        // Of a folio that goes whole, the first frame decides: when its word is claimed, nobody can pin the block.
+        let mut claimed = Claimed::new(self, first, order);
         for frame in frames(first, order) {
             let put = self.guest(frame.pa()).and_then(|record| {
                 record.put_and_claim().map_err(|why| FrameError::Refused { pa: frame.pa(), why })
             });
             match put {
-                Ok(Remaining::None) => {}
-                Ok(Remaining::Some) => freed.flush_before(frame),
+                Ok(Remaining::None) => continue,
+                Ok(Remaining::Some) if frame == first && self.part(first, order) == Parted::BlockPinned => {
+                    return self.put_pinned(frames(first, order).skip(1), first, order);
+                }
+                Ok(Remaining::Some) => claimed.free_before(frame),
                 Err(wrong) => {
-                    freed.flush_before(frame);
+                    claimed.free_before(frame);
                     return Err(wrong);
                 }
             }
         }
-        freed.finish();
+        claimed.free_rest();
         Ok(())
     }
 
-    /// Frees one frame if nobody holds it, by itself or by its block.
+    /// Drops references to frames of a folio that is pinned as a whole.
+    fn put_pinned(
+        &self,
+        frames: impl Iterator<Item = Frame>,
+        first: Frame,
+        folio: Order,
+    ) -> Result<(), FrameError> {
+        for frame in frames {
+            let put = self.guest(frame.pa())?.put();
+            let _: Remaining = put.map_err(|why| FrameError::Refused { pa: frame.pa(), why })?;
+        }
+        // The last pin may have gone while the frames were still referred to; then nobody else frees them.
+        self.sweep(first, folio);
+        Ok(())
+    }
+
+    /// Frees one frame if nobody holds it, by itself or by its block: the last pin of its own is gone.
     fn settle(&self, frame: Frame) {
         let Some(record) = self.memory().record(frame) else {
             return;
         };
-        let word = record.load();
-        // O25: our pin is off the count before we look for pins of the block; pairs with O26.
+        let folio = record.load().order();
+        // O23: our letting go can be seen before we look for pins of the block; pairs with itself in `sweep`.
         fence(SeqCst);
-        if !self.block_pinned(frame, word) {
-            if word.order() > Order::FRAME {
-                self.dissolve(frame, word.order());
-            }
-            if record.claim().is_ok() {
-                self.free(frame, Order::FRAME, Kind::Guest);
-            }
+        if self.part(frame, folio) == Parted::Single && record.claim().is_ok() {
+            self.free(frame, Order::FRAME, Kind::Guest);
         }
     }
 
-    /// Frees the frames of a block that nobody holds: the last pin of the block is gone.
-    fn sweep(&self, first: Frame, order: Order) {
-        // O26: the block pin is off the count before we look for frames that were given back under it; pairs with O24
-        // and O25.
+    /// Frees the frames of the folio of `order` around `frame` that nobody holds, unless the block is pinned.
+    fn sweep(&self, frame: Frame, order: Order) {
+        // O23: what we let go of, a frame or the block, can be seen before we look who holds the other. So of the last
+        // pin of a block and a give-back under it, one sees the other.
         fence(SeqCst);
         let unheld = |frame: Frame| {
             let word = self.memory().record(frame).map(Record::load);
             word.is_some_and(|word| word.kind() == Kind::Guest && !word.is_held())
         };
-        if !frames(first, order).any(unheld) {
+        let first = folio_start(frame, order);
+        if !frames(first, order).any(unheld) || self.part(first, order) == Parted::BlockPinned {
             return;
         }
-        self.dissolve(first, order);
         for frame in frames(first, order) {
             if self.memory().record(frame).is_some_and(|record| record.claim().is_ok()) {
                 self.free(frame, Order::FRAME, Kind::Guest);
@@ -146,19 +145,30 @@ impl Frames {
         }
     }
 
-    /// Tells whether the folio around `frame`, whose word is given, is pinned as a whole.
-    fn block_pinned(&self, frame: Frame, word: Word) -> bool {
-        let first = folio_start(frame, word.order());
-        word.order() > Order::FRAME
-            && self.memory().record(first).is_some_and(|record| record.load().block_pins() != 0)
-    }
-
-    /// Makes each frame of the folio of `order` around `frame` a folio by itself.
-    fn dissolve(&self, frame: Frame, order: Order) {
-        for record in self.records(folio_start(frame, order), order) {
-            record.dissolve(order);
+    /// Makes each frame of the folio of `order` around `frame` a folio by itself, unless the block is pinned.
+    fn part(&self, frame: Frame, order: Order) -> Parted {
+        if order == Order::FRAME {
+            return Parted::Single;
         }
+        let mut records = self.records(folio_start(frame, order), order);
+        if records.next().is_some_and(|first| first.part(order) == Err(Refused::Pinned)) {
+            return Parted::BlockPinned;
+        }
+        for record in records {
+            // Whoever else parts the same folio may have freed some of it, and the next owner written a new word: that
+            // one is of a smaller order, since the folio still has a frame that is not free.
+            let _ = record.part(order);
+        }
+        Parted::Single
     }
+}
+
+/// Whether the frames of a folio are folios by themselves now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parted {
+    Single,
+    /// The folio is as it was, since it is pinned as a whole.
+    BlockPinned,
 }
 
 fn frames(first: Frame, order: Order) -> impl Iterator<Item = Frame> {
@@ -174,7 +184,7 @@ fn span(order: Order) -> Span {
 }
 
 /// The frames of a block that were claimed so far: given to the free lists as one where all of them are.
-struct Freed<'f> {
+struct Claimed<'f> {
     frames: &'f Frames,
     first: Frame,
     order: Order,
@@ -182,25 +192,26 @@ struct Freed<'f> {
     from: Frame,
 }
 
-impl<'f> Freed<'f> {
+impl<'f> Claimed<'f> {
     const fn new(frames: &'f Frames, first: Frame, order: Order) -> Self {
         Self { frames, first, order, from: first }
     }
 
     /// Frees the claimed frames before `held`, which is somebody's still.
-    fn flush_before(&mut self, held: Frame) {
-        self.frames.dissolve(self.first, self.order);
+    fn free_before(&mut self, held: Frame) {
+        // Nobody can pin the block: its first frame is claimed, or the folio parted.
+        let _ = self.frames.part(self.first, self.order);
         for frame in (self.from.0..held.0).map(Frame) {
             self.frames.free(frame, Order::FRAME, Kind::Guest);
         }
         self.from = Frame(held.0 + 1);
     }
 
-    fn finish(mut self) {
+    fn free_rest(mut self) {
         if self.from == self.first {
             self.frames.free(self.first, self.order, Kind::Guest);
         } else {
-            self.flush_before(Frame(self.first.0 + self.order.frames()));
+            self.free_before(Frame(self.first.0 + self.order.frames()));
         }
     }
 }

@@ -379,12 +379,15 @@ impl Record {
             .map(|_| ())
     }
 
-    /// Makes the frame a folio by itself, if it is still in a folio of `order`. Counts stay.
-    pub(crate) fn dissolve(&self, order: Order) {
-        // Whoever else has dissolved the same folio may have freed its part, and the next owner written a new word:
-        // such a word is of a smaller order, since this folio still has a frame that is not free.
-        let _ =
-            self.update(|w| if w.order() == order { Ok(w.0 & !ORDER.mask()) } else { Err(Refused::Unowned) });
+    /// Makes the frame a folio by itself, if it is in one of `order`. Counts stay. Refused as `Pinned` where it is the
+    /// first of a block that is pinned as a whole.
+    pub(crate) fn part(&self, order: Order) -> Result<(), Refused> {
+        self.update(|w| match w {
+            _ if w.order() != order => Err(Refused::Parted),
+            _ if w.block_pins() != 0 => Err(Refused::Pinned),
+            _ => Ok(w.0 & !ORDER.mask()),
+        })
+        .map(|_| ())
     }
 
     /// Keeps `link`, below 2³⁸, in the word of a table that nobody can find any more. The table itself cannot hold

@@ -7,7 +7,7 @@
 use crate::fault::There;
 use crate::space::TableView;
 use crate::{Backing, Space, SpaceError};
-use frames::{FrameError, Hold, Order, Refused};
+use frames::{FrameError, Hold, Order};
 use stage2::{Format, Invalidate, Section};
 use types::{Cpu, Ipa, Pa, Range};
 
@@ -120,7 +120,7 @@ impl<F: Format> Space<'_, F> {
             let now = pinned.bytes.min(left);
             let done = part(pinned.pa, now);
             let unpinned = self.frames.unpin(pinned.folio, pinned.order, hold);
-            done.and(unpinned).map_err(|_| SpaceError::NotRam { ipa: at })?;
+            debug_assert_eq!((done, unpinned), (Ok(()), Ok(())), "a pinned frame is not the guest's");
             left -= now;
             at = at.checked_add(now).ok_or(SpaceError::NoRegion { ipa: at })?;
             section.pass();
@@ -171,21 +171,16 @@ impl<F: Format> Space<'_, F> {
         let Some(pa) = found.pa(ipa) else {
             return Ok(None);
         };
-        let not_ram = |_| SpaceError::NotRam { ipa };
-        let order = self.frames.record(pa).map_err(not_ram)?.load().order();
+        // Without a record there is nothing to pin. All else may be a frame that has gone since we found it.
+        let record = self.frames.record(pa).map_err(|_| SpaceError::NotRam { ipa })?;
+        let order = record.load().order();
         let folio = pa.align_down(order.bytes());
-        match self.frames.pin(folio, order, hold) {
-            Ok(()) => {}
-            Err(FrameError::Refused {
-                why: Refused::Frozen | Refused::Unowned | Refused::Parted, ..
-            }) => {
-                return Ok(None);
-            }
-            Err(_) => return Err(SpaceError::NotRam { ipa }),
+        if self.frames.pin(folio, order, hold).is_err() {
+            return Ok(None);
         }
         let again = view.translate(ipa);
         if again.pa(ipa) != Some(pa) || again.height() != found.height() {
-            self.frames.unpin(folio, order, hold).map_err(not_ram)?;
+            self.frames.unpin(folio, order, hold).map_err(|_| SpaceError::NotRam { ipa })?;
             return Ok(None);
         }
         let leaf = Range::block_around(ipa, stage2::span::<F>(found.height()));

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod content;
+mod discard;
 mod error;
 mod fault;
 mod plan;
@@ -31,6 +32,7 @@ mod tally;
 mod tests;
 mod vmid;
 
+pub use discard::Remains;
 pub use error::SpaceError;
 pub use fault::Outcome;
 pub use populate::{Populate, Progress, STEP_BYTES};

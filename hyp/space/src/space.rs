@@ -94,7 +94,7 @@ impl<'f, F: Format> Space<'f, F> {
     }
 
     /// Removes the region that starts at `start`: from the return on, nothing is mapped there any more that was not
-    /// mapped before. What was, is the caller's to discard. Waits for a grace period.
+    /// mapped before. What was, is the caller's to [discard](Space::discard). Waits for a grace period.
     ///
     /// # Errors
     /// [`SpaceError::NoRegion`]; [`SpaceError::Busy`] where another CPU is changing the regions.

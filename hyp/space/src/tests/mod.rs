@@ -1,6 +1,7 @@
 //! Tests of a whole space on the host: RAM in a buffer, real descriptors, CPUs that are threads.
 
 mod content;
+mod discarding;
 mod faults;
 mod parallel;
 mod populating;
