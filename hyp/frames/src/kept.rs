@@ -39,7 +39,7 @@ impl Frames {
             record.store(word);
         }
         self.recount(order, kind, Kind::Kept);
-        // O29: the run is zeroed, and its records say so, before it can be taken. Pairs with itself.
+        // O26: the run is zeroed, and its records say so, before it can be taken. Pairs with itself.
         let before = self.kept.0[cpu.index()].swap(pack(pa, order), AcqRel);
         run.into_pa();
         if let Some((pa, order)) = unpack(before) {
@@ -50,9 +50,9 @@ impl Frames {
     /// Takes what `cpu` has kept, if it has that order: zeroed.
     pub fn take_kept(&self, cpu: CpuId, order: Order, usage: Usage) -> Option<Run<'_>> {
         let slot = &self.kept.0[cpu.index()];
-        let word = slot.load(Acquire);
+        let word = slot.load(Acquire); // O26
         let (pa, _) = unpack(word).filter(|(_, kept)| *kept == order)?;
-        slot.compare_exchange(word, 0, AcqRel, Acquire).ok()?; // O29
+        slot.compare_exchange(word, 0, AcqRel, Acquire).ok()?; // O26
         self.recount(order, Kind::Kept, usage.kind());
         Some(self.stamp(Frame::of(pa), order, usage))
     }
@@ -62,7 +62,7 @@ impl Frames {
         let mut drained = false;
         for slot in &self.kept.0 {
             if let Some((pa, order)) = unpack(slot.swap(0, AcqRel)) {
-                self.free_whole(pa, order); // O29
+                self.free_whole(pa, order); // O26
                 drained = true;
             }
         }

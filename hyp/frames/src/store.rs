@@ -158,14 +158,14 @@ impl Frames {
 
     /// Returns how many runs are allocated for guests and not yet published.
     pub fn unpublished(&self) -> u64 {
-        // O27: who finds nobody about to publish finds what was published, or at least frozen for it. Pairs with O28.
+        // O24: who finds nobody about to publish finds what was published, or at least frozen for it. Pairs with O25.
         self.unpublished.load(Acquire)
     }
 
     /// Notes that a run has found its place.
     pub(crate) fn published(&self, kind: Kind) {
         if kind == Kind::Guest {
-            // O28: the entry was frozen before the run counts as published. Pairs with O27.
+            // O25: the entry was frozen before the run counts as published. Pairs with O24.
             self.unpublished.fetch_sub(1, Release);
         }
     }

@@ -71,7 +71,7 @@ impl Tag {
     }
 
     fn load(&self) -> Stamp {
-        Stamp(self.0.load(Acquire)) // O40
+        Stamp(self.0.load(Acquire)) // O50
     }
 }
 
@@ -146,11 +146,11 @@ impl Vmids {
         let mut stamp = tag.load();
         if stamp.generation() != self.generation.load(Relaxed) {
             stamp = self.renew(&mut slow, stamp, flush);
-            // O40: whoever sees the VMID has the rollover behind it that made it free. Pairs with the load of a tag.
+            // O50: whoever sees the VMID has the rollover behind it that made it free. Pairs with the load of a tag.
             tag.0.store(stamp.0, Release);
         }
         self.active[cpu.index()].store(stamp.0, Relaxed);
-        // O41: the VMID can be seen before the first walk under it. Pairs with the barrier between entry writes and the
+        // O51: the VMID can be seen before the first walk under it. Pairs with the barrier between entry writes and the
         // look at the tag in an invalidation.
         fence(SeqCst);
         stamp.vmid()
@@ -176,7 +176,7 @@ impl Vmids {
         }
         let borrowed = &self.borrowed[cpu.index()];
         borrowed.store(stamp.0, Relaxed);
-        // O42: what we borrow can be seen before we look whether it is of this generation. Pairs with O43.
+        // O52: what we borrow can be seen before we look whether it is of this generation. Pairs with O53.
         fence(SeqCst);
         if stamp.generation() == self.generation.load(Acquire) {
             return Some(stamp.vmid());
@@ -195,7 +195,7 @@ impl Vmids {
 
     /// Notes that `cpu` has its own root and VMID loaded again.
     pub fn return_borrowed(&self, cpu: CpuId) {
-        // O44: we are done with the VMID before a rollover can see that. Pairs with O43's loads.
+        // O54: we are done with the VMID before a rollover can see that. Pairs with O53's loads.
         self.borrowed[cpu.index()].store(Stamp::IDLE.0, Release);
     }
 
@@ -250,7 +250,7 @@ impl Vmids {
     fn roll_over(&self, slow: &mut Slow) {
         let generation = self.generation.load(Relaxed) + 1;
         self.generation.store(generation, Release);
-        // O43: the new generation can be seen before we look who is borrowing. Pairs with O42.
+        // O53: the new generation can be seen before we look who is borrowing. Pairs with O52.
         fence(SeqCst);
         let (running, borrowing) = slow.reserved.split_at_mut(MAX_CPUS);
         for (reserved, active) in running.iter_mut().zip(&self.active) {

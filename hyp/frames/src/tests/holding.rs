@@ -181,3 +181,42 @@ fn pins_that_race_with_giving_back_neither_leak_nor_free_twice() {
         assert_eq!(machine.stats(), before, "in round {round}");
     }
 }
+
+/// A block pin is worth something: while it holds, and the entry is as it was when it was taken, the page is the guest's,
+/// whatever other pins of the block come and go and whatever parts of it are given back.
+#[test]
+fn a_block_pin_keeps_a_page_although_others_let_go_meanwhile() {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    let machine = small();
+    let before = machine.stats();
+    for round in 0..if cfg!(miri) { 2 } else { 200 } {
+        let pa = folio(&machine);
+        // What the entries of four pages are: mapped or not.
+        let mapped = [const { AtomicBool::new(true) }; 4];
+        std::thread::scope(|s| {
+            for _ in 0..2 {
+                s.spawn(|| {
+                    for n in 0..if cfg!(miri) { 4 } else { 100 } {
+                        if !mapped[n % 4].load(SeqCst) || machine.pin(pa, Order::FOLIO, Hold::Write).is_err()
+                        {
+                            continue;
+                        }
+                        if mapped[n % 4].load(SeqCst) {
+                            let word = machine.record(page(pa, n as u64 % 4)).unwrap().load();
+                            assert_eq!(word.owner(), Owner(7), "in round {round}: {word:?}");
+                        }
+                        machine.unpin(pa, Order::FOLIO, Hold::Write).unwrap();
+                    }
+                });
+            }
+            for n in [3, 1, 2, 0] {
+                mapped[n].store(false, SeqCst);
+                machine.give_back(page(pa, n as u64), Order::FRAME).unwrap();
+            }
+        });
+        for n in 4..512 {
+            machine.give_back(page(pa, n), Order::FRAME).unwrap();
+        }
+        assert_eq!(machine.stats(), before, "in round {round}");
+    }
+}

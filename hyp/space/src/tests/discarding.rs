@@ -166,7 +166,7 @@ fn faults_and_discards_at_once_lose_no_frame_and_share_none() {
             });
         }
         let mut seed = 99_u64;
-        for _ in 0..400 {
+        for _ in 0..if cfg!(miri) { 3 } else { 150 } {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let start = (seed >> 20) % (bytes / PAGE);
             let pages = 1 + (seed >> 50) % 700;

@@ -68,7 +68,7 @@ fn all_cpus_fault_in_one_region_and_every_address_gets_one_frame() {
 
 #[test]
 fn cpus_that_race_for_the_last_frame_do_not_run_out_of_memory() {
-    for _ in 0..200 {
+    for _ in 0..if cfg!(miri) { 2 } else { 60 } {
         let machine = Machine::with_ram(RAM, MIB);
         let epoch = EntryEpoch::new();
         let space = space(&machine);

@@ -140,6 +140,46 @@ fn another_region_that_changes_meanwhile_does_not_disturb_a_fault() {
 }
 
 #[test]
+fn readers_see_one_map_or_the_next_and_never_a_mixture() {
+    let machine = machine(4 * MIB);
+    let epoch = EntryEpoch::new();
+    let space = space(&machine);
+    let done = AtomicBool::new(false);
+    // In every map, the region at GUEST and the one behind it change their sizes together, and there is no gap.
+    let size = |round: u64| (1 + round % 7) * PAGE;
+    let end = GUEST + 16 * PAGE;
+    thread::scope(|s| {
+        for n in 1..4 {
+            let (space, epoch, done) = (&space, &epoch, &done);
+            s.spawn(move || {
+                while !done.load(SeqCst) {
+                    let stay = epoch.enter(cpu_id(n));
+                    let mut regions = Vec::new();
+                    space.each_region(&stay, |region| regions.push(region.range));
+                    let whole = regions.windows(2).all(|pair| pair[0].end() <= pair[1].start());
+                    assert!(whole && regions.len() <= 2, "{regions:?}");
+                    for region in regions {
+                        assert!(
+                            region.start() == Ipa::new(GUEST) || region.end() == Ipa::new(end),
+                            "{region:?}"
+                        );
+                    }
+                }
+            });
+        }
+        let mut stay = epoch.enter(cpu_id(0));
+        for round in 0..if cfg!(miri) { 10 } else { 200 } {
+            let middle = GUEST + size(round);
+            add_ram(&space, &mut stay, GUEST, size(round));
+            add_ram(&space, &mut stay, middle, end - middle);
+            space.remove_region(&mut stay, Ipa::new(middle)).unwrap();
+            space.remove_region(&mut stay, Ipa::new(GUEST)).unwrap();
+        }
+        done.store(true, SeqCst);
+    });
+}
+
+#[test]
 fn the_table_budget_is_what_mapping_everything_with_pages_takes() {
     let geometry = geometry();
     let root = geometry.root_size().bytes() / PAGE;
