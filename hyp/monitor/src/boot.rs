@@ -152,7 +152,7 @@ fn enable_map(hardware: &Hardware<'_>, console: &ConsoleAt, tree: PaRange, layou
         .map(|i| SlotAt::at(layout.slots.start().get() + i * SlotAt::SIZE));
     let guards = slots.chain([SlotAt::boot()]).flat_map(SlotAt::guards);
     let guards = guards.filter_map(|at| PaRange::with_len(Pa::new(at), types::FRAME_SIZE));
-    for range in guards.chain(hardware.forbidden.iter().copied()) {
+    for range in guards.chain(hardware.forbidden.iter().copied()).chain([layout::null_frame()]) {
         map.unmap(range).unwrap_or_else(|error| fatal!("{range} cannot be left out of the map: {error}"));
     }
     // SAFETY: the map has the image's sections with their rights, the stack among them, and the devices that were
@@ -175,6 +175,11 @@ fn say_what_was_found(hardware: &Hardware<'_>, console: &ConsoleAt, layout: &Lay
     }
     info!("console at {}, GIC at {}", console.registers.start(), hardware.gic.distributor.start());
     debug!("slots {}, heap {}", layout.slots, layout.heap);
+    for cpu in
+        hardware.cpus.iter().filter(|cpu| cpu.enable == EnableMethod::Other && cpu.mpidr != own_affinity())
+    {
+        warn!("CPU {:#x} stays off: its enable-method is not PSCI", cpu.mpidr);
+    }
     if hardware.further_cpus != 0 {
         warn!("{} CPUs beyond the first {MAX_CPUS} stay off", hardware.further_cpus);
     }

@@ -6,12 +6,13 @@ use crate::tree::{Hardware, MAX_RESERVED};
 use aarch64::local::SlotAt;
 use arrayvec::ArrayVec;
 use core::fmt;
-use types::{Pa, PaRange};
+use types::{FRAME_SIZE, Pa, PaRange};
 
 /// Bytes of the heap.
 const HEAP: u64 = 4 << 20;
-/// Ranges that are taken and not in the tree: the image, the tree itself, the bundle, and the slots with the heap.
-pub(crate) const OWN: usize = 4;
+/// Ranges that are taken and not in the tree: the frame at 0, the image, the tree itself, the bundle, and the slots
+/// with the heap.
+pub(crate) const OWN: usize = 5;
 /// The most ranges that are taken.
 const MAX_TAKEN: usize = 2 * MAX_RESERVED + OWN;
 
@@ -69,6 +70,7 @@ pub(crate) fn plan(
     }
     let mut taken: ArrayVec<PaRange, MAX_TAKEN> = ArrayVec::new();
     taken.extend(hardware.reserved.iter().chain(&hardware.forbidden).chain(&hardware.initrd).copied());
+    taken.push(null_frame());
     taken.push(image);
     taken.push(tree);
     taken.sort_unstable_by_key(|range| range.start());
@@ -91,6 +93,11 @@ pub(crate) fn plan(
     let at = taken.partition_point(|range| range.start() < start);
     taken.insert(at, own);
     Ok(Layout { taken, slots: part(start, middle), heap: part(middle, end) })
+}
+
+/// The frame whose address is a null pointer: never used, and never mapped, even where it is RAM.
+pub(crate) fn null_frame() -> PaRange {
+    PaRange::with_len(Pa::new(0), FRAME_SIZE).unwrap_or(PaRange::EMPTY)
 }
 
 /// Goes through the whole frames of `bank` that no range in `taken`, ascending, touches.
@@ -150,7 +157,7 @@ mod tests {
 
     fn hardware<R>(act: impl FnOnce(Hardware<'_>) -> R) -> R {
         let bytes = crate::tree::tests::VIRT.tree();
-        let fdt = dtoolkit::fdt::Fdt::new(&bytes).expect("well-formed");
+        let fdt = crate::tree::parse(&bytes).expect("well-formed");
         act(crate::tree::read(fdt).expect("complete"))
     }
 

@@ -147,7 +147,7 @@ pub enum TreeError {
 
 impl fmt::Display for TreeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        let why = match self {
             Self::NoMemory => "the device tree has no memory (a node with device_type \"memory\" and a reg)",
             Self::NoGic => "the device tree has no GICv3 interrupt controller (compatible \"arm,gic-v3\")",
             Self::OldGic => {
@@ -159,8 +159,14 @@ impl fmt::Display for TreeError {
                 "the device tree has PSCI called by HVC, which cannot be called from EL2: it must be SMC"
             }
             Self::NoCpus => "the device tree has no CPUs (/cpus/cpu@…)",
-            Self::TooManyRanges => "the device tree has more than 16 banks of memory or 30 reserved ranges",
-        })
+            Self::TooManyRanges => {
+                return write!(
+                    f,
+                    "the device tree has more than {MAX_BANKS} banks of memory or {MAX_RESERVED} reserved ranges"
+                );
+            }
+        };
+        f.write_str(why)
     }
 }
 

@@ -6,12 +6,14 @@
 //! Neighbours: [`crate::boot`] reads it first of all; `place` knows how nodes hang together.
 
 mod console;
+mod form;
 mod hardware;
 mod place;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use console::{ConsoleAt, find_console};
+pub use form::Malformed;
 pub use hardware::{
     CpuAt, EnableMethod, Entropy, GicAt, Hardware, Initrd, Interrupts, MAX_BANKS, MAX_RESERVED, TreeError,
     find_psci, read,
@@ -28,7 +30,7 @@ pub enum NoTree {
         at: u64,
     },
     /// There is one, and it contradicts its own format.
-    Malformed(dtoolkit::error::FdtParseError),
+    Malformed(Malformed),
 }
 
 impl core::fmt::Display for NoTree {
@@ -37,7 +39,7 @@ impl core::fmt::Display for NoTree {
             Self::Magic { at } => {
                 write!(f, "no device tree: the loader gave {at:#x} in x0, and none is there")
             }
-            Self::Malformed(error) => write!(f, "malformed device tree: {error}"),
+            Self::Malformed(error) => write!(f, "the device tree is malformed: it has {error}"),
         }
     }
 }
@@ -64,5 +66,11 @@ pub unsafe fn from_loader(at: u64) -> Result<Fdt<'static>, NoTree> {
     }
     // SAFETY: the caller's promise.
     let bytes = unsafe { core::slice::from_raw_parts(start, size as usize) };
-    Fdt::new(bytes).map_err(NoTree::Malformed)
+    parse(bytes).map_err(NoTree::Malformed)
+}
+
+/// Takes the tree that `bytes`, all of them, are.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Fdt<'_>, Malformed> {
+    form::check(bytes)?;
+    Ok(Fdt::new_unchecked(bytes))
 }

@@ -134,7 +134,7 @@ impl Machine {
 
     fn error(self) -> Option<TreeError> {
         let bytes = self.tree();
-        read(Fdt::new(&bytes).expect("well-formed")).err()
+        read(parse(&bytes).expect("well-formed")).err()
     }
 }
 
@@ -145,7 +145,7 @@ fn range(start: u64, bytes: u64) -> PaRange {
 #[test]
 fn everything_on_virt_is_found() {
     let bytes = VIRT.tree();
-    let hardware = read(Fdt::new(&bytes).expect("well-formed")).expect("complete");
+    let hardware = read(parse(&bytes).expect("well-formed")).expect("complete");
     assert_eq!(hardware.memory.as_slice(), [range(0x4000_0000, 0x2000_0000)]);
     assert_eq!(hardware.reserved.as_slice(), [range(0x5000_0000, 0x1000), range(0x4e00_0000, 0x1000)]);
     assert_eq!(hardware.forbidden.as_slice(), [range(0x4f00_0000, 0x10_0000)]);
@@ -172,20 +172,20 @@ fn the_console_is_found_by_path_by_alias_and_by_itself() {
     };
     for stdout in ["/soc/pl011@9000000", "/soc/pl011", "serial0:115200n8", "serial7", "/nowhere", "/cpus"] {
         let bytes = Machine { stdout, ..VIRT }.tree();
-        assert_eq!(find_console(Fdt::new(&bytes).expect("well-formed")), Some(expected), "{stdout}");
+        assert_eq!(find_console(parse(&bytes).expect("well-formed")), Some(expected), "{stdout}");
     }
 }
 
 #[test]
 fn a_console_of_another_kind_is_none() {
     let bytes = Machine { uart: "ns16550a", ..VIRT }.tree();
-    assert_eq!(find_console(Fdt::new(&bytes).expect("well-formed")), None);
+    assert_eq!(find_console(parse(&bytes).expect("well-formed")), None);
 }
 
 #[test]
 fn a_gic_has_as_many_regions_as_it_says() {
     let bytes = Machine { regions: 2, ..VIRT }.tree();
-    let hardware = read(Fdt::new(&bytes).expect("well-formed")).expect("complete");
+    let hardware = read(parse(&bytes).expect("well-formed")).expect("complete");
     let second = range(0x40_0000_0000, 0x400_0000);
     assert_eq!(hardware.gic.redistributors.as_slice(), [range(0x80a_0000, 0xf6_0000), second]);
     assert_eq!(Machine { regions: 3, ..VIRT }.error(), Some(TreeError::BadGic));
@@ -207,8 +207,55 @@ fn what_is_missing_is_named() {
 #[test]
 fn more_cpus_than_we_take_are_counted() {
     let bytes = Machine { cpus: 70, ..VIRT }.tree();
-    let hardware = read(Fdt::new(&bytes).expect("well-formed")).expect("complete");
+    let hardware = read(parse(&bytes).expect("well-formed")).expect("complete");
     assert_eq!((hardware.cpus.len(), hardware.further_cpus), (MAX_CPUS, 70 - MAX_CPUS));
+}
+
+#[test]
+fn names_longer_than_the_specification_allows_are_read() {
+    let long = "xlnx,a-name-that-is-longer-than-thirty-one-characters";
+    let mut f = FdtWriter::new().expect("nothing reserved");
+    node(&mut f, "", |f| {
+        f.property_u32("#size-cells", 2)?;
+        node(f, "memory", |f| {
+            f.property_string("device_type", "memory")?;
+            f.property_array_u64("reg", &[0x4000_0000, 0x1000])
+        })
+    })
+    .expect("the writer takes what it is told");
+    let mut bytes = f.finish().expect("all nodes are closed");
+    // The writer, too, keeps to the rule: put the long name in place of the strings.
+    let strings = bytes.len();
+    let offset = u32::from_be_bytes(bytes[12..16].try_into().expect("four bytes"));
+    let old: Vec<u8> = bytes[offset as usize..].to_vec();
+    bytes.extend(old.iter().chain(long.as_bytes()).chain(b"\0"));
+    let (end, size) = (bytes.len() as u32, (bytes.len() - strings) as u32);
+    bytes[4..8].copy_from_slice(&end.to_be_bytes());
+    bytes[12..16].copy_from_slice(&(strings as u32).to_be_bytes());
+    bytes[32..36].copy_from_slice(&size.to_be_bytes());
+    // The first property after the root's tag and empty name: "#size-cells" becomes the long one.
+    let nodes = u32::from_be_bytes(bytes[8..12].try_into().expect("four bytes")) as usize;
+    bytes[nodes + 16..nodes + 20].copy_from_slice(&(old.len() as u32).to_be_bytes());
+    let fdt = parse(&bytes).expect("well-formed");
+    assert!(dtoolkit::Node::property(&fdt.root(), long).is_some());
+}
+
+#[test]
+fn what_breaks_the_form_is_named() {
+    let bytes = VIRT.tree();
+    let word = |at: usize, value: u32| {
+        let mut bytes = bytes.clone();
+        bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        parse(&bytes).err()
+    };
+    let nodes = u32::from_be_bytes(bytes[8..12].try_into().expect("four bytes")) as usize;
+    let (tag, property) = ("a tag that may not come here", "a property that ends outside of it");
+    assert_eq!(word(4, 7), Some(Malformed { what: "a total size that is not its size", at: 4 }));
+    assert_eq!(word(20, 16), Some(Malformed { what: "a version that is not 17's like", at: 20 }));
+    assert_eq!(word(12, 1 << 30), Some(Malformed { what: "strings outside of it", at: 12 }));
+    assert_eq!(word(8, nodes as u32 + 1), Some(Malformed { what: "misaligned nodes", at: nodes + 1 }));
+    assert_eq!(word(nodes, 9), Some(Malformed { what: tag, at: nodes }));
+    assert_eq!(word(nodes + 12, u32::MAX), Some(Malformed { what: property, at: nodes + 8 }));
 }
 
 #[test]
@@ -224,7 +271,7 @@ fn a_pointer_to_something_else_is_no_tree() {
 
 /// Looks at all of a tree; what it finds does not matter.
 fn read_all(bytes: &[u8]) {
-    if let Ok(fdt) = Fdt::new(bytes) {
+    if let Ok(fdt) = parse(bytes) {
         let _ = (find_console(fdt), find_psci(fdt), read(fdt));
     }
 }
@@ -262,6 +309,6 @@ proptest! {
     #[test]
     fn a_tree_cut_short_is_no_tree(keep in any::<prop::sample::Index>()) {
         let bytes = VIRT.tree();
-        prop_assert!(Fdt::new(&bytes[..keep.index(bytes.len())]).is_err());
+        prop_assert!(parse(&bytes[..keep.index(bytes.len())]).is_err());
     }
 }
