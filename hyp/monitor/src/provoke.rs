@@ -4,7 +4,7 @@ use crate::Machine;
 use core::hint::black_box;
 use types::CpuId;
 
-/// A bug to provoke, on the CPU with the highest number, instead of running its guest.
+/// A bug to provoke, on the CPU with the highest number, instead of running guests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Provoke {
     /// A Rust panic.
@@ -36,11 +36,14 @@ impl Provoke {
     }
 }
 
-/// Provokes what the command line asks for, if this CPU is the one to do it.
+/// Provokes what the command line asks for, on the CPU with the highest number; the others then wait for the end.
 pub(crate) fn if_asked(machine: &Machine, cpu: CpuId) {
     let last = machine.affinities.len() - 1;
-    if let Some(bug) = machine.options.provoke.filter(|_| cpu.index() == last) {
-        provoke(bug);
+    if let Some(bug) = machine.options.provoke {
+        if cpu.index() == last {
+            provoke(bug);
+        }
+        crate::report::park();
     }
 }
 

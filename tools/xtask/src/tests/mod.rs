@@ -1,7 +1,8 @@
 //! `cargo xtask test`: every test there is, and one line at the end, `N passed, N failed`.
 //!
-//! Four groups: unit tests on the host; Linux booted under the hypervisor; payloads that run inside a VM and count their
-//! own tests; bad input, which must be refused with a message of its own. One boot is one test.
+//! Five groups: unit tests on the host; Linux booted under the hypervisor; payloads that run inside a VM and count their
+//! own tests; bad input, which must be refused with a message of its own; bugs, which must be reported. One boot is one
+//! test.
 
 mod bad_input;
 mod cases;
@@ -9,6 +10,7 @@ mod host;
 mod linux;
 mod machine_dtb;
 mod payloads;
+mod reports;
 mod summary;
 
 use crate::setup::{self, Need};
@@ -45,6 +47,8 @@ enum Group {
     Payloads,
     /// Bad input
     BadInput,
+    /// Bugs of the hypervisor
+    Reports,
 }
 
 /// How many of the boots are made.
@@ -78,6 +82,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Payloads => payloads::run(&mut cases),
             Group::BadInput if extent == Extent::Quick => Ok(()),
             Group::BadInput => bad_input::run(&mut cases),
+            Group::Reports if extent == Extent::Quick => Ok(()),
+            Group::Reports => reports::run(&mut cases),
         };
         // A group that could not start must neither pass nor keep the others from running.
         if let Err(error) = result {
