@@ -84,6 +84,120 @@ system_registers! {
     CNTHP_CVAL_EL2 = cnthp_cval_el2: ();
     /// The exception level.
     CURRENT_EL = currentel: fields::CurrentEL::Register;
+    /// EL1's virtual timer: control.
+    CNTV_CTL_EL0 = cntv_ctl_el0: ();
+    /// EL1's physical timer: control.
+    CNTP_CTL_EL0 = cntp_ctl_el0: ();
+    /// This CPU's part number and revision.
+    MIDR_EL1 = midr_el1: ();
+    /// EL1's vectors.
+    VBAR_EL1 = vbar_el1: ();
+    /// EL1's control.
+    SCTLR_EL1 = sctlr_el1: ();
+    /// Where EL1's exception came from.
+    ELR_EL1 = elr_el1: ();
+    /// The state that EL1's exception came from.
+    SPSR_EL1 = spsr_el1: ();
+    /// EL1's syndrome.
+    ESR_EL1 = esr_el1: ();
+    /// EL1's faulting address.
+    FAR_EL1 = far_el1: ();
+    /// The result of an address translation.
+    PAR_EL1 = par_el1: ();
+    /// EL2's syndrome.
+    ESR_EL2 = esr_el2: ();
+    /// EL2's faulting virtual address.
+    FAR_EL2 = far_el2: ();
+    /// EL2's faulting intermediate physical address.
+    HPFAR_EL2 = hpfar_el2: ();
+    /// The part number that a guest reads.
+    VPIDR_EL2 = vpidr_el2: ();
+    /// The affinity that a guest reads.
+    VMPIDR_EL2 = vmpidr_el2: ();
+    /// Stage 2's control.
+    VTCR_EL2 = vtcr_el2: ();
+    /// Stage 2's root and VMID.
+    VTTBR_EL2 = vttbr_el2: ();
+    /// Traps of floating point, SVE, trace.
+    CPTR_EL2 = cptr_el2: ();
+    /// Traps of debug and performance monitors.
+    MDCR_EL2 = mdcr_el2: ();
+    /// Traps of AArch32's coprocessor.
+    HSTR_EL2 = hstr_el2: ();
+    /// Traps of timers.
+    CNTHCTL_EL2 = cnthctl_el2: ();
+    /// The virtual counter's offset.
+    CNTVOFF_EL2 = cntvoff_el2: ();
+    /// Performance monitors: control.
+    PMCR_EL0 = pmcr_el0: ();
+    /// The guest's interface by system registers.
+    ICC_SRE_EL1 = icc_sre_el1: ();
+    /// Hypervisor configuration, extended.
+    HCRX_EL2 = s3_4_c1_c2_2: ();
+    /// Fine-grained traps: reads.
+    HFGRTR_EL2 = s3_4_c1_c1_4: ();
+    /// Fine-grained traps: writes.
+    HFGWTR_EL2 = s3_4_c1_c1_5: ();
+    /// Fine-grained traps: instructions.
+    HFGITR_EL2 = s3_4_c1_c1_6: ();
+    /// Fine-grained traps: reads for debug.
+    HDFGRTR_EL2 = s3_4_c3_c1_4: ();
+    /// Fine-grained traps: writes for debug.
+    HDFGWTR_EL2 = s3_4_c3_c1_5: ();
+    /// Virtual CPU interface: control.
+    ICH_HCR_EL2 = ich_hcr_el2: ();
+    /// Virtual CPU interface: type.
+    ICH_VTR_EL2 = ich_vtr_el2: ();
+    /// Virtual CPU interface: what the guest set.
+    ICH_VMCR_EL2 = ich_vmcr_el2: ();
+    /// Active priorities of group 0, 0.
+    ICH_AP0R0_EL2 = ich_ap0r0_el2: ();
+    /// Active priorities of group 0, 1.
+    ICH_AP0R1_EL2 = ich_ap0r1_el2: ();
+    /// Active priorities of group 0, 2.
+    ICH_AP0R2_EL2 = ich_ap0r2_el2: ();
+    /// Active priorities of group 0, 3.
+    ICH_AP0R3_EL2 = ich_ap0r3_el2: ();
+    /// Active priorities of group 1, 0.
+    ICH_AP1R0_EL2 = ich_ap1r0_el2: ();
+    /// Active priorities of group 1, 1.
+    ICH_AP1R1_EL2 = ich_ap1r1_el2: ();
+    /// Active priorities of group 1, 2.
+    ICH_AP1R2_EL2 = ich_ap1r2_el2: ();
+    /// Active priorities of group 1, 3.
+    ICH_AP1R3_EL2 = ich_ap1r3_el2: ();
+    /// List register 0.
+    ICH_LR0_EL2 = ich_lr0_el2: ();
+    /// List register 1.
+    ICH_LR1_EL2 = ich_lr1_el2: ();
+    /// List register 2.
+    ICH_LR2_EL2 = ich_lr2_el2: ();
+    /// List register 3.
+    ICH_LR3_EL2 = ich_lr3_el2: ();
+    /// List register 4.
+    ICH_LR4_EL2 = ich_lr4_el2: ();
+    /// List register 5.
+    ICH_LR5_EL2 = ich_lr5_el2: ();
+    /// List register 6.
+    ICH_LR6_EL2 = ich_lr6_el2: ();
+    /// List register 7.
+    ICH_LR7_EL2 = ich_lr7_el2: ();
+    /// List register 8.
+    ICH_LR8_EL2 = ich_lr8_el2: ();
+    /// List register 9.
+    ICH_LR9_EL2 = ich_lr9_el2: ();
+    /// List register 10.
+    ICH_LR10_EL2 = ich_lr10_el2: ();
+    /// List register 11.
+    ICH_LR11_EL2 = ich_lr11_el2: ();
+    /// List register 12.
+    ICH_LR12_EL2 = ich_lr12_el2: ();
+    /// List register 13.
+    ICH_LR13_EL2 = ich_lr13_el2: ();
+    /// List register 14.
+    ICH_LR14_EL2 = ich_lr14_el2: ();
+    /// List register 15.
+    ICH_LR15_EL2 = ich_lr15_el2: ();
     /// This CPU's affinity.
     MPIDR_EL1 = mpidr_el1: fields::MPIDR_EL1::Register;
     /// This CPU's software context: its slot.

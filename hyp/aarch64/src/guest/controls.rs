@@ -1,7 +1,14 @@
 //! What traps to EL2 while a guest runs, and which features it is let to use: register values, made of the CPU's
 //! identification registers.
 
-use aarch64_cpu::registers::{CNTHCTL_EL2, HCR_EL2, MDCR_EL2};
+use crate::barrier::isb;
+use crate::id;
+use crate::sysreg::{
+    CNTHCTL_EL2, CNTVOFF_EL2, CPTR_EL2, HCR_EL2, HCRX_EL2, HDFGRTR_EL2, HDFGWTR_EL2, HFGITR_EL2, HFGRTR_EL2,
+    HFGWTR_EL2, HSTR_EL2, MDCR_EL2, PMCR_EL0, Readable, VMPIDR_EL2, VPIDR_EL2, VTCR_EL2, VTTBR_EL2,
+    Writeable, fields,
+};
+use types::SysReg;
 
 /// The identification registers that decide, as the hardware has them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,38 +78,40 @@ const CPTR_TAM: u64 = 1 << 30;
 /// implementation-defined registers trap. WFI does not: with a CPU of its own, a vCPU that waits makes the CPU wait, and
 /// a physical interrupt ends both.
 pub fn decide(ids: Ids) -> Controls {
-    let mut hcr = HCR_EL2::VM::SET
-        + HCR_EL2::SWIO::SET // data cache invalidation by set and way also cleans
-        + HCR_EL2::FMO::SET
-        + HCR_EL2::IMO::SET
-        + HCR_EL2::AMO::SET
-        + HCR_EL2::FB::SET // a guest's local TLB maintenance reaches the CPU that its vCPU ran on before
-        + HCR_EL2::BSU.val(0b01) // and its barriers reach the inner shareable domain
-        + HCR_EL2::RW::SET
-        + HCR_EL2::TSC::SET
-        + HCR_EL2::TID3::SET
-        + HCR_EL2::TACR::SET
-        + HCR_EL2::TIDCP::SET;
+    let mut hcr = fields::HCR_EL2::VM::SET
+        + fields::HCR_EL2::SWIO::SET // data cache invalidation by set and way also cleans
+        + fields::HCR_EL2::FMO::SET
+        + fields::HCR_EL2::IMO::SET
+        + fields::HCR_EL2::AMO::SET
+        + fields::HCR_EL2::FB::SET // a guest's local TLB maintenance reaches the CPU that its vCPU ran on before
+        + fields::HCR_EL2::BSU.val(0b01) // and its barriers reach the inner shareable domain
+        + fields::HCR_EL2::RW::SET
+        + fields::HCR_EL2::TSC::SET
+        + fields::HCR_EL2::TID3::SET
+        + fields::HCR_EL2::TACR::SET
+        + fields::HCR_EL2::TIDCP::SET;
     if field(ids.mmfr1, 16) != 0 {
-        hcr += HCR_EL2::TLOR::SET; // FEAT_LOR
+        hcr += fields::HCR_EL2::TLOR::SET; // FEAT_LOR
     }
     if field(ids.pfr0, 28) != 0 {
-        hcr += HCR_EL2::TERR::SET; // FEAT_RAS: error records are the machine's
+        hcr += fields::HCR_EL2::TERR::SET; // FEAT_RAS: error records are the machine's
     }
     // APA, API, GPA, GPI; ISAR2's APA3 and GPA3.
     let pointer_auth = [field(ids.isar1, 4), field(ids.isar1, 8), field(ids.isar1, 24), field(ids.isar1, 28)];
     if pointer_auth.iter().any(|&f| f != 0) || field(ids.isar2, 8) != 0 || field(ids.isar2, 12) != 0 {
-        hcr += HCR_EL2::APK::SET + HCR_EL2::API::SET;
+        hcr += fields::HCR_EL2::APK::SET + fields::HCR_EL2::API::SET;
     }
     if field(ids.mmfr2, 40) != 0 {
-        hcr += HCR_EL2::FWB::SET;
+        hcr += fields::HCR_EL2::FWB::SET;
     }
-    let mut mdcr = MDCR_EL2::TPM::SET + MDCR_EL2::TPMCR::SET + MDCR_EL2::HPMN.val(ids.counters & 0x1f);
+    let mut mdcr = fields::MDCR_EL2::TPM::SET
+        + fields::MDCR_EL2::TPMCR::SET
+        + fields::MDCR_EL2::HPMN.val(ids.counters & 0x1f);
     if field(ids.dfr0, 32) != 0 {
-        mdcr += MDCR_EL2::TPMS::SET; // E2PB stays 0: the buffer is EL2's, and its registers trap
+        mdcr += fields::MDCR_EL2::TPMS::SET; // E2PB stays 0: the buffer is EL2's, and its registers trap
     }
     if field(ids.dfr0, 40) != 0 {
-        mdcr += MDCR_EL2::TTRF::SET;
+        mdcr += fields::MDCR_EL2::TTRF::SET;
     }
     let mut cptr = CPTR_RES1_TZ_TSM | CPTR_TTA;
     if field(ids.pfr0, 44) != 0 {
@@ -114,34 +123,28 @@ pub fn decide(ids: Ids) -> Controls {
         hcrx: (field(ids.mmfr1, 40) != 0).then_some(if mops { HCRX_MSCEN } else { 0 }),
         cptr,
         mdcr: mdcr.value,
-        cnthctl: (CNTHCTL_EL2::EL1PCTEN::SET + CNTHCTL_EL2::EL1PCEN::SET).value,
+        cnthctl: (fields::CNTHCTL_EL2::EL1PCTEN::SET + fields::CNTHCTL_EL2::EL1PCEN::SET).value,
         fine_grained: if field(ids.mmfr0, 56) != 0 { FineGrained::Present } else { FineGrained::Absent },
     }
 }
 
-#[cfg(target_os = "none")]
 impl Ids {
     /// Reads the registers of this CPU.
     pub fn read() -> Self {
-        let mut ids = Self::default();
-        // SAFETY: identification registers are read without effect; those that an older CPU does not define read as 0.
-        unsafe {
-            core::arch::asm!("mrs {}, S3_0_C0_C4_0", out(reg) ids.pfr0, options(nomem, nostack));
-            core::arch::asm!("mrs {}, S3_0_C0_C5_0", out(reg) ids.dfr0, options(nomem, nostack));
-            core::arch::asm!("mrs {}, S3_0_C0_C6_1", out(reg) ids.isar1, options(nomem, nostack));
-            core::arch::asm!("mrs {}, S3_0_C0_C6_2", out(reg) ids.isar2, options(nomem, nostack));
-            core::arch::asm!("mrs {}, S3_0_C0_C7_0", out(reg) ids.mmfr0, options(nomem, nostack));
-            core::arch::asm!("mrs {}, S3_0_C0_C7_1", out(reg) ids.mmfr1, options(nomem, nostack));
-            core::arch::asm!("mrs {}, S3_0_C0_C7_2", out(reg) ids.mmfr2, options(nomem, nostack));
-        }
+        let id = |crm, op2| id::read(SysReg::new(3, 0, 0, crm, op2));
+        let dfr0 = id(5, 0);
         // PMUVer 0 and 15 are no PMUv3.
-        if !matches!(field(ids.dfr0, 8), 0 | 15) {
-            let pmcr: u64;
-            // SAFETY: PMCR_EL0 is there, as just read, and reading it has no effect.
-            unsafe { core::arch::asm!("mrs {}, S3_3_C9_C12_0", out(reg) pmcr, options(nomem, nostack)) };
-            ids.counters = pmcr >> 11 & 0x1f;
+        let counters = if matches!(field(dfr0, 8), 0 | 15) { 0 } else { PMCR_EL0.get() >> 11 & 0x1f };
+        Self {
+            pfr0: id(4, 0),
+            dfr0,
+            isar1: id(6, 1),
+            isar2: id(6, 2),
+            mmfr0: id(7, 0),
+            mmfr1: id(7, 1),
+            mmfr2: id(7, 2),
+            counters,
         }
-        ids
     }
 }
 
@@ -158,7 +161,6 @@ pub struct Identity {
     pub vttbr: u64,
 }
 
-#[cfg(target_os = "none")]
 impl Controls {
     /// Writes the controls and the identity into this CPU. The virtual counter is the physical one (CNTVOFF_EL2 = 0).
     ///
@@ -166,46 +168,29 @@ impl Controls {
     /// `identity` must name valid stage-2 tables, which give the guest nothing but its own memory and stay until
     /// another identity is installed.
     pub unsafe fn install(&self, identity: &Identity) {
-        // SAFETY: these registers act on EL1 and EL0 only; that the tables are right is the caller's promise.
-        unsafe {
-            core::arch::asm!(
-                "msr vpidr_el2, {vpidr}",
-                "msr vmpidr_el2, {vmpidr}",
-                "msr vtcr_el2, {vtcr}",
-                "msr vttbr_el2, {vttbr}",
-                "msr hcr_el2, {hcr}",
-                "msr cptr_el2, {cptr}",
-                "msr mdcr_el2, {mdcr}",
-                "msr hstr_el2, xzr",
-                "msr cnthctl_el2, {cnthctl}",
-                "msr cntvoff_el2, xzr",
-                vpidr = in(reg) identity.vpidr,
-                vmpidr = in(reg) identity.vmpidr,
-                vtcr = in(reg) identity.vtcr,
-                vttbr = in(reg) identity.vttbr,
-                hcr = in(reg) self.hcr,
-                cptr = in(reg) self.cptr,
-                mdcr = in(reg) self.mdcr,
-                cnthctl = in(reg) self.cnthctl,
-                options(nostack),
-            );
-            if let Some(hcrx) = self.hcrx {
-                core::arch::asm!("msr S3_4_C1_C2_2, {}", in(reg) hcrx, options(nostack));
-            }
-            if self.fine_grained == FineGrained::Present {
-                // Zero: no further traps, but for the registers of features that the guest is not shown, whose bits
-                // are enables (nPIR_EL1 and the like).
-                core::arch::asm!(
-                    "msr S3_4_C1_C1_4, xzr", // HFGRTR_EL2
-                    "msr S3_4_C1_C1_5, xzr", // HFGWTR_EL2
-                    "msr S3_4_C1_C1_6, xzr", // HFGITR_EL2
-                    "msr S3_4_C3_C1_4, xzr", // HDFGRTR_EL2
-                    "msr S3_4_C3_C1_5, xzr", // HDFGWTR_EL2
-                    options(nostack),
-                );
-            }
-            core::arch::asm!("isb", options(nostack));
+        VPIDR_EL2.set(identity.vpidr);
+        VMPIDR_EL2.set(identity.vmpidr);
+        VTCR_EL2.set(identity.vtcr);
+        VTTBR_EL2.set(identity.vttbr);
+        HCR_EL2.set(self.hcr);
+        CPTR_EL2.set(self.cptr);
+        MDCR_EL2.set(self.mdcr);
+        HSTR_EL2.set(0);
+        CNTHCTL_EL2.set(self.cnthctl);
+        CNTVOFF_EL2.set(0);
+        if let Some(hcrx) = self.hcrx {
+            HCRX_EL2.set(hcrx);
         }
+        if self.fine_grained == FineGrained::Present {
+            // Zero: no further traps, but for the registers of features that the guest is not shown, whose bits are
+            // enables (nPIR_EL1 and the like).
+            HFGRTR_EL2.set(0);
+            HFGWTR_EL2.set(0);
+            HFGITR_EL2.set(0);
+            HDFGRTR_EL2.set(0);
+            HDFGWTR_EL2.set(0);
+        }
+        isb();
     }
 }
 

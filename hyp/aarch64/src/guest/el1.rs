@@ -8,7 +8,6 @@ macro_rules! el1_registers {
             $($(#[$doc])* pub $name: u64,)*
         }
 
-        #[cfg(target_os = "none")]
         impl El1 {
             /// Writes the registers into the CPU.
             ///
@@ -16,19 +15,12 @@ macro_rules! el1_registers {
             /// The CPU must be at EL2 with no guest's state in it that is still wanted.
             pub unsafe fn load(&self) {
                 $(
+                    #[cfg(target_os = "none")]
                     // SAFETY: a register of EL1 or EL0 does not act while the CPU is at EL2.
                     unsafe { core::arch::asm!(concat!("msr ", $reg, ", {}"), in(reg) self.$name, options(nostack)) };
+                    #[cfg(not(target_os = "none"))]
+                    crate::effect::write($reg, self.$name);
                 )*
-            }
-
-            /// Reads the registers out of the CPU.
-            pub fn save() -> Self {
-                let mut s = Self::default();
-                $(
-                    // SAFETY: reading these registers has no effect.
-                    unsafe { core::arch::asm!(concat!("mrs {}, ", $reg), out(reg) s.$name, options(nostack)) };
-                )*
-                s
             }
         }
     };
@@ -103,8 +95,10 @@ impl El1 {
 }
 
 /// Zeroes the floating-point registers and their status, so that a vCPU finds nothing of another VM in them.
-#[cfg(target_os = "none")]
 pub fn reset_fp() {
+    #[cfg(not(target_os = "none"))]
+    crate::effect::write("fpsr", 0);
+    #[cfg(target_os = "none")]
     // SAFETY: the hypervisor keeps nothing in these registers; the trap on them at EL2 is off (CPTR_EL2.TFP = 0).
     unsafe {
         core::arch::asm!(
@@ -150,11 +144,13 @@ pub fn reset_fp() {
 }
 
 /// Zeroes the pointer-authentication keys, where the CPU has them (`isar1` and `isar2` are ID_AA64ISAR1/2_EL1).
-#[cfg(target_os = "none")]
 pub fn reset_keys(isar1: u64, isar2: u64) {
     if isar1 >> 4 & 0xff == 0 && isar2 >> 12 & 0xf == 0 {
         return;
     }
+    #[cfg(not(target_os = "none"))]
+    crate::effect::write("apiakeylo_el1", 0);
+    #[cfg(target_os = "none")]
     // SAFETY: the hypervisor does not sign pointers, so that the keys matter to guests only. Encodings instead of names,
     // since the target's baseline does not have the registers.
     unsafe {

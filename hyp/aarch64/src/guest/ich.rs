@@ -1,5 +1,8 @@
 //! The virtual CPU interface's hypervisor registers (GICv3, IHI 0069, chapter 12.5): list registers and their control.
 
+use crate::barrier::isb;
+use crate::sysreg::*;
+
 /// The most list registers that the architecture has.
 pub const MAX_LIST_REGISTERS: usize = 16;
 
@@ -8,104 +11,81 @@ pub const HCR_EN: u64 = 1;
 /// ICH_HCR_EL2.UIE: a maintenance interrupt when at most one list register is in use.
 pub const HCR_UIE: u64 = 1 << 1;
 
-#[cfg(target_os = "none")]
-mod hardware {
-    use super::MAX_LIST_REGISTERS;
-
-    macro_rules! ich {
-        ($read:ident, $write:ident, $($n:literal => $reg:literal),*) => {
-            /// Reads list register `index`; 0 where the architecture has no such register.
-            pub fn $read(index: usize) -> u64 {
-                let value: u64;
-                // SAFETY: reading a list register has no effect.
-                unsafe {
-                    match index {
-                        $($n => core::arch::asm!(concat!("mrs {}, ", $reg), out(reg) value, options(nostack, nomem)),)*
-                        _ => value = 0,
-                    }
-                }
-                value
+macro_rules! list_registers {
+    ($($n:literal => $reg:ident),*) => {
+        /// Reads list register `index`; 0 where the architecture has no such register.
+        pub fn read_lr(index: usize) -> u64 {
+            match index {
+                $($n => $reg.get(),)*
+                _ => 0,
             }
-
-            /// Writes list register `index`; nothing where the architecture has no such register.
-            pub fn $write(index: usize, value: u64) {
-                // SAFETY: a list register acts on the virtual CPU interface of this CPU only.
-                unsafe {
-                    match index {
-                        $($n => core::arch::asm!(concat!("msr ", $reg, ", {}"), in(reg) value, options(nostack, nomem)),)*
-                        _ => {}
-                    }
-                }
-            }
-        };
-    }
-
-    ich! { read_lr, write_lr,
-        0 => "S3_4_C12_C12_0", 1 => "S3_4_C12_C12_1", 2 => "S3_4_C12_C12_2", 3 => "S3_4_C12_C12_3",
-        4 => "S3_4_C12_C12_4", 5 => "S3_4_C12_C12_5", 6 => "S3_4_C12_C12_6", 7 => "S3_4_C12_C12_7",
-        8 => "S3_4_C12_C13_0", 9 => "S3_4_C12_C13_1", 10 => "S3_4_C12_C13_2", 11 => "S3_4_C12_C13_3",
-        12 => "S3_4_C12_C13_4", 13 => "S3_4_C12_C13_5", 14 => "S3_4_C12_C13_6", 15 => "S3_4_C12_C13_7"
-    }
-
-    /// Returns the number of list registers this CPU has, 1 to 16 (ICH_VTR_EL2.ListRegs + 1).
-    pub fn list_registers() -> usize {
-        let vtr: u64;
-        // SAFETY: reading an identification register has no effect.
-        unsafe { core::arch::asm!("mrs {}, S3_4_C12_C11_1", out(reg) vtr, options(nostack, nomem)) };
-        ((vtr & 0x1f) as usize + 1).min(MAX_LIST_REGISTERS)
-    }
-
-    /// Returns the list registers that are empty, a bit each (ICH_ELRSR_EL2).
-    pub fn empty() -> u64 {
-        let elrsr: u64;
-        // SAFETY: reading a status register has no effect.
-        unsafe { core::arch::asm!("mrs {}, S3_4_C12_C11_5", out(reg) elrsr, options(nostack, nomem)) };
-        elrsr
-    }
-
-    /// Writes ICH_HCR_EL2.
-    pub fn write_hcr(value: u64) {
-        // SAFETY: the register acts on the virtual CPU interface of this CPU only.
-        unsafe { core::arch::asm!("msr S3_4_C12_C11_0, {}", in(reg) value, options(nostack, nomem)) };
-    }
-
-    /// Puts the virtual CPU interface in its reset state: groups off, nothing masked by binary points, priority mask 0,
-    /// no active priorities, no list register in use; ICC_SRE_EL1 = 7, and the control register's enable bit on.
-    pub fn reset() {
-        for index in 0..list_registers() {
-            write_lr(index, 0);
         }
-        let vtr: u64;
-        // SAFETY: as above; AP1R1 to AP1R3 exist by the number of preemption bits (VTR.PREbits: 5, 6 or 7) only.
-        unsafe {
-            core::arch::asm!(
-                "mrs {vtr}, S3_4_C12_C11_1",
-                "msr S3_4_C12_C11_7, xzr", // ICH_VMCR_EL2
-                "msr S3_4_C12_C8_0, xzr",  // ICH_AP0R0_EL2
-                "msr S3_4_C12_C9_0, xzr",  // ICH_AP1R0_EL2
-                "msr S3_0_C12_C12_5, {sre}", // ICC_SRE_EL1: system registers only
-                vtr = out(reg) vtr,
-                sre = in(reg) 7_u64,
-                options(nostack, nomem),
-            );
-            let preemption_bits = (vtr >> 26 & 7) + 1;
-            if preemption_bits > 5 {
-                core::arch::asm!("msr S3_4_C12_C8_1, xzr", "msr S3_4_C12_C9_1, xzr", options(nostack, nomem));
+
+        /// Writes list register `index`; nothing where the architecture has no such register.
+        pub fn write_lr(index: usize, value: u64) {
+            match index {
+                $($n => $reg.set(value),)*
+                _ => {}
             }
-            if preemption_bits > 6 {
-                core::arch::asm!(
-                    "msr S3_4_C12_C8_2, xzr",
-                    "msr S3_4_C12_C9_2, xzr",
-                    "msr S3_4_C12_C8_3, xzr",
-                    "msr S3_4_C12_C9_3, xzr",
-                    options(nostack, nomem),
-                );
-            }
-            core::arch::asm!("isb", options(nostack));
         }
-        write_hcr(super::HCR_EN);
-    }
+    };
 }
 
-#[cfg(target_os = "none")]
-pub use hardware::*;
+list_registers! {
+    0 => ICH_LR0_EL2, 1 => ICH_LR1_EL2, 2 => ICH_LR2_EL2, 3 => ICH_LR3_EL2, 4 => ICH_LR4_EL2, 5 => ICH_LR5_EL2,
+    6 => ICH_LR6_EL2, 7 => ICH_LR7_EL2, 8 => ICH_LR8_EL2, 9 => ICH_LR9_EL2, 10 => ICH_LR10_EL2,
+    11 => ICH_LR11_EL2, 12 => ICH_LR12_EL2, 13 => ICH_LR13_EL2, 14 => ICH_LR14_EL2, 15 => ICH_LR15_EL2
+}
+
+/// Returns the number of list registers this CPU has, 1 to 16 (ICH_VTR_EL2.ListRegs + 1).
+pub fn count() -> usize {
+    ((ICH_VTR_EL2.get() & 0x1f) as usize + 1).min(MAX_LIST_REGISTERS)
+}
+
+/// Writes ICH_HCR_EL2.
+pub fn write_hcr(value: u64) {
+    ICH_HCR_EL2.set(value);
+}
+
+/// Puts the virtual CPU interface in its reset state: groups off, nothing masked by binary points, priority mask 0, no
+/// active priorities, no list register in use; the guest uses system registers, and the interface is on.
+pub fn reset() {
+    for index in 0..count() {
+        write_lr(index, 0);
+    }
+    ICH_VMCR_EL2.set(0);
+    ICH_AP0R0_EL2.set(0);
+    ICH_AP1R0_EL2.set(0);
+    // The further ones exist by the number of preemption bits: 5, 6 or 7.
+    let preemption_bits = (ICH_VTR_EL2.get() >> 26 & 7) + 1;
+    if preemption_bits > 5 {
+        ICH_AP0R1_EL2.set(0);
+        ICH_AP1R1_EL2.set(0);
+    }
+    if preemption_bits > 6 {
+        ICH_AP0R2_EL2.set(0);
+        ICH_AP1R2_EL2.set(0);
+        ICH_AP0R3_EL2.set(0);
+        ICH_AP1R3_EL2.set(0);
+    }
+    ICC_SRE_EL1.set(7);
+    isb();
+    write_hcr(HCR_EN);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::effect::{self, Effect};
+
+    #[test]
+    fn a_reset_touches_the_registers_that_there_are() {
+        effect::reset();
+        effect::script("ich_vtr_el2", &[4 << 26 | 3]); // five preemption bits, four list registers
+        reset();
+        let written: Vec<_> = effect::take();
+        assert!(written.contains(&Effect::Write("ich_lr3_el2", 0)));
+        assert!(!written.iter().any(|e| matches!(e, Effect::Write("ich_lr4_el2" | "ich_ap1r1_el2", _))));
+        assert_eq!(written.last(), Some(&Effect::Write("ich_hcr_el2", HCR_EN)));
+    }
+}

@@ -2,6 +2,9 @@
 
 use super::Context;
 use super::exit::Length;
+use crate::id;
+use crate::sysreg::{ELR_EL1, ESR_EL1, FAR_EL1, Readable, SCTLR_EL1, SPSR_EL1, VBAR_EL1, Writeable};
+use types::SysReg;
 
 /// What the guest is to take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,47 +127,29 @@ pub fn take(context: &mut Context, before: Before, exception: Exception) -> Afte
     after
 }
 
-#[cfg(target_os = "none")]
 impl Before {
     /// Reads the registers of the guest that this CPU is running.
     pub fn read() -> Self {
-        let mut b = Self::default();
-        // SAFETY: reading these registers has no effect.
-        unsafe {
-            core::arch::asm!(
-                "mrs {vbar}, vbar_el1",
-                "mrs {sctlr}, sctlr_el1",
-                "mrs {mmfr1}, S3_0_C0_C7_1",
-                "mrs {pfr1}, S3_0_C0_C4_1",
-                vbar = out(reg) b.vbar,
-                sctlr = out(reg) b.sctlr,
-                mmfr1 = out(reg) b.mmfr1,
-                pfr1 = out(reg) b.pfr1,
-                options(nostack),
-            );
+        Self {
+            vbar: VBAR_EL1.get(),
+            sctlr: SCTLR_EL1.get(),
+            mmfr1: id::read(ID_AA64MMFR1_EL1),
+            pfr1: id::read(ID_AA64PFR1_EL1),
         }
-        b
     }
 }
 
-#[cfg(target_os = "none")]
+const ID_AA64MMFR1_EL1: SysReg = SysReg::new(3, 0, 0, 7, 1);
+const ID_AA64PFR1_EL1: SysReg = SysReg::new(3, 0, 0, 4, 1);
+
 impl After {
     /// Writes the registers into the CPU, for the guest whose registers are in it.
     pub fn write(&self) {
-        // SAFETY: these registers act at EL1 only, and their values are those that the CPU itself would have written.
-        unsafe {
-            core::arch::asm!(
-                "msr elr_el1, {elr}",
-                "msr spsr_el1, {spsr}",
-                "msr esr_el1, {esr}",
-                elr = in(reg) self.elr,
-                spsr = in(reg) self.spsr,
-                esr = in(reg) self.esr,
-                options(nostack),
-            );
-            if let Some(far) = self.far {
-                core::arch::asm!("msr far_el1, {}", in(reg) far, options(nostack));
-            }
+        ELR_EL1.set(self.elr);
+        SPSR_EL1.set(self.spsr);
+        ESR_EL1.set(self.esr);
+        if let Some(far) = self.far {
+            FAR_EL1.set(far);
         }
     }
 }

@@ -7,11 +7,12 @@
 //!
 //! The vector table branches to `mz_guest_sync`, `mz_guest_irq`, `mz_guest_fiq` and `mz_guest_serror`.
 
-#[cfg(target_os = "none")]
 use super::Context;
 #[cfg(target_os = "none")]
 use super::context::offset;
 use super::exit::{Syndrome, Vector};
+use crate::barrier::isb;
+use crate::sysreg::{ESR_EL2, FAR_EL2, HPFAR_EL2, PAR_EL1, Readable, Writeable};
 
 #[cfg(target_os = "none")]
 core::arch::global_asm!(
@@ -104,14 +105,22 @@ unsafe extern "C" {
 /// Runs the guest until its next exit, and returns the vector at which it came out. `context` holds the registers it
 /// runs with, and afterwards those it stopped with. Interrupts are masked before and after.
 ///
+/// On the host, the test says how it came out: `script("exit", &[vector])`.
+///
 /// # Safety
 /// The CPU's EL1 state, list registers, trap controls and stage-2 tables must be those of the vCPU that `context`
 /// belongs to, and the tables must give it nothing but its own memory.
-#[cfg(target_os = "none")]
 pub unsafe fn enter(context: &mut Context) -> Vector {
+    #[cfg(target_os = "none")]
     // SAFETY: the assembly keeps the callee-saved registers and touches `context` and its own stack only; what the
     // guest can reach is the caller's promise.
-    match unsafe { mz_guest_enter(context) } {
+    let vector = unsafe { mz_guest_enter(context) };
+    #[cfg(not(target_os = "none"))]
+    let vector = {
+        crate::effect::write("elr_el2", context.pc);
+        crate::effect::read("exit")
+    };
+    match vector {
         0 => Vector::Sync,
         1 => Vector::Irq,
         2 => Vector::Fiq,
@@ -120,41 +129,56 @@ pub unsafe fn enter(context: &mut Context) -> Vector {
 }
 
 /// Reads the syndrome of the exit that just happened.
-#[cfg(target_os = "none")]
 pub fn syndrome() -> Syndrome {
-    use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
     Syndrome { esr: ESR_EL2.get(), far: FAR_EL2.get(), hpfar: HPFAR_EL2.get() }
 }
 
-/// Translates a guest's virtual address by its own stage 1 (AT S1E1R, S1E1W or their EL0 forms): returns the page of
-/// the intermediate physical address, or `None` where stage 1 does not translate it now, since another vCPU changed
-/// the tables: running the guest again brings the right exception.
-#[cfg(target_os = "none")]
+/// Translates a guest's virtual address by its own stage 1 (AT S1E1R or S1E0R): returns the page of the intermediate
+/// physical address, or `None` where stage 1 does not translate it now, since another vCPU changed the tables: running
+/// the guest again brings the right exception.
 pub fn stage1(far: u64, context: &Context) -> Option<u64> {
-    let par: u64;
+    // Put back for the guest, which may be between its own AT and its read.
+    let before = PAR_EL1.get();
     let el0 = context.pstate & 0xf == 0;
-    // SAFETY: an address translation changes nothing but PAR_EL1, which is put back for the guest, which may be
-    // between its own AT and its read.
+    #[cfg(target_os = "none")]
+    // SAFETY: an address translation changes nothing but PAR_EL1.
     unsafe {
-        core::arch::asm!(
-            "mrs {old}, par_el1",
-            "cbnz {el0}, 2f",
-            "at s1e1r, {va}",
-            "b 3f",
-            "2: at s1e0r, {va}",
-            "3: isb",
-            "mrs {par}, par_el1",
-            "msr par_el1, {old}",
-            va = in(reg) far,
-            el0 = in(reg) u64::from(el0),
-            old = out(reg) _,
-            par = out(reg) par,
-            options(nostack),
-        );
+        if el0 {
+            core::arch::asm!("at s1e0r, {}", in(reg) far, options(nostack));
+        } else {
+            core::arch::asm!("at s1e1r, {}", in(reg) far, options(nostack));
+        }
     }
+    #[cfg(not(target_os = "none"))]
+    crate::effect::write(if el0 { "at s1e0r" } else { "at s1e1r" }, far);
+    isb();
+    let par = PAR_EL1.get();
+    PAR_EL1.set(before);
     (par & 1 == 0).then_some(par & 0x000f_ffff_ffff_f000)
 }
 
-/// Nothing runs a guest on the host; these exist so that the types meet there, too.
-#[cfg(not(target_os = "none"))]
-const _: (Option<Vector>, Option<Syndrome>) = (None, None);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::effect::{self, Effect};
+
+    #[test]
+    fn a_translation_leaves_the_guest_s_own_result_in_place() {
+        effect::reset();
+        effect::script("par_el1", &[0x77, 0x4000_5000 | 0xff << 56]);
+        let context = Context { pstate: 0b0101, ..Context::default() };
+        assert_eq!(stage1(0xffff_8000_0000_5123, &context), Some(0x4000_5000));
+        assert_eq!(
+            effect::take(),
+            [Effect::Write("at s1e1r", 0xffff_8000_0000_5123), Effect::Isb, Effect::Write("par_el1", 0x77)]
+        );
+    }
+
+    #[test]
+    fn what_stage_1_no_longer_translates_has_no_address() {
+        effect::reset();
+        effect::script("par_el1", &[0, 1]);
+        assert_eq!(stage1(0x1000, &Context::default()), None);
+        assert_eq!(effect::take()[0], Effect::Write("at s1e0r", 0x1000));
+    }
+}

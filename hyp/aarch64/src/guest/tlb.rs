@@ -49,8 +49,12 @@ pub struct Issued {
 
 /// Where the tag of a space comes from.
 pub trait Tag {
-    /// Returns the value of VTTBR_EL2 under which the space runs now: base and VMID.
-    fn vttbr(&self) -> u64;
+    /// Returns the value of VTTBR_EL2 (base and VMID) under which TLBs may hold translations of the space, and keeps the
+    /// VMID from becoming another space's until [`Tag::give_back`]. `None` where no TLB holds any.
+    fn borrow(&self) -> Option<u64>;
+
+    /// Ends what [`Tag::borrow`] began, when this CPU has its own VTTBR_EL2 again.
+    fn give_back(&self);
 }
 
 /// One space's invalidation by broadcast.
@@ -127,6 +131,7 @@ tlbi!(vmalle1, "vmalle1");
 tlbi!(vmalle1is, "vmalle1is");
 tlbi!(vmalls12e1, "vmalls12e1");
 tlbi!(vmalls12e1is, "vmalls12e1is");
+tlbi!(alle1is, "alle1is");
 tlbi!(ipas2e1, "ipas2e1", operand);
 tlbi!(ipas2e1is, "ipas2e1is", operand);
 tlbi!(ipas2le1is, "ipas2le1is", operand);
@@ -161,20 +166,32 @@ mod host {
     }
 }
 
+/// Empties the TLBs of all CPUs of every guest's translations, and waits until that is complete: when VMIDs begin anew.
+pub fn flush_all() {
+    dsb_ishst();
+    alle1is();
+    dsb_ish();
+    isb();
+}
+
 impl<T: Tag> Broadcast<'_, T> {
-    /// Does `work` under the space's VMID: TLB maintenance by address takes it from VTTBR_EL2.
-    fn tagged(&self, work: impl FnOnce()) {
-        let wanted = self.tag.vttbr();
+    /// Does `work` under the space's VMID, which TLB maintenance takes from VTTBR_EL2; `None` without doing it where no
+    /// TLB holds anything under that.
+    fn tagged<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
+        let wanted = self.tag.borrow()?;
         let before = read_vttbr();
-        if before == wanted {
-            work();
+        let result = if before == wanted {
+            work()
         } else {
             write_vttbr(wanted);
             isb(); // the operations that follow use the new VMID
-            work();
+            let result = work();
             write_vttbr(before); // whole: base and VMID together
             isb();
-        }
+            result
+        };
+        self.tag.give_back();
+        Some(result)
     }
 
     /// Returns the level in an operand by address (TTL, bits 47 to 44): granule and level, or 0 for none.
@@ -200,9 +217,9 @@ impl<T: Tag> Broadcast<'_, T> {
             let operand = at.get() >> 12 | level;
             // The last-level form leaves walk caches alone, and needs to know that there is nothing else to remove.
             if hint.is_some() {
-                ipas2le1is(operand)
+                ipas2le1is(operand);
             } else {
-                ipas2e1is(operand)
+                ipas2e1is(operand);
             }
             count += 1;
             match at.checked_add(step) {
@@ -228,9 +245,9 @@ impl<T: Tag> Broadcast<'_, T> {
                 // A single granule of a larger leaf is enough to remove the leaf, so no step by its size here.
                 let operand = at.get() >> 12 | self.level(hint);
                 if hint.is_some() {
-                    ipas2le1is(operand)
+                    ipas2le1is(operand);
                 } else {
-                    ipas2e1is(operand)
+                    ipas2e1is(operand);
                 }
                 self.issued.by_address.fetch_add(1, Relaxed);
                 return;
@@ -244,9 +261,9 @@ impl<T: Tag> Broadcast<'_, T> {
             let base = at.get() >> self.granule_shift & ((1 << 37) - 1);
             let operand = base | level << 37 | (units - 1) << 39 | scale << 44 | granule << 46;
             if hint.is_some() {
-                ripas2le1is(operand)
+                ripas2le1is(operand);
             } else {
-                ripas2e1is(operand)
+                ripas2e1is(operand);
             }
             self.issued.by_range.fetch_add(1, Relaxed);
             left -= units * unit;
@@ -312,15 +329,9 @@ impl<T: Tag> Invalidate for Broadcast<'_, T> {
                 Pending::Nothing
             }
             (Class::Relax, Scope::Range { range, .. }) => {
-                let mut pending = Pending::Nothing;
-                self.tagged(|| pending = self.local(range));
-                pending
+                self.tagged(|| self.local(range)).unwrap_or(Pending::Nothing)
             }
-            (class, scope) => {
-                let mut pending = Pending::Nothing;
-                self.tagged(|| pending = self.broadcast(class, scope));
-                pending
-            }
+            (class, scope) => self.tagged(|| self.broadcast(class, scope)).unwrap_or(Pending::Nothing),
         }
     }
 
@@ -329,7 +340,7 @@ impl<T: Tag> Invalidate for Broadcast<'_, T> {
             Pending::Nothing => {}
             Pending::Local => {
                 dsb_nsh();
-                self.tagged(vmalle1);
+                let _ = self.tagged(vmalle1);
                 dsb_nsh();
                 isb();
             }
@@ -339,7 +350,8 @@ impl<T: Tag> Invalidate for Broadcast<'_, T> {
             }
             Pending::Stage2 => {
                 dsb_ish(); // stage-2 entries are gone everywhere before the combined ones go
-                self.tagged(vmalle1is);
+                // None: a rollover has emptied all TLBs meanwhile.
+                let _ = self.tagged(vmalle1is);
                 dsb_ish(); // complete everywhere
                 isb();
             }
@@ -360,9 +372,21 @@ mod tests {
     struct Fixed(u64);
 
     impl Tag for Fixed {
-        fn vttbr(&self) -> u64 {
-            self.0
+        fn borrow(&self) -> Option<u64> {
+            (self.0 != 0).then_some(self.0)
         }
+
+        fn give_back(&self) {}
+    }
+
+    #[test]
+    fn a_rollover_empties_every_tlb() {
+        effect::reset();
+        flush_all();
+        assert_eq!(
+            effect::take(),
+            [Effect::Dsb("ishst"), Effect::Tlbi("alle1is", None), Effect::Dsb("ish"), Effect::Isb]
+        );
     }
 
     const OURS: u64 = 5 << 48 | 0x4000_0000;
@@ -512,6 +536,17 @@ mod tests {
         let rest = effect::take();
         assert_eq!(rest[0], Effect::Dsb("ish"));
         assert_eq!(rest[3], Effect::Tlbi("vmalle1is", None));
+    }
+
+    #[test]
+    fn a_space_that_no_tlb_knows_owes_the_barrier_only() {
+        effect::reset();
+        let issued = Issued::default();
+        let cpu =
+            Broadcast { tag: Fixed(0), means: PLAIN, granule_shift: 12, index_bits: 9, issued: &issued };
+        let pending = cpu.begin(work(Class::Tables, 0, 0x1000, None));
+        cpu.complete(pending);
+        assert_eq!(effect::take(), [Effect::Dsb("ishst")]);
     }
 
     #[test]

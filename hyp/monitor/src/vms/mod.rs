@@ -1,18 +1,231 @@
 //! Building virtual machines, and running them.
+//!
+//! The boot CPU reads the bundle and makes every guest; then each CPU runs the one vCPU that is placed on it, for ever.
+//! A CPU without one waits.
+//!
+//! Neighbours: `vm` says what a guest sees, `space` what is behind its addresses, `aarch64` enters and leaves it.
 
-use crate::Machine;
-use log::info;
-use types::CpuId;
+mod guest;
+mod lists;
+mod statistics;
+mod turn;
+
+use crate::percpu::PerCpu;
+use crate::{Machine, console, fatal, report};
+use aarch64::cpu::Core;
+use aarch64::features::{Features, HardwareUpdates, Has};
+use aarch64::gic::IntId;
+use aarch64::guest::controls::{self, Controls, Ids};
+use aarch64::guest::tlb::{Has as Having, Issued, Means};
+use aarch64::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use guest::Guest;
+use lists::{Lists, Timers};
+use log::{info, warn};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use space::{VmidBits, Vmids};
+use spin::Once;
+use spin::mutex::SpinMutex;
+use stage2::EntryEpoch;
+use turn::Turns;
+use types::{Cpu, CpuId, Height, Ticks};
+use vm::{Console, Limits, Seed};
+use vmsa::{Granule4K, Layout, Vmsa};
+
+/// The format of every guest's tables.
+type Format = Vmsa<Granule4K>;
+
+/// All guests, and what they share.
+struct Hypervisor {
+    machine: &'static Machine,
+    guests: Vec<Box<Guest>>,
+    epoch: EntryEpoch,
+    format: Format,
+    means: Means,
+    layout: Layout<Granule4K>,
+    vmids: Vmids,
+    issued: Issued,
+    /// Guests that are on.
+    on: AtomicUsize,
+    /// The system counter at the first entry to a guest; 0 before.
+    first_entry: AtomicU64,
+    random: SpinMutex<ChaCha20Rng>,
+}
+
+static HYPERVISOR: Once<Box<Hypervisor>> = Once::new();
+
+/// Whether a guest is loaded for the first time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Load {
+    First,
+    Again,
+}
+
+/// Every guest's serial port ends at the console.
+struct Output;
+
+static OUTPUT: Output = Output;
+
+impl Console for Output {
+    fn put(&self, byte: u8) {
+        console::lock().write_bytes(&[byte]);
+    }
+}
 
 /// Runs this CPU's part of the virtual machines. Called on every CPU, once the machine is complete.
 pub fn run(machine: &'static Machine, cpu: CpuId) -> ! {
-    info!("CPU {} of {} is ready", cpu.index(), machine.affinities.len());
-    if cpu != CpuId::BOOT {
-        crate::report::park();
+    let Some(this) = PerCpu::this() else { fatal!("CPU {} has no state of its own", cpu.index()) };
+    if cpu == CpuId::BOOT {
+        HYPERVISOR.call_once(|| Hypervisor::new(machine, &this.core));
     }
-    // Time for the others to say so too: this stands in for running a guest.
-    for _ in 0..2_000_000 {
-        core::hint::spin_loop();
+    let hypervisor = HYPERVISOR.wait();
+    let timers = Timers {
+        virtual_timer: machine.interrupts.virtual_timer,
+        physical_timer: machine.interrupts.physical_timer,
+    };
+    let lists = Lists::new(timers);
+    let controls = controls(&machine.features);
+    for guest in &hypervisor.guests {
+        let placed = guest.vm.config().cpus.iter().position(|&at| at == cpu);
+        if let Some(vcpu) = placed.and_then(|index| guest.vm.vcpus().get(index)) {
+            Turns::new(hypervisor, this.core, controls, guest, vcpu, lists).run()
+        }
     }
-    crate::report::power_off()
+    report::park()
+}
+
+/// Decides this CPU's trap controls.
+fn controls(common: &Features) -> Controls {
+    let mut ids = Ids::read();
+    if !common.has.contains(Has::FWB) {
+        // Descriptors mean one thing on all CPUs.
+        ids.mmfr2 &= !(0xf << 40);
+    }
+    controls::decide(ids)
+}
+
+/// The widest guest addresses: enough for any manifest, and few enough for a walk of three levels.
+const IPA_BITS: u32 = 40;
+
+impl Hypervisor {
+    /// Reads the bundle, and makes and loads every guest in it. What is wrong with the bundle ends the machine.
+    ///
+    /// Never inlined: what it needs of the stack is free again when guests run.
+    #[inline(never)]
+    fn new(machine: &'static Machine, core: &Core<'static>) -> Box<Self> {
+        let features = &machine.features;
+        let ipa_bits = IPA_BITS.min(features.pa_bits());
+        let layout =
+            Layout::<Granule4K>::choose(ipa_bits, Height::new(2), features.pa_range, vtcr_controls(features))
+                .unwrap_or_else(|error| {
+                    fatal!("this CPU cannot translate {ipa_bits} bits of guest addresses: {error:?}")
+                });
+        let limits =
+            Limits { free: for_guests(machine), cpus: machine.affinities.len(), ipa_bits: ipa_bits as u8 };
+        let configs = vm::configure(machine.bundle, &limits).unwrap_or_else(|error| fatal!("{error}"));
+        let mut hypervisor = Box::new(Self {
+            machine,
+            guests: Vec::new(),
+            epoch: EntryEpoch::new(),
+            format: Vmsa::new(format_features(features)),
+            means: means(features),
+            layout,
+            vmids: Vmids::new(if features.vmid_bits == 16 { VmidBits::Sixteen } else { VmidBits::Eight }),
+            issued: Issued::default(),
+            on: AtomicUsize::new(0),
+            first_entry: AtomicU64::new(0),
+            random: SpinMutex::new(ChaCha20Rng::from_seed(machine.entropy)),
+        });
+        for (number, config) in (0..).zip(configs) {
+            let name = config.name.clone();
+            let cpus = config.cpus.len();
+            let mib = config.memory().map(|range| range.len() >> 20).sum::<u64>();
+            let guest = Guest::new(&hypervisor, number, config).unwrap_or_else(|error| fatal!("{error}"));
+            hypervisor.guests.push(guest);
+            info!("{name}: {cpus} vCPUs, {mib} MiB");
+        }
+        hypervisor.on.store(hypervisor.guests.len(), Relaxed);
+        for guest in &hypervisor.guests {
+            match guest.load(&hypervisor, core, Load::First) {
+                Ok(start) => guest.vm.start(core, start),
+                Err(error) => fatal!("{error}"),
+            }
+        }
+        hypervisor
+    }
+
+    /// Notes that a guest is about to be entered.
+    fn entered(&self) {
+        let _ = self.first_entry.compare_exchange(0, CNTPCT_EL0.get(), Relaxed, Relaxed);
+    }
+
+    /// Returns the ticks from the hypervisor's start to the first guest's entry.
+    fn time_to_entry(&self) -> Ticks {
+        self.first_entry.load(Relaxed).saturating_sub(self.machine.started)
+    }
+
+    /// Makes the random bytes of one start of one guest.
+    fn seed(&self) -> Seed {
+        let mut random = self.random.lock();
+        let mut rng = [0; 32];
+        random.fill_bytes(&mut rng);
+        Seed { rng, kaslr: random.next_u64() }
+    }
+
+    /// Notes that a guest is off for good. The last one turns off the machine.
+    fn guest_is_off(&self) {
+        if self.on.fetch_sub(1, Relaxed) == 1 {
+            statistics::print(self);
+            report::power_off();
+        }
+    }
+
+    /// Takes an interrupt that is no vCPU's.
+    fn machine_interrupt(&self, core: &Core<'_>, id: IntId) {
+        if Some(id) == self.machine.console_interrupt {
+            // Input goes to the first guest that is on.
+            let guest = self.guests.iter().find(|guest| !guest.vm.is_off());
+            console::receive(&mut |byte| {
+                if let Some(guest) = guest {
+                    guest.vm.input(core, byte);
+                }
+            });
+        } else {
+            warn!("interrupt {id} on CPU {} is nobody's", core.id().index());
+        }
+    }
+}
+
+/// Returns the ticks that the system counter makes in a second.
+fn tick_hz() -> u64 {
+    CNTFRQ_EL0.get()
+}
+
+/// Returns the bytes that guests may have in all: what is free, less what tables of pages for all of it would take.
+fn for_guests(machine: &Machine) -> u64 {
+    let free = machine.frames.stats().free * types::FRAME_SIZE;
+    free - free / 256
+}
+
+fn format_features(features: &Features) -> vmsa::Features {
+    let mut format = vmsa::Features::empty();
+    format.set(vmsa::Features::FWB, features.has.contains(Has::FWB));
+    format.set(vmsa::Features::HARDWARE_DIRTY, features.updates == HardwareUpdates::Dirty);
+    format
+}
+
+fn vtcr_controls(features: &Features) -> vmsa::Controls {
+    let mut controls = vmsa::Controls::empty();
+    controls.set(vmsa::Controls::HARDWARE_YOUNG, features.updates >= HardwareUpdates::AccessFlag);
+    controls.set(vmsa::Controls::HARDWARE_DIRTY, features.updates == HardwareUpdates::Dirty);
+    controls.set(vmsa::Controls::VMID16, features.vmid_bits == 16);
+    controls
+}
+
+fn means(features: &Features) -> Means {
+    let having = |has| if features.has.contains(has) { Having::Yes } else { Having::No };
+    Means { level_hint: having(Has::TTL), ranges: having(Has::RANGE_TLBI) }
 }

@@ -1,0 +1,84 @@
+//! What is printed when the last guest is off.
+
+use super::Hypervisor;
+use crate::console;
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use types::Height;
+use vm::ExitReason;
+
+/// Prints the block of statistics.
+pub(super) fn print(hypervisor: &Hypervisor) {
+    let mut console = console::lock();
+    console.fresh_line();
+    // The console does not fail.
+    let _ = write_all(hypervisor, &mut *console);
+}
+
+fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
+    writeln!(to, "[mz STATS]")?;
+    let machine = hypervisor.machine;
+    let hertz = u128::from(super::tick_hz()).max(1);
+    let micros = u128::from(hypervisor.time_to_entry()) * 1_000_000 / hertz;
+    writeln!(to, "time to guest entry: {}.{:06} s", micros / 1_000_000, micros % 1_000_000)?;
+    writeln!(to, "CPUs: {}, each with {}", machine.affinities.len(), machine.features)?;
+    for guest in &hypervisor.guests {
+        let name = &guest.vm.config().name;
+        let mut total = 0;
+        for reason in ExitReason::ALL {
+            let exits = guest.vm.exits(reason);
+            total += exits;
+            if exits != 0 {
+                writeln!(to, "{name} exits {reason}: {exits}")?;
+            }
+        }
+        writeln!(to, "{name} exits: {total}")?;
+        let stats = guest.space.stats();
+        writeln!(to, "{name} faults: {}", stats.faults)?;
+        writeln!(to, "{name} faults mapped: {}", stats.mapped)?;
+        writeln!(to, "{name} faults already mapped: {}", stats.already_mapped)?;
+        writeln!(to, "{name} faults busy: {}", stats.busy)?;
+        writeln!(to, "{name} faults outside: {}", stats.outside)?;
+        let census = &stats.census;
+        for (height, &leaves) in (0..).zip(&census.leaves) {
+            if let Some(size) = size(Height::new(height)) {
+                writeln!(to, "{name} mapped {size}: {leaves}")?;
+            }
+        }
+        writeln!(to, "{name} splits: {}", census.splits)?;
+        writeln!(to, "{name} grace periods: {}", census.grace_periods)?;
+        writeln!(to, "{name} bytes of tables: {}", stats.table_bytes)?;
+        let dropped = guest.vm.dropped_input();
+        if dropped != 0 {
+            writeln!(to, "{name} dropped input: {dropped}")?;
+        }
+    }
+    let issued = &hypervisor.issued;
+    let kinds: [(&str, &AtomicU64); 5] = [
+        ("by address", &issued.by_address),
+        ("by range", &issued.by_range),
+        ("whole VMID", &issued.whole),
+        ("this CPU only", &issued.local),
+        ("none needed", &issued.publish),
+    ];
+    for (kind, count) in kinds {
+        writeln!(to, "TLBI {kind}: {}", count.load(Relaxed))?;
+    }
+    let frames = machine.frames.stats();
+    writeln!(
+        to,
+        "frames: {} in all, {} free, {} guests', {} tables",
+        frames.total, frames.free, frames.guest, frames.tables
+    )?;
+    writeln!(to, "[mz END]")
+}
+
+/// Returns what an entry of this height maps with 4 KiB pages; `None` where it cannot be a leaf.
+const fn size(height: Height) -> Option<&'static str> {
+    match height.get() {
+        0 => Some("4K pages"),
+        1 => Some("2M blocks"),
+        2 => Some("1G blocks"),
+        _ => None,
+    }
+}
