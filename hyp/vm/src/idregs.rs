@@ -22,136 +22,140 @@ enum Show {
 }
 use Show::*;
 
-/// One field: its lowest bit, and how it is shown.
-type Field = (u32, Show);
+/// The fields of one register that are shown, summed up.
+struct View {
+    /// The bits that are shown as they are.
+    kept: u64,
+    /// The bits that are always set.
+    fixed: u64,
+    /// Fields that are shown up to a value: the lowest bit, and the value. Unused ones are (0, 15).
+    capped: [(u32, u64); 2],
+    /// Whether the lowest field is the physical address range.
+    pa_range: bool,
+}
 
-/// ID_AA64PFR0_EL1: EL0; EL1, AArch64 only; FP; AdvSIMD; GIC system registers, version 3; DIT; CSV2, without the context
-/// number registers; CSV3.
-const PFR0: &[Field] =
-    &[(0, As), (4, Fixed(1)), (16, As), (20, As), (24, UpTo(1)), (48, As), (56, UpTo(1)), (60, As)];
-/// ID_AA64PFR1_EL1: BT; SSBS.
-const PFR1: &[Field] = &[(0, As), (4, As)];
-/// ID_AA64DFR0_EL1: DebugVer, up to Armv8.2's; BRPs; WRPs; CTX_CMPs; DoubleLock.
-const DFR0: &[Field] = &[(0, UpTo(8)), (12, As), (20, As), (28, As), (36, As)];
-/// ID_AA64ISAR0_EL1: all but TME (24).
-const ISAR0: &[Field] = &[
-    (4, As),
-    (8, As),
-    (12, As),
-    (16, As),
-    (20, As),
-    (28, As),
-    (32, As),
-    (36, As),
-    (40, As),
-    (44, As),
-    (48, As),
-    (52, As),
-    (56, As),
-    (60, As),
-];
-/// ID_AA64ISAR1_EL1: all but LS64 (60).
-const ISAR1: &[Field] = &[
-    (0, As),
-    (4, As),
-    (8, As),
-    (12, As),
-    (16, As),
-    (20, As),
-    (24, As),
-    (28, As),
-    (32, As),
-    (36, As),
-    (40, As),
-    (44, As),
-    (48, As),
-    (52, As),
-    (56, As),
-];
-/// ID_AA64ISAR2_EL1: WFxT; RPRES; GPA3; APA3; MOPS; BC; PAC_frac; CLRBHB; PRFMSLC; RPRFM; CSSC.
-const ISAR2: &[Field] = &[
-    (0, As),
-    (4, As),
-    (8, As),
-    (12, As),
-    (16, As),
-    (20, As),
-    (24, As),
-    (28, As),
-    (40, As),
-    (48, As),
-    (52, As),
-];
-/// ID_AA64MMFR0_EL1: PARange; ASIDBits; BigEnd; BigEndEL0; TGran16, 64, 4; ExS; ECV, without the offset register.
-const MMFR0: &[Field] =
-    &[(0, PaRange), (4, As), (8, As), (16, As), (20, As), (24, As), (28, As), (44, As), (60, UpTo(1))];
-/// ID_AA64MMFR1_EL1: HAFDBS, access flag and dirty state; HPDS; PAN; ETS; AFP; nTLBPA; ECBHB.
-const MMFR1: &[Field] = &[(0, UpTo(2)), (12, As), (20, As), (36, As), (44, As), (48, As), (60, As)];
-/// ID_AA64MMFR2_EL1: CnP; UAO; LSM; VARange; CCIDX; ST; AT; IDS; TTL; BBM; E0PD.
-const MMFR2: &[Field] = &[
-    (0, As),
-    (4, As),
-    (8, As),
-    (16, As),
-    (20, As),
-    (28, As),
-    (32, As),
-    (36, As),
-    (48, As),
-    (52, As),
-    (60, As),
-];
+impl View {
+    /// Nothing is shown: reserved registers, and those of what a guest does not have.
+    const NOTHING: Self = Self::new(&[]);
 
-// The AArch32 view, for applications at EL0 where the CPU has that.
-/// ID_PFR0_EL1: State0 to State3; CSV2; DIT.
-const PFR0_32: &[Field] = &[(0, As), (4, As), (8, As), (12, As), (16, UpTo(1)), (24, As)];
-/// ID_PFR1_EL1: GenTimer; GIC.
-const PFR1_32: &[Field] = &[(16, As), (28, UpTo(1))];
-/// ID_PFR2_EL1: CSV3; SSBS.
-const PFR2_32: &[Field] = &[(0, As), (4, As)];
-/// ID_DFR0_EL1: CopDbg, up to Armv8.2's.
-const DFR0_32: &[Field] = &[(0, UpTo(8))];
-/// Every field: registers that describe instructions and memory only.
-const ALL: &[Field] = &[(0, As), (4, As), (8, As), (12, As), (16, As), (20, As), (24, As), (28, As)];
+    /// Sums up fields: the lowest bit of each, and how it is shown. At most two may be [`UpTo`] a value.
+    const fn new(fields: &[(u32, Show)]) -> Self {
+        let mut view = Self { kept: 0, fixed: 0, capped: [(0, 15); 2], pa_range: false };
+        let (mut i, mut capped) = (0, 0);
+        while i < fields.len() {
+            let (shift, show) = fields[i];
+            match show {
+                As => view.kept |= 0xf << shift,
+                UpTo(most) => {
+                    view.kept |= 0xf << shift;
+                    view.capped[capped] = (shift, most);
+                    capped += 1;
+                }
+                Fixed(value) => view.fixed |= value << shift,
+                PaRange => {
+                    view.kept |= 0xf << shift;
+                    view.pa_range = true;
+                }
+            }
+            i += 1;
+        }
+        view
+    }
 
-/// Returns the fields that are shown of a register of the identification space.
-const fn fields(crm: u8, op2: u8) -> &'static [Field] {
-    match (crm, op2) {
-        (1, 0) => PFR0_32,
-        (1, 1) => PFR1_32,
-        (1, 2) => DFR0_32,
-        (1, 4..=7) | (2, _) | (3, 0..=2 | 6) => ALL, // ID_MMFRn, ID_ISARn, MVFRn
-        (3, 4) => PFR2_32,
-        (4, 0) => PFR0,
-        (4, 1) => PFR1,
-        (5, 0) => DFR0,
-        (6, 0) => ISAR0,
-        (6, 1) => ISAR1,
-        (6, 2) => ISAR2,
-        (7, 0) => MMFR0,
-        (7, 1) => MMFR1,
-        (7, 2) => MMFR2,
-        _ => &[],
+    /// Sums up a register of which fields are shown as they are: a hexadecimal f for each.
+    const fn kept(mask: u64) -> Self {
+        Self { kept: mask, ..Self::NOTHING }
     }
 }
 
-/// Tells whether `reg` is in the space of identification registers whose reads HCR_EL2.TID3 traps.
-pub(crate) const fn is_id(reg: SysReg) -> bool {
-    reg.op0() == 3 && reg.op1() == 0 && reg.crn() == 0 && reg.crm() >= 1 && reg.crm() <= 7
+/// ID_AA64PFR0_EL1: EL0; EL1, AArch64 only; FP; AdvSIMD; GIC system registers, version 3; DIT; CSV2, without the context
+/// number registers; CSV3.
+const PFR0: View = View::new(&[
+    (0, As),
+    (4, Fixed(1)),
+    (16, As),
+    (20, As),
+    (24, UpTo(1)),
+    (48, As),
+    (56, UpTo(1)),
+    (60, As),
+]);
+/// ID_AA64PFR1_EL1: BT; SSBS.
+const PFR1: View = View::kept(0xff);
+/// ID_AA64DFR0_EL1: DebugVer, up to Armv8.2's; BRPs; WRPs; CTX_CMPs; DoubleLock.
+const DFR0: View = View::new(&[(0, UpTo(8)), (12, As), (20, As), (28, As), (36, As)]);
+/// ID_AA64ISAR0_EL1: all but TME (24).
+const ISAR0: View = View::kept(0xffff_ffff_f0ff_fff0);
+/// ID_AA64ISAR1_EL1: all but LS64 (60).
+const ISAR1: View = View::kept(0x0fff_ffff_ffff_ffff);
+/// ID_AA64ISAR2_EL1: WFxT; RPRES; GPA3; APA3; MOPS; BC; PAC_frac; CLRBHB; PRFMSLC (40); RPRFM (48); CSSC (52).
+const ISAR2: View = View::kept(0x00ff_0f00_ffff_ffff);
+/// ID_AA64MMFR0_EL1: PARange; ASIDBits; BigEnd; BigEndEL0; TGran16, 64, 4; ExS; ECV, without the offset register.
+const MMFR0: View = View::new(&[
+    (0, PaRange),
+    (4, As),
+    (8, As),
+    (16, As),
+    (20, As),
+    (24, As),
+    (28, As),
+    (44, As),
+    (60, UpTo(1)),
+]);
+/// ID_AA64MMFR1_EL1: HAFDBS, access flag and dirty state; HPDS; PAN; ETS; AFP; nTLBPA; ECBHB.
+const MMFR1: View = View::new(&[(0, UpTo(2)), (12, As), (20, As), (36, As), (44, As), (48, As), (60, As)]);
+/// ID_AA64MMFR2_EL1: CnP; UAO; LSM; VARange (16); CCIDX; ST (28); AT; IDS; TTL (48); BBM; E0PD (60).
+const MMFR2: View = View::kept(0xf0ff_00ff_f0ff_0fff);
+
+// The AArch32 view, for applications at EL0 where the CPU has that.
+/// ID_PFR0_EL1: State0 to State3; CSV2; DIT.
+const PFR0_32: View = View::new(&[(0, As), (4, As), (8, As), (12, As), (16, UpTo(1)), (24, As)]);
+/// ID_PFR1_EL1: GenTimer; GIC.
+const PFR1_32: View = View::new(&[(16, As), (28, UpTo(1))]);
+/// ID_PFR2_EL1: CSV3; SSBS.
+const PFR2_32: View = View::kept(0xff);
+/// ID_DFR0_EL1: CopDbg, up to Armv8.2's.
+const DFR0_32: View = View::new(&[(0, UpTo(8))]);
+/// Registers that describe instructions and memory only.
+const ALL_32: View = View::kept(0xffff_ffff);
+
+/// The views of all registers, by CRm − 1 and op2.
+static VIEWS: [[View; 8]; 7] = {
+    const NONE: View = View::NOTHING;
+    [
+        [PFR0_32, PFR1_32, DFR0_32, NONE, ALL_32, ALL_32, ALL_32, ALL_32], // ID_AFR0; ID_MMFR0 to 3
+        [ALL_32, ALL_32, ALL_32, ALL_32, ALL_32, ALL_32, ALL_32, ALL_32], // ID_ISAR0 to 5; ID_MMFR4; ID_ISAR6
+        [ALL_32, ALL_32, ALL_32, NONE, PFR2_32, NONE, ALL_32, NONE],      // MVFR0 to 2; ID_DFR1; ID_MMFR5
+        [PFR0, PFR1, NONE, NONE, NONE, NONE, NONE, NONE],
+        [DFR0, NONE, NONE, NONE, NONE, NONE, NONE, NONE],
+        [ISAR0, ISAR1, ISAR2, NONE, NONE, NONE, NONE, NONE],
+        [MMFR0, MMFR1, MMFR2, NONE, NONE, NONE, NONE, NONE],
+    ]
+};
+
+/// Returns the view of `reg`; `None` where it is not in the space of identification registers whose reads
+/// HCR_EL2.TID3 traps.
+fn view_of(reg: SysReg) -> Option<&'static View> {
+    if (reg.op0(), reg.op1(), reg.crn()) != (3, 0, 0) {
+        return None;
+    }
+    VIEWS.get(usize::from(reg.crm()).wrapping_sub(1))?.get(usize::from(reg.op2()))
 }
 
-/// Returns what a guest reads in `reg`, of which the hardware has `value`.
-pub(crate) fn view(reg: SysReg, value: u64, bits: IdBits) -> u64 {
-    fields(reg.crm(), reg.op2()).iter().fold(0, |view, &(shift, show)| {
+/// Returns what a guest reads in `reg`, of which `hardware` tells what the CPU has; `None` where it is no identification
+/// register.
+#[inline]
+pub(crate) fn read(reg: SysReg, bits: IdBits, hardware: impl FnOnce(SysReg) -> u64) -> Option<u64> {
+    let view = view_of(reg)?;
+    let mut value = hardware(reg) & view.kept;
+    for (shift, most) in view.capped {
         let field = value >> shift & 0xf;
-        let shown = match show {
-            As => field,
-            UpTo(most) => field.min(most),
-            Fixed(value) => value,
-            PaRange => field.min(pa_range(bits.ipa_bits)),
-        };
-        view | shown << shift
-    })
+        value -= field.saturating_sub(most) << shift;
+    }
+    if view.pa_range {
+        value -= (value & 0xf).saturating_sub(pa_range(bits.ipa_bits));
+    }
+    Some(value | view.fixed)
 }
 
 /// Returns the largest PARange (ID_AA64MMFR0_EL1) with no more than `bits` bits.
@@ -174,7 +178,7 @@ mod tests {
     const BITS: IdBits = IdBits { ipa_bits: 40 };
 
     fn seen(crm: u8, op2: u8, value: u64) -> u64 {
-        view(SysReg::new(3, 0, 0, crm, op2), value, BITS)
+        read(SysReg::new(3, 0, 0, crm, op2), BITS, |_| value).unwrap()
     }
 
     /// What a CPU that had everything would show: each line is a register with every field 1, and with every field 15.
@@ -210,12 +214,27 @@ mod tests {
     }
 
     #[test]
+    fn values_that_announce_too_much_are_cut_down() {
+        for (crm, op2, hardware, shown) in [
+            (4, 0, 0x0300_0000_0300_0022, 0x0100_0000_0100_0012), // CSV2, GIC, EL1
+            (5, 0, 0xb, 0x8),                                     // DebugVer
+            (6, 0, u64::MAX, 0xffff_ffff_f0ff_fff0),
+            (7, 0, 0x2000_0000_f000_0000, 0x1000_0000_f000_0000), // ECV; TGran4 not there
+            (7, 1, 0x3, 0x2),                                     // HAFDBS
+            (1, 1, 0x3000_0000, 0x1000_0000),                     // GIC
+        ] {
+            assert_eq!(seen(crm, op2, hardware), shown, "CRm {crm}, op2 {op2}");
+        }
+    }
+
+    #[test]
     fn physical_addresses_are_no_wider_than_the_guest_s() {
         for (ipa_bits, hardware, shown) in
             [(40, 6, 2), (40, 1, 1), (48, 5, 5), (48, 6, 5), (39, 5, 1), (52, 6, 6), (32, 5, 0)]
         {
             let reg = SysReg::new(3, 0, 0, 7, 0);
-            assert_eq!(view(reg, hardware, IdBits { ipa_bits }) & 0xf, shown, "{ipa_bits} bits");
+            let view = read(reg, IdBits { ipa_bits }, |_| hardware);
+            assert_eq!(view.unwrap() & 0xf, shown, "{ipa_bits} bits");
         }
     }
 
@@ -232,9 +251,11 @@ mod tests {
 
     #[test]
     fn the_identification_space_is_what_tid3_traps() {
-        assert!(is_id(SysReg::new(3, 0, 0, 1, 0)) && is_id(SysReg::new(3, 0, 0, 7, 7)));
+        for reg in [(3, 0, 0, 1, 0), (3, 0, 0, 7, 7)] {
+            assert!(view_of(SysReg::new(reg.0, reg.1, reg.2, reg.3, reg.4)).is_some());
+        }
         for reg in [(3, 0, 0, 0, 0), (3, 1, 0, 0, 0), (3, 0, 0, 8, 0), (2, 0, 0, 1, 0), (3, 0, 1, 1, 0)] {
-            assert!(!is_id(SysReg::new(reg.0, reg.1, reg.2, reg.3, reg.4)));
+            assert!(view_of(SysReg::new(reg.0, reg.1, reg.2, reg.3, reg.4)).is_none());
         }
     }
 }

@@ -38,10 +38,12 @@ pub enum SysOutcome {
 /// Carries out an access to anything but an SGI register. `hardware` reads an identification register of this CPU.
 #[inline]
 pub(crate) fn access(access: SysAccess, bits: IdBits, hardware: impl FnOnce(SysReg) -> u64) -> SysOutcome {
+    if let SysAccess::Read(reg) = access
+        && let Some(value) = idregs::read(reg, bits, hardware)
+    {
+        return SysOutcome::Read(value);
+    }
     match access {
-        SysAccess::Read(reg) if idregs::is_id(reg) => {
-            SysOutcome::Read(idregs::view(reg, hardware(reg), bits))
-        }
         SysAccess::Read(OSLSR_EL1) => SysOutcome::Read(OSLSR_UNLOCKED),
         SysAccess::Read(reg) if is_inert(reg) => SysOutcome::Read(0),
         SysAccess::Write(reg, _) if is_inert(reg) && reg != OSLSR_EL1 => SysOutcome::Written,

@@ -114,7 +114,7 @@ impl Gic {
             }
             _ => {
                 told |= spis.owners(index);
-                word.active | word.seen_active
+                word.active()
             }
         };
         (u64::from(value), told)

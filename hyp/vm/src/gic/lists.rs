@@ -2,7 +2,7 @@
 
 use super::{
     Gic, SPI_WORDS, VcpuSet,
-    lr::{self, Link, State},
+    lr::{self, Link, Lr, State},
     ones,
     private::{Latched, PPIS, Private, Slot},
     spi::Spis,
@@ -12,7 +12,7 @@ use crate::{host::ListRegisters, vcpu::Vcpu};
 use core::sync::atomic::Ordering::Relaxed;
 
 /// The first shared interrupt's INTID.
-const FIRST_SPI: usize = 32;
+pub(super) const FIRST_SPI: usize = 32;
 
 /// Brings the list registers of `vcpu`, which is on this CPU, up to date: takes out what is done or no longer to be
 /// there, and puts in what is pending. Returns the other vCPUs that got an interrupt by that.
@@ -46,7 +46,7 @@ pub(super) fn withdraw(gic: &Gic, vcpus: &[Vcpu], vcpu: &Vcpu, lrs: &mut impl Li
             let slot = left.trailing_zeros() as usize;
             left &= left - 1;
             lists.end(slot);
-            let value = lists.lrs.read(slot);
+            let value = Lr(lists.lrs.read(slot));
             lists.take_out(slot, value);
         }
         lists.irqs.active = 0;
@@ -70,186 +70,19 @@ fn with<L: ListRegisters>(
 }
 
 /// The list registers of this CPU, and everything that decides what is to be in them.
-struct Lists<'a, L> {
-    gic: &'a Gic,
-    vcpus: &'a [Vcpu],
-    vcpu: &'a Vcpu,
-    irqs: &'a mut Private,
+pub(super) struct Lists<'a, L> {
+    pub(super) gic: &'a Gic,
+    pub(super) vcpus: &'a [Vcpu],
+    pub(super) vcpu: &'a Vcpu,
+    pub(super) irqs: &'a mut Private,
     /// The shared interrupts; `None` where none is in a list register or wants to be.
-    spis: Option<&'a mut Spis>,
-    lrs: &'a mut L,
+    pub(super) spis: Option<&'a mut Spis>,
+    pub(super) lrs: &'a mut L,
     /// Who must look at their interrupts after this.
-    told: VcpuSet,
+    pub(super) told: VcpuSet,
 }
 
 impl<L: ListRegisters> Lists<'_, L> {
-    /// Looks at everything in list registers: what is done is let go, what must not stay is taken out.
-    fn revisit(&mut self) {
-        let mut left = self.irqs.used;
-        while left != 0 {
-            let slot = left.trailing_zeros() as usize;
-            left &= left - 1;
-            let value = self.lrs.read(slot);
-            if usize::from(self.irqs.slots[slot].intid) < FIRST_SPI {
-                self.revisit_private(slot, value);
-            } else {
-                self.revisit_spi(slot, value);
-            }
-        }
-    }
-
-    fn revisit_private(&mut self, slot: usize, value: u64) {
-        let Slot { intid, latched } = self.irqs.slots[slot];
-        let bit = 1_u32 << intid;
-        let state = lr::state(value);
-        let irqs = &mut *self.irqs;
-        irqs.seen_pending = irqs.seen_pending & !bit | u32::from(state.pending) << intid;
-        irqs.seen_active = irqs.seen_active & !bit | u32::from(state.active) << intid;
-        if !state.pending && !state.active {
-            if lr::is_linked(value) {
-                irqs.timer_ended(bit);
-            }
-            irqs.wishes.clear &= !bit;
-            irqs.wishes.end &= !bit;
-            self.take_out(slot, value);
-            return;
-        }
-        let deliverable = irqs.enabled & self.gic.in_enabled_groups(irqs.group1) & bit != 0;
-        let (latch, wished) = (irqs.latch & bit != 0, irqs.wishes.any() & bit != 0);
-        if state.active && !wished {
-            if let Some(again) = self.pend_again(slot, value, deliverable, latch) {
-                self.irqs.latch = self.irqs.latch & !bit | u32::from(again == Again::Later) << intid;
-            }
-            return;
-        }
-        let asserted = |irqs: &mut Private, lrs: &mut L| {
-            latched == Latched::Yes
-                || latch
-                || irqs.level & PPIS & bit != 0
-                || irqs.asserted_timers(bit, lrs) != 0
-        };
-        if wished || !deliverable || !asserted(irqs, self.lrs) {
-            self.take_out(slot, value);
-        } else if latch {
-            irqs.latch &= !bit;
-            irqs.slots[slot].latched = Latched::Yes;
-        }
-    }
-
-    fn revisit_spi(&mut self, slot: usize, value: u64) {
-        let Some(spis) = self.spis.as_deref_mut() else { return };
-        let Slot { intid, latched } = self.irqs.slots[slot];
-        let index = usize::from(intid) - FIRST_SPI;
-        let bit = 1_u32 << (index % 32);
-        let state = lr::state(value);
-        let word = &mut spis.words[index / 32];
-        word.seen_pending = word.seen_pending & !bit | u32::from(state.pending) << (index % 32);
-        word.seen_active = word.seen_active & !bit | u32::from(state.active) << (index % 32);
-        if !state.pending && !state.active {
-            word.wishes.clear &= !bit;
-            word.wishes.end &= !bit;
-            self.take_out(slot, value);
-            return;
-        }
-        let (latch, wished) = (word.latch & bit != 0, word.wishes.any() & bit != 0);
-        let asserted = latched == Latched::Yes || word.waiting() & bit != 0;
-        let deliverable = spis.may_stay(self.gic, index, self.vcpu.index());
-        if state.active && !wished {
-            if let Some(again) = self.pend_again(slot, value, deliverable, latch)
-                && let Some(spis) = self.spis.as_deref_mut()
-            {
-                let word = &mut spis.words[index / 32];
-                word.latch = word.latch & !bit | u32::from(again == Again::Later) << (index % 32);
-            }
-        } else if wished || !deliverable || !asserted {
-            self.take_out(slot, value);
-        } else if latch {
-            spis.words[index / 32].latch &= !bit;
-            self.irqs.slots[slot].latched = Latched::Yes;
-        }
-    }
-
-    /// Looks at an active interrupt in a list register that is pending again, or is to be, by a latch. Returns where the
-    /// pending state is after that; `None` where it stays where it is.
-    fn pend_again(&mut self, slot: usize, value: u64, deliverable: bool, latch: bool) -> Option<Again> {
-        if lr::is_linked(value) {
-            return None; // it cannot be both in a list register; the latch is looked at when it has ended
-        }
-        let pending = lr::state(value).pending;
-        if deliverable && latch {
-            self.irqs.slots[slot].latched = Latched::Yes;
-            self.lrs.write(slot, lr::pending(value));
-            Some(Again::Here)
-        } else if !deliverable && (latch || pending) {
-            self.irqs.slots[slot].latched = Latched::No;
-            self.lrs.write(slot, lr::watched(lr::not_pending(value)));
-            Some(Again::Later)
-        } else {
-            None
-        }
-    }
-
-    /// Empties a list register: what it holds becomes state of ours, and what was wanted of it meanwhile is done.
-    fn take_out(&mut self, slot: usize, value: u64) {
-        if lr::acts(value) {
-            self.lrs.write(slot, 0);
-        }
-        let Slot { intid, latched } = self.irqs.slots[slot];
-        let state = lr::state(value);
-        let latched = state.pending && latched == Latched::Yes;
-        self.irqs.used &= !(1 << slot);
-        if usize::from(intid) < FIRST_SPI {
-            self.take_out_private(1 << intid, latched, state);
-            return;
-        }
-        self.irqs.used_by_spis &= !(1 << slot);
-        let Some(spis) = self.spis.as_deref_mut() else { return };
-        let index = usize::from(intid) - FIRST_SPI;
-        let bit = 1_u32 << (index % 32);
-        spis.unsettle(index);
-        let word = &mut spis.words[index / 32];
-        if latched && word.wishes.clear & bit == 0 {
-            word.latch |= bit;
-        }
-        let begun = word.wishes.begin & bit != 0;
-        if state.active && word.wishes.end & bit == 0 {
-            word.active |= bit;
-        }
-        word.wishes.forget(bit);
-        if begun {
-            spis.set_active(index / 32, bit);
-        }
-        self.told |= spis.changed(self.gic, self.vcpus, index / 32, bit);
-    }
-
-    fn take_out_private(&mut self, bit: u32, latched: bool, state: State) {
-        let irqs = &mut *self.irqs;
-        irqs.resident &= !bit;
-        irqs.seen_pending &= !bit;
-        irqs.seen_active &= !bit;
-        let wishes = irqs.wishes;
-        irqs.wishes.forget(bit);
-        if latched && wishes.clear & bit == 0 {
-            irqs.latch |= bit;
-        }
-        if (state.active || wishes.begin & bit != 0) && wishes.end & bit == 0 {
-            irqs.active |= bit;
-        } else if (wishes.clear | wishes.end) & bit != 0 {
-            irqs.release_timer(bit, self.lrs);
-        }
-    }
-
-    /// Notes that what list register `slot` holds is not to be active once it is taken out.
-    fn end(&mut self, slot: usize) {
-        let intid = usize::from(self.irqs.slots[slot].intid);
-        if intid < FIRST_SPI {
-            self.irqs.wishes.end |= 1 << intid;
-        } else if let Some(spis) = self.spis.as_deref_mut() {
-            let index = intid - FIRST_SPI;
-            spis.words[index / 32].wishes.end |= 1 << (index % 32);
-        }
-    }
-
     /// Puts what is to be delivered, and what is active, into free list registers.
     fn fill(&mut self) {
         let mut left = self.wanted();
@@ -312,62 +145,58 @@ impl<L: ListRegisters> Lists<'_, L> {
         false
     }
 
+    /// Puts a private interrupt, which is not resident, into a free list register.
     fn put_private(&mut self, slot: usize, intid: u32) {
-        let irqs = &mut *self.irqs;
         let bit = 1_u32 << intid;
-        let active = irqs.active & bit != 0;
-        let mut link = match timer_of(intid) {
-            Some(timer) if irqs.fired & bit != 0 => Link::Physical(self.gic.timers.get(timer)),
-            None if bit & PPIS != 0 => Link::Watched,
-            _ => Link::Free,
-        };
-        let mut latched = irqs.latch & irqs.enabled & self.gic.in_enabled_groups(irqs.group1) & bit != 0;
-        if active && matches!(link, Link::Physical(_)) {
-            latched = false;
-        } else if active && !latched && irqs.latch & bit != 0 {
-            link = Link::Watched;
+        let irqs = &mut *self.irqs;
+        let mut link = Link::NONE;
+        if bit & PPIS != 0 {
+            link = match timer_of(intid) {
+                Some(timer) if irqs.fired & bit != 0 => Link::physical(self.gic.timers.get(timer)),
+                Some(_) => Link::NONE,
+                None => Link::WATCHED,
+            };
         }
-        let pending = if active { latched } else { true };
-        if latched {
-            irqs.latch &= !bit;
+        let mut state = State::PENDING;
+        let mut latched = irqs.latch & bit;
+        if irqs.active & bit != 0 {
+            let deliverable = irqs.enabled & self.gic.in_enabled_groups(irqs.group1);
+            (state, link, latched) = active_again(link, latched, deliverable);
+            irqs.active &= !bit;
         }
-        irqs.active &= !bit;
+        irqs.latch &= !latched;
         irqs.resident |= bit;
-        irqs.seen_pending |= u32::from(pending) << intid;
-        irqs.seen_active |= u32::from(active) << intid;
         irqs.used |= 1 << slot;
-        irqs.slots[slot] =
-            Slot { intid: intid as u16, latched: if latched { Latched::Yes } else { Latched::No } };
-        let priority = irqs.priority[intid as usize];
-        let value = lr::encode(intid, priority, irqs.group1 >> intid, link, State { pending, active });
-        self.lrs.write(slot, value);
+        irqs.slots[slot & 15] = Slot { intid: intid as u16, latched: Latched::from_bits(latched) };
+        let value = Lr::new(intid, irqs.priority[intid as usize & 31], irqs.group1 >> intid, link, state);
+        irqs.seen_pending = irqs.seen_pending & !bit | if value.is_pending() { bit } else { 0 };
+        irqs.seen_active = irqs.seen_active & !bit | if value.is_active() { bit } else { 0 };
+        self.lrs.write(slot, value.0);
     }
 
+    /// Puts a shared interrupt, which is not resident, into a free list register.
     fn put_spi(&mut self, slot: usize, index: usize) {
         let Some(spis) = self.spis.as_deref_mut() else { return };
         let bit = 1_u32 << (index % 32);
-        let groups = self.gic.in_enabled_groups(spis.words[index / 32].group1);
         let word = &mut spis.words[index / 32];
-        let active = word.active & bit != 0;
-        let latched = word.latch & word.enabled & groups & bit != 0;
-        let pending = if active { latched } else { true };
-        if latched {
-            word.latch &= !bit;
+        let mut link = if word.edge & bit != 0 { Link::NONE } else { Link::WATCHED };
+        let mut state = State::PENDING;
+        let mut latched = word.latch & bit;
+        if word.active & bit != 0 {
+            let deliverable = word.enabled & self.gic.in_enabled_groups(word.group1);
+            (state, link, latched) = active_again(link, latched, deliverable);
+            word.active &= !bit;
         }
-        word.active &= !bit;
-        word.seen_pending |= if pending { bit } else { 0 };
-        word.seen_active |= if active { bit } else { 0 };
-        let later = active && !latched && word.latch & bit != 0;
-        let link = if word.edge & bit != 0 && !later { Link::Free } else { Link::Watched };
-        let group = word.group1 >> (index % 32);
-        spis.settle(index, self.vcpu.index());
+        word.latch &= !latched;
         let intid = (index + FIRST_SPI) as u32;
-        let value = lr::encode(intid, spis.priority[index], group, link, State { pending, active });
+        let value = Lr::new(intid, spis.priority[index], word.group1 >> (index % 32), link, state);
+        word.seen_pending = word.seen_pending & !bit | if value.is_pending() { bit } else { 0 };
+        word.seen_active = word.seen_active & !bit | if value.is_active() { bit } else { 0 };
+        spis.settle(index, self.vcpu.index());
         self.irqs.used |= 1 << slot;
         self.irqs.used_by_spis |= 1 << slot;
-        self.irqs.slots[slot] =
-            Slot { intid: intid as u16, latched: if latched { Latched::Yes } else { Latched::No } };
-        self.lrs.write(slot, value);
+        self.irqs.slots[slot] = Slot { intid: intid as u16, latched: Latched::from_bits(latched) };
+        self.lrs.write(slot, value.0);
     }
 
     /// Chooses the most urgent interrupts where not all fit. Active ones come first: the guest could not end them
@@ -378,8 +207,8 @@ impl<L: ListRegisters> Lists<'_, L> {
         while left != 0 {
             let slot = left.trailing_zeros() as usize;
             left &= left - 1;
-            let value = self.lrs.read(slot);
-            if !lr::state(value).active {
+            let value = Lr(self.lrs.read(slot));
+            if !value.is_active() {
                 self.take_out(slot, value);
             }
         }
@@ -421,17 +250,18 @@ impl<L: ListRegisters> Lists<'_, L> {
         while left != 0 {
             let slot = left.trailing_zeros() as usize;
             left &= left - 1;
-            let value = self.lrs.read(slot);
-            if !lr::state(value).active {
+            let value = Lr(self.lrs.read(slot));
+            if !value.is_active() {
                 hcr = lr::HCR_WAIT_TAKEN; // were it set with none pending, the guest would not get any further
             }
-            if !lr::is_linked(value) {
-                self.lrs.write(slot, lr::watched(value));
+            if !value.is_linked() {
+                self.lrs.write(slot, value.watched().0);
             }
         }
         hcr
     }
 
+    /// Writes ICH_HCR_EL2, if that is news.
     fn control(&mut self, hcr: u64) {
         if self.irqs.hcr != hcr {
             self.irqs.hcr = hcr;
@@ -440,13 +270,18 @@ impl<L: ListRegisters> Lists<'_, L> {
     }
 }
 
-/// Where an active interrupt's pending state is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Again {
-    /// In the list register: it comes as soon as the guest has ended it.
-    Here,
-    /// In the latch: it must not come now, and somebody looks when the guest has ended it.
-    Later,
+/// Decides how an active interrupt goes into a list register: it is pending as well by a latch only, since a level is
+/// looked at when it has ended; not where it is linked, nor where it must not be delivered, and then somebody looks when
+/// it has ended. Returns how much of the latch went into the list register.
+#[cold]
+fn active_again(link: Link, latch: u32, deliverable: u32) -> (State, Link, u32) {
+    if latch == 0 || link != Link::NONE && link != Link::WATCHED {
+        (State::ACTIVE, link, 0)
+    } else if latch & deliverable != 0 {
+        (State::BOTH, link, latch)
+    } else {
+        (State::ACTIVE, Link::WATCHED, 0)
+    }
 }
 
 /// What became of an interrupt that wanted a list register.

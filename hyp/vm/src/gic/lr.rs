@@ -1,6 +1,9 @@
 //! List registers and their control register, bit by bit (IHI 0069, 12.5: `ICH_LR<n>_EL2`, `ICH_HCR_EL2`).
 
-use tock_registers::{fields::Field, register_bitfields};
+use tock_registers::{
+    fields::{Field, FieldValue},
+    register_bitfields,
+};
 
 register_bitfields![u64,
     LR [
@@ -34,82 +37,96 @@ register_bitfields![u64,
 ];
 
 /// ICH_HCR_EL2 where nothing waits for a list register.
-pub(crate) const HCR_RUN: u64 = bit(HCR::EN);
+pub(super) const HCR_RUN: u64 = mask(HCR::EN);
 /// ICH_HCR_EL2 where something waits for a list register: it is put in when all but one are free, ...
-pub(crate) const HCR_WAIT: u64 = HCR_RUN | bit(HCR::UIE);
+pub(super) const HCR_WAIT: u64 = HCR_RUN | mask(HCR::UIE);
 /// ... or when what the list registers hold, which is more urgent, has been taken.
-pub(crate) const HCR_WAIT_TAKEN: u64 = HCR_WAIT | bit(HCR::NPIE);
+pub(super) const HCR_WAIT_TAKEN: u64 = HCR_WAIT | mask(HCR::NPIE);
 
-const fn bit(field: Field<u64, HCR::Register>) -> u64 {
+const HW: u64 = mask(LR::HW);
+const EOI: u64 = mask(LR::EOI);
+const STATE: u64 = mask(LR::STATE);
+
+const fn mask<R: tock_registers::RegisterLongName>(field: Field<u64, R>) -> u64 {
     field.mask << field.shift
 }
 
 /// What an interrupt in a list register is linked to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Link {
+pub(super) struct Link(u64);
+
+impl Link {
     /// Nothing.
-    Free,
-    /// Nothing, but the hypervisor wants to know when the guest ends it: its line may still be asserted then.
-    Watched,
-    /// A physical interrupt of this CPU, by its number.
-    Physical(u32),
+    pub(super) const NONE: Self = Self(0);
+    /// Nothing, but the hypervisor wants to know when the guest ends it.
+    pub(super) const WATCHED: Self = Self(EOI);
+
+    /// A physical interrupt of this CPU.
+    pub(super) const fn physical(intid: u32) -> Self {
+        Self(HW | FieldValue::<u64, LR::Register>::new(LR::PINTID.mask, LR::PINTID.shift, intid as u64).value)
+    }
 }
 
 /// The state of an interrupt in a list register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct State {
-    pub(crate) pending: bool,
-    pub(crate) active: bool,
+pub(super) struct State(u64);
+
+impl State {
+    pub(super) const PENDING: Self = Self(1 << LR::STATE.shift);
+    pub(super) const ACTIVE: Self = Self(2 << LR::STATE.shift);
+    pub(super) const BOTH: Self = Self(3 << LR::STATE.shift);
 }
 
-/// Makes a list register's value.
-pub(crate) fn encode(intid: u32, priority: u8, group: u32, link: Link, state: State) -> u64 {
-    let state = match (state.active, state.pending) {
-        (false, false) => LR::STATE::Invalid,
-        (false, true) => LR::STATE::Pending,
-        (true, false) => LR::STATE::Active,
-        (true, true) => LR::STATE::PendingAndActive,
-    };
-    let link = match link {
-        Link::Free => LR::HW.val(0),
-        Link::Watched => LR::EOI.val(1),
-        Link::Physical(intid) => LR::HW.val(1) + LR::PINTID.val(u64::from(intid)),
-    };
-    (LR::VINTID.val(u64::from(intid))
-        + LR::PRIORITY.val(u64::from(priority))
-        + LR::GROUP.val(u64::from(group & 1))
-        + link
-        + state)
-        .value
-}
+/// A list register's value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Lr(pub(super) u64);
 
-/// Reads the state out of a list register's value.
-pub(crate) const fn state(lr: u64) -> State {
-    State { pending: lr >> 62 & 1 != 0, active: lr >> 63 != 0 }
-}
+impl Lr {
+    /// Makes the value for an interrupt.
+    pub(super) const fn new(intid: u32, priority: u8, group: u32, link: Link, state: State) -> Self {
+        let place = (intid as u64)
+            | (priority as u64) << LR::PRIORITY.shift
+            | ((group & 1) as u64) << LR::GROUP.shift;
+        Self(place | link.0 | state.0)
+    }
 
-/// Tells whether a list register's value links it to a physical interrupt.
-pub(crate) const fn is_linked(lr: u64) -> bool {
-    lr >> 61 & 1 != 0
-}
+    /// Tells whether it holds no interrupt (any more).
+    pub(super) const fn is_done(self) -> bool {
+        self.0 & STATE == 0
+    }
 
-/// Returns a list register's value with "pending" added.
-pub(crate) const fn pending(lr: u64) -> u64 {
-    lr | 1 << 62
-}
+    /// Tells whether the interrupt is pending.
+    pub(super) const fn is_pending(self) -> bool {
+        self.0 & State::PENDING.0 != 0
+    }
 
-/// Returns the value of a list register that is not linked, with the wish to know when the guest ends it.
-pub(crate) const fn watched(lr: u64) -> u64 {
-    lr | 1 << 41
-}
+    /// Tells whether the interrupt is active.
+    pub(super) const fn is_active(self) -> bool {
+        self.0 & State::ACTIVE.0 != 0
+    }
 
-/// Returns a list register's value without "pending".
-pub(crate) const fn not_pending(lr: u64) -> u64 {
-    lr & !(1 << 62)
-}
+    /// Tells whether the interrupt is linked to a physical one.
+    pub(super) const fn is_linked(self) -> bool {
+        self.0 & HW != 0
+    }
 
-/// Tells whether a list register with this value has an effect: it holds an interrupt, or it asserts the maintenance
-/// interrupt because the guest has ended a watched one.
-pub(crate) const fn acts(lr: u64) -> bool {
-    lr >> 62 != 0 || lr & (1 << 61 | 1 << 41) == 1 << 41
+    /// Tells whether the list register asserts the maintenance interrupt: the guest has ended what was watched.
+    pub(super) const fn asserts(self) -> bool {
+        self.0 & (STATE | HW | EOI) == EOI
+    }
+
+    /// Returns the value with the interrupt pending, besides being active.
+    pub(super) const fn pending_again(self) -> Self {
+        Self(self.0 | State::PENDING.0)
+    }
+
+    /// Returns the value with the interrupt not pending.
+    pub(super) const fn not_pending(self) -> Self {
+        Self(self.0 & !State::PENDING.0)
+    }
+
+    /// Returns the value of an interrupt that is not linked, with the wish to know when the guest ends it.
+    pub(super) const fn watched(self) -> Self {
+        Self(self.0 | EOI)
+    }
 }

@@ -15,6 +15,7 @@ mod lists;
 mod lr;
 mod private;
 mod redistributor;
+mod revisit;
 mod sgi;
 mod spi;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! One vCPU's own interrupts: SGIs (INTID 0 to 15), PPIs (16 to 31), and what its list registers hold.
 
-use super::{SPI_WORDS, timer_of};
+use super::{SPI_WORDS, lr::Lr, timer_of};
 use crate::host::{Line, ListRegisters};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use spin::mutex::SpinMutex;
@@ -63,6 +63,13 @@ pub(super) enum Latched {
     No,
 }
 
+impl Latched {
+    /// Says that it came from a latch, if any bit is set.
+    pub(super) const fn from_bits(bits: u32) -> Self {
+        if bits != 0 { Self::Yes } else { Self::No }
+    }
+}
+
 /// What somebody wants of an interrupt that is resident: its own CPU does it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Wishes {
@@ -105,9 +112,9 @@ pub(super) struct Private {
     pub(super) refired: u32,
     /// In a list register.
     pub(super) resident: u32,
-    /// Of the resident ones: pending, as last seen.
+    /// Of the resident ones: pending, as last seen. The other bits mean nothing.
     pub(super) seen_pending: u32,
-    /// Of the resident ones: active, as last seen.
+    /// Of the resident ones: active, as last seen. The other bits mean nothing.
     pub(super) seen_active: u32,
     pub(super) wishes: Wishes,
     pub(super) priority: [u8; 32],
@@ -213,14 +220,19 @@ impl Private {
 
     /// Returns the pending state that the guest reads, given the timers whose lines are asserted.
     pub(super) fn pending(&self, timers: u32) -> u32 {
-        self.latch | self.level & PPIS | timers | self.seen_pending
+        self.latch | self.level & PPIS | timers | self.seen_pending & self.resident
+    }
+
+    /// Returns the active state that the guest reads.
+    pub(super) fn active(&self) -> u32 {
+        self.active | self.seen_active & self.resident
     }
 
     /// Tells whether a list register holds a pending interrupt.
     pub(super) fn any_pending(&self, lrs: &impl ListRegisters) -> bool {
         let mut left = self.used;
         while left != 0 {
-            if super::lr::state(lrs.read(left.trailing_zeros() as usize)).pending {
+            if Lr(lrs.read(left.trailing_zeros() as usize)).is_pending() {
                 return true;
             }
             left &= left - 1;

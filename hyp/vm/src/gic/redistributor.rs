@@ -120,7 +120,7 @@ impl Gic {
             IGROUPR => irqs.group1,
             ISENABLER | ICENABLER => irqs.enabled,
             ISPENDR | ICPENDR => irqs.pending(timers),
-            ISACTIVER | ICACTIVER => irqs.active | irqs.seen_active,
+            ISACTIVER | ICACTIVER => irqs.active(),
             _ => 0,
         };
         (u64::from(value), told)

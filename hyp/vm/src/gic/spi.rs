@@ -33,9 +33,9 @@ pub(super) struct Word {
     pub(super) active: u32,
     /// In a list register of the vCPU in [`Spis::owner`].
     pub(super) resident: u32,
-    /// Of the resident ones: pending, as last seen.
+    /// Of the resident ones: pending, as last seen. The other bits mean nothing.
     pub(super) seen_pending: u32,
-    /// Of the resident ones: active, as last seen.
+    /// Of the resident ones: active, as last seen. The other bits mean nothing.
     pub(super) seen_active: u32,
     pub(super) wishes: Wishes,
 }
@@ -48,7 +48,12 @@ impl Word {
 
     /// Returns the pending state that the guest reads.
     pub(super) const fn pending(&self) -> u32 {
-        self.waiting() | self.seen_pending
+        self.waiting() | self.seen_pending & self.resident
+    }
+
+    /// Returns the active state that the guest reads.
+    pub(super) const fn active(&self) -> u32 {
+        self.active | self.seen_active & self.resident
     }
 }
 
@@ -121,15 +126,6 @@ impl Spis {
     pub(super) fn settle(&mut self, index: usize, me: usize) {
         self.words[index / 32].resident |= 1 << (index % 32);
         self.owner[index] = me as u8;
-    }
-
-    /// Notes that interrupt `index` has left its list register.
-    pub(super) fn unsettle(&mut self, index: usize) {
-        let word = &mut self.words[index / 32];
-        let bit = 1 << (index % 32);
-        word.resident &= !bit;
-        word.seen_pending &= !bit;
-        word.seen_active &= !bit;
     }
 
     /// Returns the vCPU in whose list registers interrupt `index`, which is resident, is: as a set.

@@ -74,6 +74,8 @@ impl Vm {
         self.prepare_slowly(vcpu, cpu, lrs, intent)
     }
 
+    /// Does what was asked, until nothing is. Out of line, for [`Self::prepare`] to stay short.
+    #[inline(never)]
     fn prepare_slowly(
         &self,
         vcpu: &Vcpu,

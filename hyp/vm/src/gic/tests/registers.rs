@@ -2,7 +2,10 @@
 
 use super::Machine;
 use crate::{
-    gic::{SgiGroups, lr},
+    gic::{
+        SgiGroups,
+        lr::{self, Link, Lr, State},
+    },
     host::{Line, ListRegisters, Timer},
 };
 use proptest::prelude::*;
@@ -10,16 +13,28 @@ use proptest::prelude::*;
 /// IHI 0069, ICH_LR<n>_EL2: State 63:62, HW 61, Group 60, Priority 55:48, pINTID 44:32 (EOI 41), vINTID 31:0.
 #[test]
 fn list_register_values_are_the_manual_s() {
-    let pending = lr::State { pending: true, active: false };
-    let both = lr::State { pending: true, active: true };
-    let none = lr::State { pending: false, active: false };
     for (value, raw) in [
-        (lr::encode(27, 0xa0, 1, lr::Link::Physical(30), pending), 0x70a0_001e_0000_001b),
-        (lr::encode(33, 0x08, 0, lr::Link::Watched, pending), 0x4008_0200_0000_0021),
-        (lr::encode(5, 0xf8, 1, lr::Link::Free, both), 0xd0f8_0000_0000_0005),
-        (lr::encode(0, 0, 0, lr::Link::Free, none), 0),
+        (Lr::new(27, 0xa0, 1, Link::physical(30), State::PENDING), 0x70a0_001e_0000_001b),
+        (Lr::new(33, 0x08, 0, Link::WATCHED, State::PENDING), 0x4008_0200_0000_0021),
+        (Lr::new(5, 0xf8, 1, Link::NONE, State::BOTH), 0xd0f8_0000_0000_0005),
+        (Lr::new(1019, 0, 3, Link::physical(8191), State::ACTIVE), 0xb000_1fff_0000_03fb),
+        (Lr::new(5, 0xf8, 1, Link::NONE, State::BOTH).not_pending().watched(), 0x90f8_0200_0000_0005),
+        (Lr::new(5, 0xf8, 1, Link::NONE, State::ACTIVE).pending_again(), 0xd0f8_0000_0000_0005),
     ] {
-        assert_eq!(value, raw, "{value:#x}");
+        assert_eq!(value, Lr(raw), "{:#x}", value.0);
+    }
+    // Done, pending, active, linked, asserts the maintenance interrupt.
+    for (raw, is) in [
+        (0, [true, false, false, false, false]),
+        (1 << 41, [true, false, false, false, true]),
+        (1 << 61 | 1 << 41, [true, false, false, true, false]),
+        (1 << 62 | 1 << 41, [false, true, false, false, false]),
+        (1 << 63, [false, false, true, false, false]),
+        (3 << 62, [false, true, true, false, false]),
+    ] {
+        let lr = Lr(raw);
+        let seen = [lr.is_done(), lr.is_pending(), lr.is_active(), lr.is_linked(), lr.asserts()];
+        assert_eq!(seen, is, "{raw:#x}");
     }
     assert_eq!((lr::HCR_RUN, lr::HCR_WAIT, lr::HCR_WAIT_TAKEN), (1, 3, 0xb));
 }
