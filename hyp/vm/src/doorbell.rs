@@ -6,7 +6,10 @@
 //! the runner has looked, but is not in the guest yet, stays pending in the interrupt controller and ends the guest's
 //! run at once.
 
+#[cfg(not(loom))]
 use core::sync::atomic::{AtomicU32, Ordering::*, fence};
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, Ordering::*, fence};
 use types::{Cpu, CpuId};
 
 /// Reasons to look closer before a vCPU runs, a bit each.
@@ -37,7 +40,7 @@ pub(crate) struct Doorbell {
 
 impl Doorbell {
     /// Makes the doorbell of a vCPU that is off and nowhere.
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { requests: AtomicU32::new(Requests::PARKED.0), place: AtomicU32::new(0) }
     }
 
@@ -104,4 +107,74 @@ pub(crate) enum Parked {
     Yes,
     /// It is on.
     No,
+}
+
+/// Every order of two CPUs' steps, with every value that a load may return: `RUSTFLAGS="--cfg loom"`.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::{
+        sync::{
+            Arc,
+            atomic::{AtomicBool, AtomicUsize},
+        },
+        thread,
+    };
+    use types::{Pa, SysReg, Ticks};
+
+    struct LoomCpu {
+        index: usize,
+        /// A kick that is pending for the other CPU. It is not memory: whoever is kicked comes to know.
+        kicked: Arc<AtomicBool>,
+    }
+
+    impl Cpu for LoomCpu {
+        fn id(&self) -> CpuId {
+            CpuId::new(self.index).unwrap()
+        }
+
+        fn kick(&self, target: CpuId) {
+            assert_eq!(target.index(), 1);
+            self.kicked.store(true, Relaxed);
+        }
+
+        fn now(&self) -> Ticks {
+            0
+        }
+
+        fn tick_hz(&self) -> u64 {
+            1
+        }
+
+        fn read_id(&self, _: SysReg) -> u64 {
+            0
+        }
+
+        fn publish(&self, _: Pa, _: u64) {}
+
+        fn zero(&self, _: Pa, _: u64) {}
+    }
+
+    #[test]
+    fn a_request_is_seen_or_kicked_for_and_what_it_is_about_is_seen_with_it() {
+        loom::model(|| {
+            let bell = Arc::new(Doorbell::new());
+            bell.park(Parked::No);
+            let (about, kicked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+            let sender = {
+                let (bell, about, kicked) = (bell.clone(), about.clone(), kicked.clone());
+                thread::spawn(move || {
+                    about.store(1, Relaxed);
+                    bell.ring(&LoomCpu { index: 0, kicked }, Requests::INTERRUPTS);
+                })
+            };
+            let seen = bell.arrive(CpuId::new(1).unwrap()) != Requests::NONE;
+            if seen {
+                assert!(bell.take().has(Requests::INTERRUPTS));
+                assert_eq!(about.load(Relaxed), 1, "what the request is about");
+            }
+            sender.join().unwrap();
+            assert!(seen || kicked.load(Relaxed), "neither seen nor kicked for");
+        });
+    }
 }

@@ -87,6 +87,11 @@ impl FakeInterface {
         Some(*lr as u32)
     }
 
+    /// As [`Self::acknowledge`]; nothing where the virtual CPU interface is not on yet.
+    pub(crate) fn acknowledge_if_on(&mut self) -> Option<u32> {
+        if self.hcr & 1 != 0 { self.acknowledge() } else { None }
+    }
+
     /// The guest ends an interrupt.
     pub(crate) fn end(&mut self, intid: u32) {
         let lr = self.lrs.iter_mut().find(|lr| **lr as u32 == intid && **lr & ACTIVE != 0);

@@ -1,5 +1,7 @@
 //! Whole machines, driven as the exit loop drives them.
 
+mod threads;
+
 use super::*;
 use crate::{
     call::{CallOutcome, CallRegs},
