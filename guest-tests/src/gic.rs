@@ -175,6 +175,7 @@ pub fn set_up_cpu() {
         write_sysreg!("S3_0_C12_C12_5", 1u64); // ICC_SRE_EL1: system registers
         write_sysreg!("S3_0_C12_C12_4", 0u64); // ICC_CTLR_EL1: EOI drops and deactivates
         write_sysreg!("S3_0_C12_C12_3", 0u64); // ICC_BPR1_EL1
+        write_sysreg!("S3_0_C12_C9_0", 0u64); // ICC_AP1R0_EL1: what a failed test left active holds nothing back
         write_sysreg!("S3_0_C4_C6_0", 0xffu64); // ICC_PMR_EL1
         write_sysreg!("S3_0_C12_C12_7", 1u64); // ICC_IGRPEN1_EL1
     }

@@ -22,7 +22,7 @@ pub(crate) fn vcpus_that_fault_on_one_page_share_it() -> Verdict {
     let meeting = Rendezvous::new(count);
     smp::on_all(&|this| {
         for (i, page) in (0..ram.pages()).map(|i| (i, ram.page(i))) {
-            if i % 64 == 0 {
+            if i % 256 == 0 {
                 meeting.wait()?; // so that all are at the same page
             }
             page[0].fetch_add(1, Relaxed);
