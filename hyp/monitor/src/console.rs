@@ -158,6 +158,9 @@ pub(crate) fn enable_receive_interrupt() {
 
 /// Takes the characters that have come in, in their order, and hands each to `consumer`. To be called on the console's
 /// interrupt, and by one CPU at a time. A character with a framing error, and a break, are dropped.
+///
+/// The interrupts are not cleared here: taking the last character does that (DDI 0183, 2.8), and one cleared by hand might
+/// be that of a character which came in just before, and which nobody would then ask for.
 pub fn receive(consumer: &mut dyn FnMut(u8)) {
     // At most a FIFO's worth, so that a flood of input cannot keep a CPU here: what is left interrupts again.
     for _ in 0..FIFO {
@@ -171,10 +174,6 @@ pub fn receive(consumer: &mut dyn FnMut(u8)) {
             Ok(None) => break,
             Err(_) => {}
         }
-    }
-    let _guard = lock();
-    if let Some(mut uart) = uart() {
-        uart.clear_interrupts(Interrupts::RTI | Interrupts::RXI);
     }
 }
 
