@@ -39,6 +39,11 @@ pub enum BadManifest {
         /// The offset of the first bad byte.
         at: usize,
     },
+    /// Its arrays, tables or dotted keys are nested deeper than any manifest needs.
+    TooDeep {
+        /// The line.
+        line: usize,
+    },
     /// It is no TOML.
     Syntax {
         /// The line.
@@ -245,6 +250,7 @@ impl fmt::Display for BadManifest {
             Self::Absent => f.write_str("the bundle has no manifest.toml"),
             Self::TooLong { bytes } => write!(f, "manifest.toml is too long: {bytes} bytes"),
             Self::NotText { at } => write!(f, "manifest.toml is not UTF-8 text: the byte at offset {at}"),
+            Self::TooDeep { line } => write!(f, "manifest.toml, line {line}: nested too deep"),
             Self::Syntax { line, message } => write!(f, "manifest.toml, line {line}: {message}"),
             Self::UnknownKey { key, table, line } => {
                 write!(f, "manifest.toml, line {line}: unknown key {key:?} in {table}")

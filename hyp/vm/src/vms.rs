@@ -53,3 +53,46 @@ impl Vms {
         if self.live.fetch_sub(1, Relaxed) == 1 { Remaining::None } else { Remaining::Some }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Console, IdBits, TimerIntids,
+        image::tests::{arm64_image, config},
+        manifest::Format,
+    };
+
+    struct Nowhere;
+
+    impl Console for Nowhere {
+        fn put(&self, _: u8) {}
+    }
+
+    fn vm(cpus: &[usize]) -> Vm {
+        let mut config = config(Format::Image, arm64_image(0, 0x10_0000, 64), None, 64 << 20);
+        config.cpus = cpus.iter().filter_map(|&cpu| CpuId::new(cpu)).collect();
+        let timers = TimerIntids { virtual_timer: 27, physical_timer: 30 };
+        Vm::new(config, IdBits { ipa_bits: 40 }, timers, &Nowhere).unwrap()
+    }
+
+    #[test]
+    fn each_cpu_runs_the_vcpu_that_is_placed_on_it() {
+        let vms = Vms::new(vec![vm(&[3, 1]), vm(&[0])]);
+        let first = vms.iter().next().unwrap();
+        let placed = |cpu| {
+            let (vm, vcpu) = vms.placed_on(CpuId::new(cpu).unwrap())?;
+            Some((core::ptr::eq(vm, first), vcpu.index()))
+        };
+        assert_eq!(
+            [placed(0), placed(1), placed(2), placed(3)],
+            [Some((false, 0)), Some((true, 1)), None, Some((true, 0))]
+        );
+    }
+
+    #[test]
+    fn nothing_remains_when_the_last_machine_is_off() {
+        let vms = Vms::new(vec![vm(&[0]), vm(&[1])]);
+        assert_eq!((vms.one_is_off(), vms.one_is_off()), (Remaining::Some, Remaining::None));
+    }
+}

@@ -145,6 +145,21 @@ impl Gic {
         vcpu.bell.note(Requests::INTERRUPTS);
     }
 
+    /// Sets the line of a private peripheral interrupt (INTID 16 to 31) that is not a timer's. Any CPU may.
+    pub(crate) fn set_ppi(&self, vcpu: &Vcpu, cpu: &impl Cpu, intid: u32, line: Line) {
+        if !(16..32).contains(&intid) || timer_of(intid).is_some() {
+            return;
+        }
+        {
+            let mut irqs = vcpu.port.irqs.lock();
+            match line {
+                Line::High => irqs.level |= 1 << intid,
+                Line::Low => irqs.level &= !(1 << intid),
+            }
+        }
+        vcpu.bell.ring(cpu, Requests::INTERRUPTS);
+    }
+
     /// Sets the line of a shared peripheral interrupt. Any CPU may; the caller passes the vCPU it runs, if it does.
     pub(crate) fn set_spi(&self, vcpus: &[Vcpu], cpu: &impl Cpu, intid: u32, line: Line) {
         let Some(index) = intid.checked_sub(32).map(|i| i as usize).filter(|&i| i < SPI_COUNT) else {

@@ -6,6 +6,7 @@ use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
+use toml_parser::{Source, lexer::TokenKind};
 
 /// A `[[vm]]` table.
 #[derive(Debug)]
@@ -34,8 +35,12 @@ const TOP: &str = "the manifest";
 const VM: &str = "[[vm]]";
 const REGION: &str = "[[vm.region]]";
 
+/// How deep values and keys may be nested. A manifest needs two levels; the parser takes about 1 KiB of stack for each.
+const MOST_DEPTH: usize = 8;
+
 /// Reads a manifest.
 pub(super) fn read(text: &str) -> Result<Vec<RawVm>, BadManifest> {
+    check_depth(text)?;
     let parsed = DeTable::parse(text).map_err(|error| BadManifest::Syntax {
         line: error.span().map_or(1, |span| line(text, span.start)),
         message: error.message().into(),
@@ -52,6 +57,26 @@ pub(super) fn read(text: &str) -> Result<Vec<RawVm>, BadManifest> {
         return Err(BadManifest::NoVms);
     }
     vms.into_iter().map(read_vm).collect()
+}
+
+/// Refuses a text whose brackets or dotted keys go deep, before anything follows them there.
+fn check_depth(text: &str) -> Result<(), BadManifest> {
+    let (mut brackets, mut dots) = (0_usize, 0_usize);
+    for token in Source::new(text).lex() {
+        match token.kind() {
+            TokenKind::LeftSquareBracket | TokenKind::LeftCurlyBracket => brackets += 1,
+            TokenKind::RightSquareBracket | TokenKind::RightCurlyBracket => {
+                brackets = brackets.saturating_sub(1);
+            }
+            TokenKind::Dot => dots += 1,
+            TokenKind::Newline => dots = 0,
+            _ => {}
+        }
+        if brackets + dots > MOST_DEPTH {
+            return Err(BadManifest::TooDeep { line: line(text, token.span().start()) });
+        }
+    }
+    Ok(())
 }
 
 fn read_vm(mut table: Table<'_>) -> Result<RawVm, BadManifest> {

@@ -243,8 +243,19 @@ fn an_elf_file_is_known_by_its_magic() {
 
 #[test]
 fn deep_nesting_is_refused_and_not_followed() {
-    let manifest = vm(&format!("cpus = {}", "[".repeat(10_000)));
-    assert!(configured(&manifest).unwrap_err().starts_with("manifest.toml, line 7:"));
+    for deep in [
+        format!("cpus = {}", "[".repeat(9)),
+        format!("cpus = {}", "[".repeat(20_000)),
+        format!("cpus = {}1{}", "[".repeat(10_000), "]".repeat(10_000)),
+        format!("x = {}", "{a=".repeat(10_000)),
+        format!("x{} = 1", ".x".repeat(20_000)),
+        format!("[x{}]", ".x".repeat(20_000)),
+        format!("[[x{}]]", ".x".repeat(20_000)),
+    ] {
+        assert_eq!(configured(&vm(&deep)).unwrap_err(), "manifest.toml, line 7: nested too deep");
+    }
+    // Brackets and dots in strings and comments nest nothing.
+    assert!(configured(&vm(&format!("cmdline = '{}' # {}", "[.".repeat(50), "[.".repeat(50)))).is_ok());
 }
 
 proptest! {

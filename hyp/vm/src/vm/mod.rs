@@ -35,7 +35,7 @@ use crate::{
     dtb::{self, Seed},
     error::{BadVm, Error},
     gic::{self, Gic, SgiGroups, TimerIntids},
-    host::{Console, Ram, Timer},
+    host::{Console, Line, Ram, Timer},
     image::{self, Placement},
     manifest::VmConfig,
     pl011::Pl011,
@@ -150,6 +150,16 @@ impl Vm {
     /// deactivated (EOImode = 1), since the guest's own end of interrupt does that.
     pub fn timer_fired(&self, vcpu: &Vcpu, timer: Timer) {
         self.gic.timer_fired(vcpu, timer);
+    }
+
+    /// Sets the line of a private peripheral interrupt of `vcpu`'s, INTID 16 to 31, other than a timer's. On any CPU.
+    pub fn set_ppi(&self, vcpu: &Vcpu, cpu: &impl Cpu, intid: u32, line: Line) {
+        self.gic.set_ppi(vcpu, cpu, intid, line);
+    }
+
+    /// Sets the line of a shared peripheral interrupt, INTID 32 on. On any CPU.
+    pub fn set_spi(&self, cpu: &impl Cpu, intid: u32, line: Line) {
+        self.gic.set_spi(&self.vcpus, cpu, intid, line);
     }
 
     /// Notes that the maintenance interrupt was taken on the CPU that runs `vcpu`.

@@ -10,9 +10,10 @@ use crate::{
 use proptest::prelude::*;
 
 const VCPUS: usize = 3;
-/// Interrupts of interest: two SGIs, the timers, two shared ones in two words.
+/// Interrupts of interest: two SGIs, the timers, another private one, shared ones in two words.
 const SGIS: [u32; 2] = [0, 9];
 const TIMER_INTIDS: [u32; 2] = [27, 30];
+const PPI: u32 = 20;
 const SPIS: [u32; 3] = [33, 48, 70];
 /// So many may be active at once on one vCPU: the list registers are no fewer.
 const MOST_ACTIVE: usize = 3;
@@ -40,6 +41,7 @@ impl Flat {
 enum Op {
     Sgi { from: usize, to: usize, which: usize },
     Timer { vcpu: usize, which: usize, high: bool },
+    PrivateLine { by: usize, vcpu: usize, high: bool },
     Line { which: usize, high: bool },
     Enable { by: usize, on: Irq, set: bool },
     Pend { by: usize, on: Irq, set: bool },
@@ -58,7 +60,7 @@ enum Irq {
 }
 
 fn irq() -> impl Strategy<Value = Irq> {
-    let private: Vec<u32> = SGIS.into_iter().chain(TIMER_INTIDS).collect();
+    let private: Vec<u32> = SGIS.into_iter().chain(TIMER_INTIDS).chain([PPI]).collect();
     prop_oneof![
         (0..VCPUS, prop::sample::select(private)).prop_map(|(vcpu, intid)| Irq::Private(vcpu, intid)),
         prop::sample::select(SPIS.to_vec()).prop_map(Irq::Shared),
@@ -72,6 +74,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(from, to, which)| Op::Sgi { from, to, which }),
         2 => (vcpu.clone(), 0_usize..2, any::<bool>())
             .prop_map(|(vcpu, which, high)| Op::Timer { vcpu, which, high }),
+        2 => (vcpu.clone(), vcpu.clone(), any::<bool>())
+            .prop_map(|(by, vcpu, high)| Op::PrivateLine { by, vcpu, high }),
         3 => (0..SPIS.len(), any::<bool>()).prop_map(|(which, high)| Op::Line { which, high }),
         2 => (vcpu.clone(), irq(), any::<bool>()).prop_map(|(by, on, set)| Op::Enable { by, on, set }),
         2 => (vcpu.clone(), irq(), any::<bool>()).prop_map(|(by, on, set)| Op::Pend { by, on, set }),
@@ -127,7 +131,8 @@ impl Pair {
     }
 
     fn irqs(vcpu: usize) -> Vec<Irq> {
-        let private = SGIS.into_iter().chain(TIMER_INTIDS).map(|intid| Irq::Private(vcpu, intid));
+        let private =
+            SGIS.into_iter().chain(TIMER_INTIDS).chain([PPI]).map(|intid| Irq::Private(vcpu, intid));
         private.chain(SPIS.map(Irq::Shared)).collect()
     }
 
@@ -184,6 +189,11 @@ impl Pair {
                 // A line that falls while the guest runs makes nobody look; the guest gets an interrupt for nothing, as
                 // it may on any machine. Here somebody looks.
                 self.real.refresh(vcpu);
+            }
+            Op::PrivateLine { by, vcpu, high } => {
+                let line = if high { Line::High } else { Line::Low };
+                self.real.gic.set_ppi(&self.real.vcpus[vcpu], &self.real.cpus[by], PPI, line);
+                self.private[vcpu][PPI as usize].line = high;
             }
             Op::Line { which, high } => {
                 let line = if high { Line::High } else { Line::Low };
