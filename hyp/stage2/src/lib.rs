@@ -80,4 +80,4 @@ pub use owed::{Class, Invalidate, Owed, Quiesced, Scope, Ticket, Work};
 pub use quiescence::{Quiescence, Section};
 pub use translate::Found;
 pub use tree::{STEP_ENTRIES, Tree, View};
-pub use walk::{Answer, Visit, WalkEnd, Walked};
+pub use walk::{Answer, Run, Visit, Visitor, WalkEnd, Walked};

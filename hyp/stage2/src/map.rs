@@ -307,8 +307,11 @@ impl Fill {
         };
         let height = run.height;
         let step = span::<F>(height);
-        (0..run.len as u64).map(move |n| {
-            if is_memory { F::with_output(word, height, pa.wrapping_add(n * step)) } else { word }
+        let mut next = pa; // a running sum: this is the inner loop of every fill
+        (0..run.len).map(move |_| {
+            let word = if is_memory { F::with_output(word, height, next) } else { word };
+            next = next.wrapping_add(step);
+            word
         })
     }
 

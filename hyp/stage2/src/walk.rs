@@ -5,11 +5,13 @@
 //! again, since the visitor may have changed it, or another CPU. A walk never waits and never allocates: what needs
 //! either ends it, the caller acts outside the section, and resumes by address.
 
-use crate::geometry::span;
+use crate::geometry::{shift, span};
 use crate::place::{PATIENCE, Place, covered};
 use crate::tree::STEP_ENTRIES;
-use crate::{Entries, Entry, Format, Found, Pages, TablePa, View};
+use crate::{Entries, Entry, Format, Found, Pages, Slot, TablePa, View};
+use core::marker::PhantomData;
 use core::ops::ControlFlow::{self, Break, Continue};
+use core::sync::atomic::Ordering::Acquire;
 use types::{Height, Ipa, Pa, Range};
 
 /// What a visitor wants next.
@@ -88,6 +90,78 @@ impl<F: Format> Visit<F> {
     }
 }
 
+/// Who is shown entries.
+pub trait Visitor<F: Format> {
+    /// Looks at one entry.
+    fn visit(&mut self, visit: &Visit<F>) -> Answer;
+
+    /// Looks at the page entries of one table, in order, as `run` hands them out. The answer is about the last of them;
+    /// those that are still in the run after `Continue` are passed over.
+    ///
+    /// To be replaced by who counts or sums: what is kept in local variables over a run costs nothing for each entry,
+    /// where a closure's captured variables go to memory and back.
+    #[inline(always)]
+    fn run<M: Entries>(&mut self, run: &mut Run<'_, F, M>) -> Answer {
+        for visit in run {
+            let answer = self.visit(&visit);
+            if !matches!(answer, Answer::Continue | Answer::Descend) {
+                return answer;
+            }
+        }
+        Answer::Continue
+    }
+}
+
+/// A closure as a visitor.
+struct EachEntry<V>(V);
+
+impl<F: Format, V: FnMut(&Visit<F>) -> Answer> Visitor<F> for EachEntry<V> {
+    #[inline(always)]
+    fn visit(&mut self, visit: &Visit<F>) -> Answer {
+        self.0(visit)
+    }
+}
+
+/// Page entries of one table, each read when it is asked for.
+#[derive(Debug)]
+pub struct Run<'r, F, M> {
+    memory: &'r M,
+    table: TablePa,
+    index: usize,
+    end: usize,
+    /// The address of entry 0.
+    base: Ipa,
+    dead: u64,
+    is_dead: bool,
+    format: PhantomData<F>,
+}
+
+impl<F: Format, M> Run<'_, F, M> {
+    #[inline(always)]
+    fn ipa(&self, index: usize) -> Ipa {
+        self.base.wrapping_add((index as u64) << shift::<F>(Height::PAGE))
+    }
+}
+
+impl<F: Format, M: Entries> Iterator for Run<'_, F, M> {
+    type Item = Visit<F>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Visit<F>> {
+        let index = self.index;
+        if index == self.end {
+            return None;
+        }
+        let raw = self.memory.slot(self.table, index).load(Acquire); // O8
+        if raw == self.dead {
+            self.is_dead = true;
+            return None;
+        }
+        self.index = index + 1;
+        Some(Visit { ipa: self.ipa(index), found: Found::new(raw, Height::PAGE) })
+    }
+}
+
 /// Why the walk leaves a table early.
 enum Leave {
     /// The walk is over.
@@ -102,7 +176,13 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     ///
     /// Bounded by [`STEP_ENTRIES`] entries, up to a table's worth.
     #[inline]
-    pub fn walk(&self, range: Range, mut visitor: impl FnMut(&Visit<F>) -> Answer) -> Walked {
+    pub fn walk(&self, range: Range, visitor: impl FnMut(&Visit<F>) -> Answer) -> Walked {
+        self.walk_with(range, &mut EachEntry(visitor))
+    }
+
+    /// Does what [`Self::walk`] does, for a visitor that wants runs of page entries as such.
+    #[inline]
+    pub fn walk_with(&self, range: Range, visitor: &mut impl Visitor<F>) -> Walked {
         let Some(range) = range.intersection(self.tree.geometry.reach()) else {
             return Walked { next: range.end(), end: WalkEnd::Done };
         };
@@ -111,7 +191,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         let mut at = range.start();
         let mut restarts = 0;
         while let Ok(rest) = Range::new(at, range.end()) {
-            match self.walk_table(self.tree.root(), top, rest, &mut budget, &mut visitor) {
+            match self.walk_table(self.tree.root(), top, rest, &mut budget, visitor) {
                 Continue(()) => break,
                 Break(Leave::End(walked)) => return walked,
                 Break(Leave::Restart(ipa, height)) => {
@@ -133,7 +213,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         height: Height,
         range: Range,
         budget: &mut usize,
-        visitor: &mut impl FnMut(&Visit<F>) -> Answer,
+        visitor: &mut impl Visitor<F>,
     ) -> ControlFlow<Leave> {
         let Some(below) = height.below() else {
             return self.walk_pages(table, range, budget, visitor);
@@ -159,39 +239,46 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         }
     }
 
-    /// The innermost loop: entries of a table of pages.
+    /// Walks the part of a table of pages that is for `range`.
     #[inline(always)]
     fn walk_pages(
         &self,
         table: TablePa,
         range: Range,
         budget: &mut usize,
-        visitor: &mut impl FnMut(&Visit<F>) -> Answer,
+        visitor: &mut impl Visitor<F>,
     ) -> ControlFlow<Leave> {
-        let span = span::<F>(Height::PAGE);
-        let first = range.start().align_down(span);
-        let index = self.tree.geometry.index(first, Height::PAGE);
-        let len = ((range.end().get() - 1 - first.get()) / span) as usize + 1;
         if *budget == 0 {
             return Break(Leave::End(Walked { next: range.start(), end: WalkEnd::Bound }));
         }
+        let span = span::<F>(Height::PAGE);
+        let ipa = range.start().align_down(span);
+        let index = self.tree.geometry.index(ipa, Height::PAGE);
+        let len = ((range.end().get() - 1 - ipa.get()) / span) as usize + 1;
         *budget = budget.saturating_sub(len);
-        let dead = self.tree.format.encode(Entry::Dead, Height::PAGE);
-        let mut ipa = first;
-        for index in index..index + len {
-            let place = Place { table, index, height: Height::PAGE };
-            let raw = self.tree.read(place);
-            let answer = if raw == dead {
-                Answer::Again
-            } else {
-                visitor(&Visit { ipa, found: Found::new(raw, Height::PAGE) })
-            };
-            if !matches!(answer, Answer::Continue | Answer::Descend) {
-                self.insist(place, ipa, ipa.max(range.start()), answer, visitor)?;
+        let mut run = Run {
+            memory: &self.tree.memory,
+            table,
+            index,
+            end: index + len,
+            base: ipa.wrapping_add(0u64.wrapping_sub(index as u64 * span)),
+            dead: self.tree.format.encode(Entry::Dead, Height::PAGE),
+            is_dead: false,
+            format: PhantomData,
+        };
+        loop {
+            let answer = visitor.run(&mut run);
+            if run.is_dead {
+                return Break(Leave::Restart(run.ipa(run.index).max(range.start()), Height::PAGE));
             }
-            ipa = ipa.wrapping_add(span);
+            if matches!(answer, Answer::Continue | Answer::Descend) {
+                return Continue(());
+            }
+            let last = index.max(run.index.saturating_sub(1));
+            let ipa = run.ipa(last);
+            let last = Place { table, index: last, height: Height::PAGE };
+            self.insist(last, ipa, ipa.max(range.start()), answer, visitor)?;
         }
-        Continue(())
     }
 
     /// Shows one entry. Returns the table to descend into, if the visitor wants to and it is there still.
@@ -200,13 +287,13 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         place: Place,
         ipa: Ipa,
         at: Ipa,
-        visitor: &mut impl FnMut(&Visit<F>) -> Answer,
+        visitor: &mut impl Visitor<F>,
     ) -> ControlFlow<Leave, Option<TablePa>> {
         let raw = self.tree.read(place);
         if self.tree.format.decode(raw, place.height) == Entry::Dead {
             return Break(Leave::Restart(at, place.height));
         }
-        match visitor(&Visit { ipa, found: Found::new(raw, place.height) }) {
+        match visitor.visit(&Visit { ipa, found: Found::new(raw, place.height) }) {
             Answer::Continue => Continue(None),
             Answer::Descend if F::child(raw).is_some() => {
                 // Whatever the visitor did, or another CPU meanwhile, counts.
@@ -228,7 +315,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         ipa: Ipa,
         at: Ipa,
         answer: Answer,
-        visitor: &mut impl FnMut(&Visit<F>) -> Answer,
+        visitor: &mut impl Visitor<F>,
     ) -> ControlFlow<Leave, Option<TablePa>> {
         let height = place.height;
         let end = |end| Break(Leave::End(Walked { next: at, end }));
@@ -246,7 +333,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             if self.tree.format.decode(raw, height) == Entry::Dead {
                 return Break(Leave::Restart(at, height));
             }
-            answer = visitor(&Visit { ipa, found: Found::new(raw, height) });
+            answer = visitor.visit(&Visit { ipa, found: Found::new(raw, height) });
         }
         end(WalkEnd::Busy(height))
     }

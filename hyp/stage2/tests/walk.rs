@@ -4,7 +4,10 @@ mod common;
 
 use common::{BLOCK, GIB, PAGE, mapping, pages, rig};
 use model::{Machine, range};
-use stage2::{Answer, Bbm, Entry, EntryEpoch, Mapping, Quiescence, STEP_ENTRIES, WalkEnd, Walked};
+use stage2::{
+    Answer, Bbm, Entries, Entry, EntryEpoch, Format, Mapping, Quiescence, Run, STEP_ENTRIES, Visit, Visitor,
+    WalkEnd, Walked,
+};
 use types::{CpuId, Height, Ipa, Pa};
 
 const BLOCK_HEIGHT: Height = Height::new(1);
@@ -148,6 +151,50 @@ fn asking_again_is_bounded() {
         if visit.height() > Height::PAGE { Answer::Descend } else { Answer::Again }
     });
     assert_eq!(walked, Walked { next: Ipa::new(GIB), end: WalkEnd::Busy(Height::PAGE) });
+}
+
+/// Sums up pages run by run, and splits nothing.
+struct Sum {
+    pages: u64,
+    runs: u64,
+    stop: Option<Ipa>,
+}
+
+impl<F: Format> Visitor<F> for Sum {
+    fn visit(&mut self, _: &Visit<F>) -> Answer {
+        Answer::Descend
+    }
+
+    fn run<M: Entries>(&mut self, run: &mut Run<'_, F, M>) -> Answer {
+        let mut pages = 0;
+        let mut answer = Answer::Continue;
+        for visit in run {
+            pages += u64::from(visit.pa().is_some());
+            if Some(visit.ipa()) == self.stop {
+                answer = Answer::Stop;
+                break;
+            }
+        }
+        (self.pages, self.runs) = (self.pages + pages, self.runs + 1);
+        answer
+    }
+}
+
+#[test]
+fn a_visitor_of_runs_gets_each_tables_pages_at_once() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&pages(range(GIB + 7 * PAGE, BLOCK))).expect("free");
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    let mut sum = Sum { pages: 0, runs: 0, stop: None };
+    assert_eq!(view.walk_with(range(GIB, 4 * BLOCK), &mut sum).end, WalkEnd::Done);
+    assert_eq!((sum.pages, sum.runs), (512, 2));
+    let stop = Ipa::new(GIB + 11 * PAGE);
+    let mut sum = Sum { pages: 0, runs: 0, stop: Some(stop) };
+    let walked = view.walk_with(range(GIB, 4 * BLOCK), &mut sum);
+    assert_eq!(walked, Walked { next: stop, end: WalkEnd::Stopped(Height::PAGE) });
+    assert_eq!(sum.pages, 5);
 }
 
 #[test]
