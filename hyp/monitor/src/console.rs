@@ -37,7 +37,7 @@ const ENABLED: u32 = 1;
 /// UARTCR's offset.
 const CONTROL: u64 = 0x30;
 /// Characters in a PL011's receive FIFO.
-const FIFO: u32 = 32;
+pub(crate) const FIFO: usize = 32;
 
 /// Makes the PL011 with registers at `registers` the console.
 ///
@@ -151,8 +151,15 @@ fn carriage_returns(text: &str, mut sink: impl FnMut(&[u8])) {
 pub(crate) fn enable_receive_interrupt() {
     let _guard = lock();
     if let Some(mut uart) = uart() {
-        uart.clear_interrupts(Interrupts::all());
         uart.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
+    }
+}
+
+/// Lets characters wait in the console's own FIFO, and whoever sends them wait behind that.
+pub(crate) fn mask_receive_interrupt() {
+    let _guard = lock();
+    if let Some(mut uart) = uart() {
+        uart.set_interrupt_masks(Interrupts::empty());
     }
 }
 

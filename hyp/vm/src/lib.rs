@@ -38,7 +38,7 @@ pub use error::Error;
 pub use gic::TimerIntids;
 pub use host::{Console, Line, ListRegisters, Ram, RamError, Timer};
 pub use manifest::{Limits, Populate, VmConfig, configure};
-pub use pl011::Taken;
+pub use pl011::{Room, Taken};
 pub use power::{Start, Why};
 pub use stats::ExitReason;
 pub use sysreg::{SysAccess, SysOutcome};

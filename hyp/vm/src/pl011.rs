@@ -173,6 +173,11 @@ impl Pl011 {
         Taken::Kept
     }
 
+    /// Tells whether another byte from the line would be kept.
+    pub(crate) const fn room(&self) -> Room {
+        if self.len < self.depth() { Room::Some } else { Room::None }
+    }
+
     fn receive(&mut self) -> u32 {
         if self.len == 0 {
             return 0;
@@ -211,6 +216,15 @@ impl Pl011 {
             _ => FIFO / 2,
         }
     }
+}
+
+/// Whether a serial port has room for another byte.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Room {
+    /// It has.
+    Some,
+    /// It has not: the byte would be dropped.
+    None,
 }
 
 /// What became of a byte from the line.
@@ -297,8 +311,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_dropped_and_the_next_byte_says_so() {
         let mut uart = with_fifo();
-        take(&mut uart, &[7; 16]);
-        assert_eq!(uart.read(FR) & FR_RXFF, FR_RXFF);
+        take(&mut uart, &[7; 15]);
+        assert_eq!(uart.room(), Room::Some);
+        take(&mut uart, &[7]);
+        assert_eq!((uart.read(FR) & FR_RXFF, uart.room()), (FR_RXFF, Room::None));
         assert_eq!((uart.take(8), uart.take(9)), (Taken::Dropped, Taken::Dropped));
         assert_eq!((uart.read(RIS) & OE, uart.read(RSR)), (OE, RSR_OE));
         assert_eq!(uart.read(DR), 7);

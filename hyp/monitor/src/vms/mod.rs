@@ -6,6 +6,7 @@
 //! Neighbours: `vm` says what a guest sees, `space` what is behind its addresses, `aarch64` enters and leaves it.
 
 mod guest;
+mod input;
 mod lists;
 mod statistics;
 mod turn;
@@ -22,6 +23,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use guest::Guest;
+use input::Input;
 use lists::{Lists, Timers};
 use log::{info, warn};
 use rand_chacha::ChaCha20Rng;
@@ -48,6 +50,7 @@ struct Hypervisor {
     layout: Layout<Granule4K>,
     vmids: Vmids,
     issued: Issued,
+    input: Input,
     /// Guests that are on.
     on: AtomicUsize,
     /// The system counter at the first entry to a guest; 0 before.
@@ -135,6 +138,7 @@ impl Hypervisor {
             layout,
             vmids: Vmids::new(if features.vmid_bits == 16 { VmidBits::Sixteen } else { VmidBits::Eight }),
             issued: Issued::default(),
+            input: Input::new(),
             on: AtomicUsize::new(0),
             first_entry: AtomicU64::new(0),
             random: SpinMutex::new(ChaCha20Rng::from_seed(machine.entropy)),
@@ -183,16 +187,22 @@ impl Hypervisor {
         }
     }
 
+    /// Returns the guest that console input goes to: the first that is on.
+    fn listener(&self) -> Option<&Guest> {
+        self.guests.iter().map(AsRef::as_ref).find(|guest| !guest.vm.is_off())
+    }
+
+    /// Notes that `guest` has read from its serial port.
+    fn has_read(&self, guest: &Guest, core: &Core<'_>) {
+        if self.listener().is_some_and(|listener| core::ptr::eq(listener, guest)) {
+            self.input.go_on(guest, core);
+        }
+    }
+
     /// Takes an interrupt that is no vCPU's.
     fn machine_interrupt(&self, core: &Core<'_>, id: IntId) {
         if Some(id) == self.machine.console_interrupt {
-            // Input goes to the first guest that is on.
-            let guest = self.guests.iter().find(|guest| !guest.vm.is_off());
-            console::receive(&mut |byte| {
-                if let Some(guest) = guest {
-                    guest.vm.input(core, byte);
-                }
-            });
+            self.input.receive(self.listener(), core);
         } else {
             warn!("interrupt {id} on CPU {} is nobody's", core.id().index());
         }

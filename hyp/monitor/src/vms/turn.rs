@@ -253,7 +253,12 @@ impl<'a> Turns<'a> {
         };
         let access = Mmio { at, bytes: transfer.bytes, op };
         match self.guest.vm.mmio(self.vcpu, &self.cpu, &mut self.lists, access) {
-            MmioOutcome::Read(value) => self.context.set_reg(transfer.rt, transfer.loaded(value)),
+            MmioOutcome::Read(value) => {
+                self.context.set_reg(transfer.rt, transfer.loaded(value));
+                if at == vm::map::UART {
+                    self.hypervisor.has_read(self.guest, &self.cpu); // the data register is at offset 0
+                }
+            }
             MmioOutcome::Written => {}
             MmioOutcome::Absent => return false,
         }

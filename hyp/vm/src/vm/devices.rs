@@ -5,7 +5,7 @@ use crate::{
     gic,
     host::{Line, ListRegisters},
     map,
-    pl011::{Effect, Taken},
+    pl011::{Effect, Room, Taken},
     vcpu::Vcpu,
 };
 use core::sync::atomic::Ordering::Relaxed;
@@ -113,6 +113,11 @@ impl Vm {
         if before != after {
             self.gic.set_spi(&self.vcpus, cpu, map::UART_INTID, after);
         }
+    }
+
+    /// Tells whether the serial port has room for another byte of input.
+    pub fn input_room(&self) -> Room {
+        self.uart.lock().room()
     }
 
     /// Gives the serial port a byte of input. On any CPU.

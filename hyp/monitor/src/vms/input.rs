@@ -1,0 +1,81 @@
+//! Console input on its way to a guest.
+//!
+//! A guest's serial port holds sixteen bytes, and a pasted line is longer. What does not fit waits here until the guest
+//! has read. Where that is much, the console's interrupt goes off until there is room, and the console's own flow
+//! control holds the rest back.
+
+use super::guest::Guest;
+use crate::console;
+use aarch64::cpu::Core;
+use alloc::collections::VecDeque;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use spin::mutex::SpinMutex;
+use vm::Room;
+
+/// The most bytes that wait.
+const CAPACITY: usize = 4096;
+
+/// Bytes that wait for a guest to read.
+pub(super) struct Input {
+    queue: SpinMutex<Queue>,
+    /// Whether there are any. A hint: it is read without the lock, after a guest's read of its serial port.
+    waiting: AtomicBool,
+}
+
+struct Queue {
+    bytes: VecDeque<u8>,
+    gate: Gate,
+}
+
+/// Whether the console interrupts for input.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Open,
+    Shut,
+}
+
+impl Input {
+    pub(super) fn new() -> Self {
+        let queue = Queue { bytes: VecDeque::with_capacity(CAPACITY), gate: Gate::Open };
+        Self { queue: SpinMutex::new(queue), waiting: AtomicBool::new(false) }
+    }
+
+    /// Takes what has come in at the console, on its interrupt, and hands `guest` what it has room for. Without a guest,
+    /// it is dropped.
+    pub(super) fn receive(&self, guest: Option<&Guest>, core: &Core<'_>) {
+        let mut queue = self.queue.lock();
+        console::receive(&mut |byte| {
+            if guest.is_some() {
+                queue.bytes.push_back(byte);
+            }
+        });
+        if queue.bytes.len() + console::FIFO > CAPACITY {
+            console::mask_receive_interrupt();
+            queue.gate = Gate::Shut;
+        }
+        self.hand_over(&mut queue, guest, core);
+    }
+
+    /// Hands `guest`, which has read from its serial port, what it has room for again.
+    #[inline]
+    pub(super) fn go_on(&self, guest: &Guest, core: &Core<'_>) {
+        if self.waiting.load(Relaxed) {
+            self.hand_over(&mut self.queue.lock(), Some(guest), core);
+        }
+    }
+
+    fn hand_over(&self, queue: &mut Queue, guest: Option<&Guest>, core: &Core<'_>) {
+        while let Some(guest) = guest
+            && let Some(&byte) = queue.bytes.front()
+            && guest.vm.input_room() == Room::Some
+        {
+            guest.vm.input(core, byte);
+            queue.bytes.pop_front();
+        }
+        self.waiting.store(!queue.bytes.is_empty(), Relaxed);
+        if queue.gate == Gate::Shut && queue.bytes.len() < CAPACITY / 2 {
+            console::enable_receive_interrupt();
+            queue.gate = Gate::Open;
+        }
+    }
+}
