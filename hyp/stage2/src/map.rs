@@ -89,7 +89,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         if !pa.is_aligned(granule) || end.get() > 1 << F::OUTPUT_BITS {
             return Err(MapError::Unmappable);
         }
-        let largest = mapping.largest.min(self.tree.format.largest_leaf());
+        let largest = mapping.largest.min(self.tree.largest_leaf());
         let content = Content::Memory { pa, attrs: mapping.attrs };
         let next = self.fill(&Fill { range: mapping.range, content, largest, why: mapping.why })?;
         self.publish(cpu, mapping.range.start(), next);
@@ -109,7 +109,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     /// Freezes the absent entry of `height` for `ipa`, with the tables on the way to it. Returns where it is.
     pub(crate) fn freeze_absent(&self, ipa: Ipa, height: Height, why: Why) -> Result<Place, MapError> {
         let range = covered::<F>(ipa, height);
-        if height > self.tree.format.largest_leaf() || !self.tree.geometry.reach().covers(range) {
+        if height > self.tree.largest_leaf() || !self.tree.geometry.reach().covers(range) {
             return Err(MapError::Unmappable);
         }
         let fill = Fill { range, content: Content::Frozen, largest: height, why };

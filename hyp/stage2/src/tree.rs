@@ -80,6 +80,16 @@ impl<F: Format, M> Tree<F, M> {
         Bbm::from_number(self.bbm.load(Relaxed))
     }
 
+    /// Returns the greatest height at which this tree can have leaves.
+    pub fn largest_leaf(&self) -> Height {
+        self.format.largest_leaf().min(self.geometry.top())
+    }
+
+    /// Returns the number of bytes in tables now: the root, and whatever is linked or not yet given back.
+    pub fn table_bytes(&self) -> u64 {
+        self.geometry.root_size().bytes() + self.census().tables * Geometry::<F>::table_size().bytes()
+    }
+
     /// Adds up the statistics.
     pub fn census(&self) -> Census {
         self.counters.census()

@@ -3,9 +3,10 @@
 mod common;
 
 use common::{BLOCK, GIB, PAGE, mapping, pages, rig};
-use model::{Effect, Machine, range};
+use model::{Effect, Machine, Rig, range};
 use stage2::{Attrs, Bbm, Class, MapError, Mapping, Quiescence, Why};
 use types::{Access, CpuId, Height, Ipa, Pa};
+use vmsa::{Controls, Features, Granule4K, Layout, Vmsa};
 
 const MIB: u64 = 1 << 20;
 
@@ -30,6 +31,24 @@ fn what_is_not_congruent_is_mapped_in_what_fits() {
     rig.map(&Mapping { pa: Pa::new(300 * GIB + PAGE), ..mapping(range(4 * GIB, BLOCK)) }).expect("free");
     rig.compare();
     assert_eq!(rig.tree.census().leaves[..3], [512, 512, 0]);
+}
+
+#[test]
+fn a_root_of_blocks_has_no_leaves_above_them() {
+    let machine = Machine::new(16 << 20);
+    let geometry = Layout::choose(32, Height::new(1), 5, Controls::empty()).expect("possible").geometry();
+    let mut rig = Rig::new(&machine, Vmsa::<Granule4K>::new(Features::empty()), geometry, Bbm::Level0);
+    let whole = Mapping { largest: Height::new(2), ..mapping(range(0, 4 * GIB)) };
+    rig.map(&whole).expect("free");
+    rig.compare();
+    assert_eq!(rig.tree.census().leaves[..3], [0, 2048, 0]);
+    assert_eq!(rig.tree.table_bytes(), 4 * PAGE);
+    rig.unmap(range(PAGE, 4 * GIB - 2 * PAGE)).expect("memory for two tables");
+    rig.compare();
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    let too_high = view.claim(Ipa::new(GIB), Height::new(2), Why::Alignment).map(|_| ());
+    assert_eq!(too_high, Err(MapError::Unmappable));
 }
 
 #[test]
