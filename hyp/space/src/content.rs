@@ -8,14 +8,15 @@ use crate::fault::There;
 use crate::space::TableView;
 use crate::{Backing, Space, SpaceError};
 use frames::{FrameError, Hold, Order};
-use stage2::{Format, Invalidate, Section};
+use stage2::{Format, Found, Invalidate, Section};
 use types::{Cpu, Ipa, Pa, Range};
 
 /// How often an access tries anew after a lost race.
 const PATIENCE: u32 = 8;
 
 /// Part of a guest's memory that is pinned.
-struct Pinned {
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Pinned {
     /// Where the access begins.
     pa: Pa,
     /// How many bytes from there are in the folio and in the leaf.
@@ -142,9 +143,10 @@ impl<F: Format> Space<'_, F> {
             if standing.region.backing != Backing::Ram {
                 return Err(SpaceError::NotRam { ipa });
             }
-            match self.look(&view, ipa) {
+            let found = view.translate(ipa);
+            match self.read(found, ipa) {
                 There::Leaf { .. } => {
-                    if let Some(pinned) = self.try_pin(&view, ipa, hold)? {
+                    if let Some(pinned) = self.try_pin(&view, ipa, found, hold)? {
                         return Ok(pinned);
                     }
                 }
@@ -160,14 +162,14 @@ impl<F: Format> Space<'_, F> {
         Err(SpaceError::Busy { ipa })
     }
 
-    /// Pins the folio that `ipa` translates into. `None` where the entry changed meanwhile.
-    fn try_pin<R>(
+    /// Pins the folio that `found`, the entry for `ipa`, translates into. `None` where the entry changed meanwhile.
+    pub(crate) fn try_pin<R>(
         &self,
         view: &TableView<'_, '_, F, R>,
         ipa: Ipa,
+        found: Found<F>,
         hold: Hold,
     ) -> Result<Option<Pinned>, SpaceError> {
-        let found = view.translate(ipa);
         let Some(pa) = found.pa(ipa) else {
             return Ok(None);
         };

@@ -13,7 +13,7 @@ use crate::space::TableView;
 use crate::tally::Event;
 use crate::{Space, SpaceError};
 use frames::{FrameError, Order, Run, Usage};
-use stage2::{Entry, Format, Invalidate, Live, MapError, Note, Owed, Section, Why, span};
+use stage2::{Entry, Format, Found, Invalidate, Live, MapError, Note, Owed, Section, Why, span};
 use types::{Access, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range};
 
 /// The largest leaf that a fault makes, in bytes, where pages are smaller: it bounds what is zeroed while a guest waits.
@@ -273,7 +273,11 @@ impl<'f, F: Format> Space<'f, F> {
 
     /// Looks at what is at an address.
     pub(crate) fn look<R>(&self, view: &TableView<'_, 'f, F, R>, ipa: Ipa) -> There {
-        let found = view.translate(ipa);
+        self.read(view.translate(ipa), ipa)
+    }
+
+    /// Reads what was found at an address.
+    pub(crate) fn read(&self, found: Found<F>, ipa: Ipa) -> There {
         let range = Range::block_around(ipa, span::<F>(found.height()));
         match found.entry(self.tree.format()) {
             Entry::Absent => There::Nothing(found.height()),

@@ -95,3 +95,27 @@ fn an_access_holds_no_pin_afterwards_and_takes_part_with_others() {
         assert_eq!((word().block_pins(), word().write_pins()), (1, 1));
     });
 }
+
+/// The interleaving that a second look is for: found, unmapped and given back, the frame mapped elsewhere, pinned.
+#[test]
+fn a_frame_that_moved_on_between_look_and_pin_is_not_touched() {
+    with_guest(PAGE, |machine, space, stay| {
+        let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
+        add_ram(space, stay, 0, 2 * PAGE);
+        for ipa in [GUEST, PAGE] {
+            assert_eq!(space.fault(stay, &cpu, &tlb, &fault_at(ipa)), Ok(crate::Outcome::Mapped));
+        }
+        let _held = leave_free(machine, 0);
+        let ipa = Ipa::new(GUEST + 8);
+        let found = space.tree().open(&*stay).translate(ipa);
+        space.discard(stay, &tlb, range(GUEST, PAGE)).unwrap();
+        assert_eq!(space.fault(stay, &cpu, &tlb, &fault_at(0)), Ok(crate::Outcome::Mapped));
+        let (pa, _) = translate(space, stay, 8).unwrap();
+        assert_eq!(found.pa(ipa), Some(pa), "the last free frame is the one that was given back");
+        let view = space.tree().open(&*stay);
+        assert_eq!(space.try_pin(&view, ipa, found, Hold::Write), Ok(None));
+        assert_eq!(machine.record(pa).unwrap().load().pins(), 0, "what was not to be pinned was let go");
+        let now = view.translate(Ipa::new(8));
+        assert!(space.try_pin(&view, Ipa::new(8), now, Hold::Write).unwrap().is_some());
+    });
+}

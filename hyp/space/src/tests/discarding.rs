@@ -132,6 +132,11 @@ fn a_gibibyte_goes_back_in_bounded_steps() {
     assert_eq!(machine.stats(), before);
 }
 
+/// What is written to a page: tells where it was meant to go.
+fn mark_of(ipa: u64) -> u8 {
+    (ipa / PAGE % 251) as u8 + 1
+}
+
 /// Faults, loads and discards of one space on several CPUs at once: whatever the outcome, every frame is at one
 /// address or free, and nothing leaks.
 #[test]
@@ -153,9 +158,10 @@ fn faults_and_discards_at_once_lose_no_frame_and_share_none() {
                     seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                     let ipa = GUEST + (seed >> 20) % bytes;
                     let mut stay = epoch.enter(cpu_id(n));
-                    if seed >> 62 == 0 {
-                        let length = (bytes - (ipa - GUEST)).min(3 * PAGE) as usize;
-                        match space.copy_in(&mut stay, &cpu, &tlb, Ipa::new(ipa), &vec![n as u8; length]) {
+                    if seed >> 63 == 0 {
+                        let length = (PAGE - ipa % PAGE) as usize;
+                        match space.copy_in(&mut stay, &cpu, &tlb, Ipa::new(ipa), &vec![mark_of(ipa); length])
+                        {
                             Ok(()) | Err(SpaceError::Busy { .. }) => {}
                             Err(wrong) => panic!("{wrong}"),
                         }
@@ -183,6 +189,10 @@ fn faults_and_discards_at_once_lose_no_frame_and_share_none() {
             assert!(seen.insert(pa), "{pa} is at two addresses");
             let word = machine.record(pa).unwrap().load();
             assert_eq!((word.refs(), word.pins(), word.block_pins()), (1, 0, 0));
+            let mut bytes = [0; PAGE as usize];
+            machine.read(pa, &mut bytes).unwrap();
+            let strange = bytes.iter().find(|byte| ![0, mark_of(ipa)].contains(*byte));
+            assert_eq!(strange, None, "{ipa:#x} has what was written elsewhere");
         }
     }
     assert_eq!(machine.stats().guest, seen.len() as u64);

@@ -42,6 +42,8 @@ struct FakeCpu<'f> {
     published: Mutex<Vec<(Pa, u64)>>,
     /// Called before each zeroing: what happens on other CPUs while this one prepares a fault.
     meanwhile: Option<&'f (dyn Fn() + Sync)>,
+    /// Called before each allocation: what happens on other CPUs since this one found nothing mapped.
+    before: Option<&'f (dyn Fn() + Sync)>,
 }
 
 impl<'f> FakeCpu<'f> {
@@ -52,12 +54,16 @@ impl<'f> FakeCpu<'f> {
             zeroed: AtomicU64::new(0),
             published: Mutex::default(),
             meanwhile: None,
+            before: None,
         }
     }
 }
 
 impl Cpu for FakeCpu<'_> {
     fn id(&self) -> CpuId {
+        if let Some(before) = self.before {
+            before();
+        }
         self.id
     }
 

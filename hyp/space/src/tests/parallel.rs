@@ -90,6 +90,32 @@ fn cpus_that_race_for_the_last_frame_do_not_run_out_of_memory() {
     }
 }
 
+/// The interleaving behind the one above: both find nothing mapped; one takes the last frame and publishes it; then the
+/// other finds no memory.
+#[test]
+fn a_fault_that_finds_no_memory_looks_again_before_it_fails() {
+    let machine = machine(MIB);
+    let epoch = EntryEpoch::new();
+    let space = space(&machine);
+    let mut stay = epoch.enter(cpu_id(0));
+    add_ram(&space, &mut stay, GUEST, 2 * PAGE);
+    let (cpu, tlb) = (FakeCpu::new(1, &machine), Recorder::default());
+    assert_eq!(
+        space.fault(&stay, &cpu, &tlb, &fault_at(GUEST)),
+        Ok(Outcome::Mapped),
+        "this makes the tables"
+    );
+    let _held = leave_free(&machine, 1);
+    let other = || {
+        let epoch = EntryEpoch::new();
+        let outcome = space.fault(&epoch.enter(cpu_id(1)), &cpu, &tlb, &fault_at(GUEST + PAGE));
+        assert!(matches!(outcome, Ok(Outcome::Mapped | Outcome::AlreadyMapped)));
+    };
+    let late = FakeCpu { before: Some(&other), ..FakeCpu::new(0, &machine) };
+    let outcome = space.fault(&stay, &late, &Recorder::default(), &fault_at(GUEST + PAGE));
+    assert_eq!(outcome, Ok(Outcome::AlreadyMapped));
+}
+
 #[test]
 fn the_last_block_is_mapped_with_pages_where_its_table_needs_one_of_its_frames() {
     let machine = machine(16 * MIB);

@@ -104,6 +104,7 @@ fn a_fault_that_was_planned_by_a_removed_region_publishes_nothing() {
         let cpu = FakeCpu { meanwhile: Some(&meanwhile), ..FakeCpu::new(0, &machine) };
         let stay = epoch.enter(cpu_id(0));
         let outcome = space.fault(&stay, &cpu, &Recorder::default(), &fault_at(GUEST));
+        preparing.store(true, SeqCst); // where it has prepared nothing, the other does not wait for ever
         assert_eq!(outcome, Ok(Outcome::Busy));
         assert_eq!(translate(&space, &stay, GUEST), None);
     });
@@ -135,6 +136,7 @@ fn another_region_that_changes_meanwhile_does_not_disturb_a_fault() {
         let cpu = FakeCpu { meanwhile: Some(&meanwhile), ..FakeCpu::new(0, &machine) };
         let stay = epoch.enter(cpu_id(0));
         let outcome = space.fault(&stay, &cpu, &Recorder::default(), &fault_at(GUEST));
+        preparing.store(true, SeqCst); // where it has prepared nothing, the other does not wait for ever
         assert_eq!(outcome, Ok(Outcome::Mapped));
     });
 }
