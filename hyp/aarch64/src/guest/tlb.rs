@@ -168,9 +168,9 @@ mod host {
 
 /// Empties the TLBs of all CPUs of every guest's translations, and waits until that is complete: when VMIDs begin anew.
 pub fn flush_all() {
-    dsb_ishst();
+    dsb_ishst(); // O70
     alle1is();
-    dsb_ish();
+    dsb_ish(); // O72
     isb();
 }
 
@@ -320,7 +320,8 @@ impl<T: Tag> Invalidate for Broadcast<'_, T> {
     type Pending = Pending;
 
     fn begin(&self, work: Work) -> Pending {
-        // Our entry writes are visible to every table walker before anything that follows.
+        // O70: our entry writes are visible to every table walker before the tag is read and anything is invalidated.
+        // Pairs with O51.
         dsb_ishst();
         match (work.class, work.scope) {
             (Class::Publish, _) => {
@@ -339,24 +340,24 @@ impl<T: Tag> Invalidate for Broadcast<'_, T> {
         match pending {
             Pending::Nothing => {}
             Pending::Local => {
-                dsb_nsh();
+                dsb_nsh(); // O71, for this CPU
                 let _ = self.tagged(vmalle1);
                 dsb_nsh();
                 isb();
             }
             Pending::LocalEverything => {
-                dsb_nsh();
+                dsb_nsh(); // O72, for this CPU
                 isb();
             }
             Pending::Stage2 => {
-                dsb_ish(); // stage-2 entries are gone everywhere before the combined ones go
+                dsb_ish(); // O71: stage-2 entries are gone everywhere before the combined ones go
                 // None: a rollover has emptied all TLBs meanwhile.
                 let _ = self.tagged(vmalle1is);
-                dsb_ish(); // complete everywhere
+                dsb_ish(); // O72: complete everywhere before anything is reused
                 isb();
             }
             Pending::Everything => {
-                dsb_ish();
+                dsb_ish(); // O72
                 isb();
             }
         }

@@ -61,7 +61,7 @@ impl<'a> Turns<'a> {
                     intent = self.answer(vector);
                 }
                 Next::Idle => {
-                    dsb_sy(); // what the guest wrote is on its way before the CPU sleeps
+                    dsb_sy(); // complete before the CPU sleeps, as before any WFI
                     wfi();
                     self.guest.vm.left(self.vcpu);
                     self.interrupt();
