@@ -15,6 +15,7 @@ pub mod ich;
 pub mod inject;
 pub mod switch;
 pub mod tlb;
+mod tlbi;
 
 pub use context::Context;
 pub use el1::El1;
