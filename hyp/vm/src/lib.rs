@@ -30,7 +30,6 @@ mod sysreg;
 mod testing;
 mod vcpu;
 pub mod vm;
-mod vms;
 
 pub use call::{CallOutcome, CallRegs};
 pub use dtb::Seed;
@@ -44,4 +43,3 @@ pub use stats::ExitReason;
 pub use sysreg::{SysAccess, SysOutcome};
 pub use vcpu::{MAX_VCPUS, Vcpu, affinity, index_of};
 pub use vm::{IdBits, Intent, Mmio, MmioOp, MmioOutcome, Next, Vm};
-pub use vms::{Remaining, Vms};
