@@ -92,12 +92,16 @@ fn own_affinity() -> u64 {
 fn device_tree(dtb: u64) -> Fdt<'static> {
     // SAFETY: the boot protocol (x0) puts the tree there, and the layout keeps it.
     unsafe { tree::from_loader(dtb) }.unwrap_or_else(|error| {
-        if let Some(registers) = platform::board().last_resort_console() {
-            // SAFETY: the board says so.
-            unsafe { console::use_registers(registers) };
-        }
+        use_last_resort_console();
         fatal!("{error}")
     })
+}
+
+fn use_last_resort_console() {
+    if let Some(registers) = platform::board().last_resort_console() {
+        // SAFETY: the board says that a PL011 is there, and the MMU is off.
+        unsafe { console::use_registers(registers) };
+    }
 }
 
 /// Finds the console and the firmware, so that from here on errors can be said, and the machine turned off.
@@ -106,10 +110,7 @@ fn find_console(fdt: Fdt<'_>) -> ConsoleAt {
         report::use_psci(psci);
     }
     let console = tree::find_console(fdt).unwrap_or_else(|| {
-        if let Some(registers) = platform::board().last_resort_console() {
-            // SAFETY: the board says so.
-            unsafe { console::use_registers(registers) };
-        }
+        use_last_resort_console();
         fatal!("the device tree has no PL011 console")
     });
     // SAFETY: the tree says that a PL011 is there; the map will have it.
@@ -129,7 +130,7 @@ fn image_range() -> PaRange {
     PaRange::new(Pa::new(start), Pa::new(end)).unwrap_or(PaRange::EMPTY)
 }
 
-/// Builds the hypervisor's address space, clears the other CPUs' slots, and turns the MMU and the caches on.
+/// Builds the hypervisor's address space, and turns the MMU and the caches on.
 fn enable_map(hardware: &Hardware<'_>, console: &ConsoleAt, tree: PaRange, layout: &Layout) -> Map {
     // SAFETY: boot runs once.
     let mut map = unsafe { Map::new(Features::of_this_cpu().pa_range) };
