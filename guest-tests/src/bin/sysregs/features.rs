@@ -68,7 +68,8 @@ static FEATURES: &[Feature] = features! {
     "EL2": PFR0, 8, Always, [];
     "VHE": MMFR1, 8, Always, [];
     "nested virtualization": MMFR2, 24, Always, [];
-    "RAS": PFR0, 28, Maybe, [mrs(register(3, 0, 5, 3, 0)), mrs(register(3, 0, 12, 1, 1))]; // ERRIDR_EL1, DISR_EL1
+    // DISR_EL1 proves nothing: no hypervisor can hide it.
+    "RAS": PFR0, 28, Maybe, [mrs(register(3, 0, 5, 3, 0))]; // ERRIDR_EL1
     "MPAM": PFR0, 40, Maybe, [mrs(register(3, 0, 10, 5, 0))]; // MPAM1_EL1
     "limited ordering": MMFR1, 16, Maybe, [mrs(register(3, 0, 10, 4, 7))]; // LORID_EL1
     "PAN": MMFR1, 20, Maybe, [mrs(register(3, 0, 4, 2, 3))];
