@@ -88,6 +88,16 @@ pub fn on_first(count: usize, work: Work<'_>) -> Verdict {
     verdict
 }
 
+/// Starts `cpu` on `work`, which must not return, and does not wait for it. No CPU can be borrowed after this.
+pub fn lose(cpu: usize, work: Work<'static>) {
+    assert!(cpu::index() == 0 && alone(), "only the boot CPU loses others, while they are off");
+    // SAFETY: the other CPUs are off.
+    unsafe { *JOB.work.get() = Some(work) };
+    JOB.taking_part.store(2, Ordering::Relaxed); // for good
+    cpu::dsb_isb();
+    start(cpu, JOB.cookie.load(Ordering::Relaxed) | cpu as u64);
+}
+
 /// Starts `cpu`, which is off or about to be, with `context`.
 fn start(cpu: usize, context: u64) {
     let entry = &raw const start::SECONDARY_START as u64;

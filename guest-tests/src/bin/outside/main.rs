@@ -12,11 +12,13 @@
 )]
 
 mod aim;
+mod astray;
 mod beyond;
 mod single;
 mod walk;
 mod witness;
 
+use astray::a_vcpu_that_is_lost_does_not_hold_the_others;
 use beyond::{addresses_beyond_the_physical_size_abort, translations_beyond_what_the_guest_was_told_abort};
 use guest_tests::{Verdict, guest_tests, smp};
 use single::{
@@ -44,6 +46,8 @@ guest_tests! {
     a_root_table_in_a_hole_aborts_the_walk,
     translation_instructions_through_a_hole_say_so,
     all_vcpus_at_once_abort,
+    // Last, since the vCPU cannot be had back.
+    a_vcpu_that_is_lost_does_not_hold_the_others,
 }
 
 fn all_vcpus_at_once_abort() -> Verdict {
