@@ -6,7 +6,7 @@ use crate::process::interrupted;
 use crate::qemu::Serial;
 use crate::run::Prepared;
 use crate::{paths, shell};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs;
 use std::path::PathBuf;
@@ -82,25 +82,17 @@ impl Cases {
         }
         self.doing(name);
         let started = Instant::now();
-        let result = play(name, machine, script);
+        let (counts, fault) = match play(name, machine, script) {
+            Ok(played) => played,
+            Err(error) => (Summary { passed: 0, failed: 1 }, Some(format!("{error:#}"))),
+        };
         let seconds = started.elapsed().as_secs_f64();
+        self.summary.add(counts);
         self.bar.inc(1);
-        match result {
-            Ok(counts) => {
-                self.summary.add(counts);
-                let ok = if counts.failed == 0 { "ok  " } else { "FAIL" };
-                let of = if counts == (Summary { passed: 1, failed: 0 }) {
-                    String::new()
-                } else {
-                    format!(", {counts}")
-                };
-                self.say(&format!("{ok} {name} ({seconds:.1} s{of})"));
-            }
-            Err(error) => {
-                self.summary.failed += 1;
-                self.say(&format!("FAIL {name} ({seconds:.1} s)\n     {error:#}"));
-            }
-        }
+        let ok = if counts.failed == 0 { "ok  " } else { "FAIL" };
+        let of = if counts.passed + counts.failed == 1 { String::new() } else { format!(", {counts}") };
+        let fault = fault.map(|fault| format!("\n     {}", fault.trim_end())).unwrap_or_default();
+        self.say(&format!("{ok} {name} ({seconds:.1} s{of}){fault}"));
     }
 
     /// Ends the last group, and returns the counts.
@@ -115,21 +107,26 @@ impl Cases {
     }
 }
 
-/// Runs one boot; what its console printed goes to a file, and of a failure its end to the error.
+/// Runs one boot. What its console printed goes to a file, and of a failure what tells most to the text returned.
 fn play(
     name: &str,
     machine: impl FnOnce() -> Result<Prepared>,
     script: impl FnOnce(&mut Console) -> Result<Summary>,
-) -> Result<Summary> {
+) -> Result<(Summary, Option<String>)> {
     let prepared = machine()?;
     let mut console = Console::piped(&prepared.machine, Echo::Kept)?;
     let result = script(&mut console);
     let path = log_file(name)?;
     let command = shell::line(&prepared.machine.command(Serial::Pipe));
     fs::write(&path, format!("{command}\n{}", console.log())).context("cannot write the console's log")?;
+    let log = format!("the whole console: {}", paths::display(&path));
     let error = match result {
-        Ok(counts) if counts.failed == 0 => return Ok(counts),
-        Ok(counts) => anyhow::anyhow!("{counts}"),
+        Ok(counts) if counts.failed == 0 => return Ok((counts, None)),
+        Ok(counts) => {
+            let failures: Vec<&str> =
+                console.log().lines().filter(|line| line.starts_with("FAIL ")).collect();
+            return Ok((counts, Some(format!("{}\n     {log}", failures.join("\n     ")))));
+        }
         Err(error) => error,
     };
     let backtrace = match error.downcast_ref::<Trouble>() {
@@ -138,7 +135,8 @@ fn play(
     };
     let lines: Vec<&str> = console.log().lines().collect();
     let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n     | ");
-    bail!("{error:#}\n{backtrace}     | {tail}\n     the whole console: {}", paths::display(&path));
+    let text = format!("{error:#}\n{backtrace}     | {tail}\n     {log}");
+    Ok((Summary { passed: 0, failed: 1 }, Some(text)))
 }
 
 /// Returns the file for a test's console, named after the test.

@@ -8,7 +8,7 @@ use crate::qemu::DEFAULT_CPU;
 use crate::report::Report;
 use crate::run::{Prepared, host};
 use crate::size::Size;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use regex::Regex;
 use std::path::Path;
 use std::time::Duration;
@@ -53,5 +53,7 @@ fn reported(console: &mut Console, pattern: &str, elf: &Path) -> Result<()> {
     ensure!(Regex::new(pattern)?.is_match(first), "the report begins with {first:?}, not with /{pattern}/");
     let backtrace = report.backtrace(Some(elf));
     ensure!(backtrace.contains("monitor::provoke::"), "the backtrace does not lead there:\n{backtrace}");
+    let status = console.end(Some(PATIENCE)).context("after the report")?;
+    ensure!(status.success(), "QEMU ended with {status}");
     Ok(())
 }
