@@ -116,27 +116,28 @@ fn store_words(to: &[AtomicU64], from: &[u8]) {
     // SAFETY: any eight bytes are a u64.
     let (before, whole, _) = unsafe { from.align_to::<u64>() };
     if before.is_empty() {
-        let (to, from) = (to.as_chunks::<8>(), whole.as_chunks::<8>());
-        for (to, from) in to.0.iter().zip(from.0) {
-            for (word, value) in to.iter().zip(from) {
-                word.store(*value, Relaxed);
-            }
-        }
-        for (word, value) in to.1.iter().zip(from.1) {
-            word.store(*value, Relaxed);
-        }
-        return;
+        return store_made(to, whole.as_chunks::<1>().0, |[word]| word);
     }
     // SAFETY: any four bytes are a u32.
     let (before, halves, _) = unsafe { from.align_to::<u32>() };
     if before.is_empty() {
-        for (word, halves) in to.iter().zip(halves.as_chunks::<2>().0) {
-            word.store(joined(*halves), Relaxed);
-        }
-        return;
+        return store_made(to, halves.as_chunks::<2>().0, joined);
     }
-    for (word, bytes) in to.iter().zip(from.as_chunks::<WORD>().0) {
-        word.store(u64::from_ne_bytes(*bytes), Relaxed);
+    store_made(to, from.as_chunks::<WORD>().0, u64::from_ne_bytes);
+}
+
+/// Writes the words that `make` makes, eight to a round of the loop.
+#[inline(always)]
+fn store_made<T: Copy>(to: &[AtomicU64], from: &[T], make: impl Fn(T) -> u64) {
+    let (to_eights, to_rest) = to.as_chunks::<8>();
+    let (from_eights, from_rest) = from.as_chunks::<8>();
+    for (to, from) in to_eights.iter().zip(from_eights) {
+        for (word, parts) in to.iter().zip(from) {
+            word.store(make(*parts), Relaxed);
+        }
+    }
+    for (word, parts) in to_rest.iter().zip(from_rest) {
+        word.store(make(*parts), Relaxed);
     }
 }
 

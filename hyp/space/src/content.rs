@@ -8,19 +8,34 @@ use crate::fault::There;
 use crate::space::TableView;
 use crate::{Backing, Space, SpaceError};
 use frames::{FrameError, Hold, Order};
-use stage2::{Format, Found, Invalidate, Section};
-use types::{Cpu, Ipa, Pa, Range};
+use stage2::{Format, Found, Invalidate, Section, span};
+use types::{Cpu, FRAME_SIZE, Ipa, Pa, Range};
 
 /// How often an access tries anew after a lost race.
 const PATIENCE: u32 = 8;
 
-/// Part of a guest's memory that is pinned.
+/// What is to be touched, and how.
+struct Access {
+    ipa: Ipa,
+    length: u64,
+    hold: Hold,
+    absent: Absent,
+}
+
+/// What to do where there is no memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    /// Put memory there.
+    Populate,
+    /// Go on behind it.
+    Skip,
+}
+
+/// A place in a guest's memory that is pinned.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Pinned {
     /// Where the access begins.
     pa: Pa,
-    /// How many bytes from there are in the folio and in the leaf.
-    bytes: u64,
     /// The folio that is pinned.
     folio: Pa,
     order: Order,
@@ -43,7 +58,9 @@ impl<F: Format> Space<'_, F> {
         bytes: &[u8],
     ) -> Result<(), SpaceError> {
         let mut rest = bytes;
-        self.each_part(section, cpu, tlb, ipa, bytes.len() as u64, Hold::Write, |pa, length| {
+        let length = bytes.len() as u64;
+        let access = Access { ipa, length, hold: Hold::Write, absent: Absent::Populate };
+        self.each_part(section, cpu, tlb, &access, |pa, length| {
             let (now, later) = rest.split_at(rest.len().min(length as usize));
             rest = later;
             self.frames.write(pa, now)?;
@@ -52,9 +69,8 @@ impl<F: Format> Space<'_, F> {
         })
     }
 
-    /// Zeroes `length` bytes at `ipa`, any alignment, and makes the zeroes visible as [`Space::copy_in`] does. Memory
-    /// that nobody has touched is zero and stays unpopulated only where the guest has not faulted it in: so this is for
-    /// a range that something was loaded to before.
+    /// Zeroes `length` bytes at `ipa`, any alignment, and makes the zeroes visible as [`Space::copy_in`] does. Where
+    /// there is no memory behind an address it stays so, since it would come zeroed.
     ///
     /// # Errors
     /// As for [`Space::copy_in`].
@@ -66,12 +82,13 @@ impl<F: Format> Space<'_, F> {
         ipa: Ipa,
         length: u64,
     ) -> Result<(), SpaceError> {
-        static ZEROES: [u8; types::FRAME_SIZE as usize] = [0; types::FRAME_SIZE as usize];
-        self.each_part(section, cpu, tlb, ipa, length, Hold::Write, |pa, length| {
+        static ZEROES: [u8; FRAME_SIZE as usize] = [0; FRAME_SIZE as usize];
+        let access = Access { ipa, length, hold: Hold::Write, absent: Absent::Skip };
+        self.each_part(section, cpu, tlb, &access, |pa, length| {
             let mut at = pa;
             let end = pa.wrapping_add(length);
             while let Some(left) = end.offset_from(at).filter(|left| *left > 0) {
-                let now = left.min(types::FRAME_SIZE);
+                let now = left.min(FRAME_SIZE);
                 self.frames.write(at, &ZEROES[..now as usize])?;
                 at = at.wrapping_add(now);
             }
@@ -95,33 +112,33 @@ impl<F: Format> Space<'_, F> {
     ) -> Result<(), SpaceError> {
         let length = bytes.len() as u64;
         let mut rest = bytes;
-        self.each_part(section, cpu, tlb, ipa, length, Hold::Read, |pa, length| {
+        let access = Access { ipa, length, hold: Hold::Read, absent: Absent::Populate };
+        self.each_part(section, cpu, tlb, &access, |pa, length| {
             let (now, later) = core::mem::take(&mut rest).split_at_mut(length as usize);
             rest = later;
             self.frames.read(pa, now)
         })
     }
 
-    /// Calls `part` for each pinned piece of `length` bytes at `ipa`, in order.
-    #[expect(clippy::too_many_arguments, reason = "what every operation takes, and what to do")]
+    /// Calls `part` for each pinned piece of an access, in order.
     fn each_part<S: Section, C: Cpu, I: Invalidate>(
         &self,
         section: &mut S,
         cpu: &C,
         tlb: &I,
-        ipa: Ipa,
-        length: u64,
-        hold: Hold,
+        access: &Access,
         mut part: impl FnMut(Pa, u64) -> Result<(), FrameError>,
     ) -> Result<(), SpaceError> {
-        let mut at = ipa;
-        let mut left = length;
+        let mut at = access.ipa;
+        let mut left = access.length;
         while left > 0 {
-            let pinned = self.pin_part(section, cpu, tlb, at, hold)?;
-            let now = pinned.bytes.min(left);
-            let done = part(pinned.pa, now);
-            let unpinned = self.frames.unpin(pinned.folio, pinned.order, hold);
-            debug_assert_eq!((done, unpinned), (Ok(()), Ok(())), "a pinned frame is not the guest's");
+            let (bytes, pinned) = self.next_part(section, cpu, tlb, at, access)?;
+            let now = bytes.min(left);
+            if let Some(Pinned { pa, folio, order }) = pinned {
+                let done = part(pa, now);
+                let unpinned = self.frames.unpin(folio, order, access.hold);
+                debug_assert_eq!((done, unpinned), (Ok(()), Ok(())), "a pinned frame is not the guest's");
+            }
             left -= now;
             at = at.checked_add(now).ok_or(SpaceError::NoRegion { ipa: at })?;
             section.pass();
@@ -129,26 +146,32 @@ impl<F: Format> Space<'_, F> {
         Ok(())
     }
 
-    fn pin_part<S: Section, C: Cpu, I: Invalidate>(
+    /// Pins what is at `ipa`. Returns how many bytes from there are of the same kind; and the pin, where there is memory.
+    fn next_part<S: Section, C: Cpu, I: Invalidate>(
         &self,
         section: &mut S,
         cpu: &C,
         tlb: &I,
         ipa: Ipa,
-        hold: Hold,
-    ) -> Result<Pinned, SpaceError> {
+        access: &Access,
+    ) -> Result<(u64, Option<Pinned>), SpaceError> {
         for _ in 0..PATIENCE {
             let view = self.tree.open(&*section);
             let standing = self.standing(&view, ipa)?;
-            if standing.region.backing != Backing::Ram {
+            let region = standing.region;
+            if region.backing != Backing::Ram {
                 return Err(SpaceError::NotRam { ipa });
             }
             let found = view.translate(ipa);
             match self.read(found, ipa) {
                 There::Leaf { .. } => {
-                    if let Some(pinned) = self.try_pin(&view, ipa, found, hold)? {
-                        return Ok(pinned);
+                    if let Some((bytes, pinned)) = self.try_pin(&view, ipa, found, access.hold)? {
+                        return Ok((bytes, Some(pinned)));
                     }
+                }
+                There::Nothing(height) if access.absent == Absent::Skip => {
+                    let end = Range::block_around(ipa, span::<F>(height)).end().min(region.range.end());
+                    return Ok((end.get() - ipa.get(), None));
                 }
                 There::Nothing(highest) => {
                     self.map_one(&view, cpu, tlb, &standing, ipa, highest)?;
@@ -162,14 +185,15 @@ impl<F: Format> Space<'_, F> {
         Err(SpaceError::Busy { ipa })
     }
 
-    /// Pins the folio that `found`, the entry for `ipa`, translates into. `None` where the entry changed meanwhile.
+    /// Pins the folio that `found`, the entry for `ipa`, translates into. Returns how many bytes from there are in both
+    /// the leaf and the folio. `None` where the entry changed meanwhile.
     pub(crate) fn try_pin<R>(
         &self,
         view: &TableView<'_, '_, F, R>,
         ipa: Ipa,
         found: Found<F>,
         hold: Hold,
-    ) -> Result<Option<Pinned>, SpaceError> {
+    ) -> Result<Option<(u64, Pinned)>, SpaceError> {
         let Some(pa) = found.pa(ipa) else {
             return Ok(None);
         };
@@ -185,9 +209,9 @@ impl<F: Format> Space<'_, F> {
             self.frames.unpin(folio, order, hold).map_err(|_| SpaceError::NotRam { ipa })?;
             return Ok(None);
         }
-        let leaf = Range::block_around(ipa, stage2::span::<F>(found.height()));
+        let leaf = Range::block_around(ipa, span::<F>(found.height()));
         let in_leaf = leaf.end().get() - ipa.get();
         let in_folio = order.bytes() - (pa.get() - folio.get());
-        Ok(Some(Pinned { pa, bytes: in_leaf.min(in_folio), folio, order }))
+        Ok(Some((in_leaf.min(in_folio), Pinned { pa, folio, order })))
     }
 }

@@ -83,6 +83,19 @@ fn zeroing_clears_exactly_the_range() {
 }
 
 #[test]
+fn zeroing_puts_no_memory_where_there_is_none() {
+    with_guest(4 * BLOCK, |machine, space, stay| {
+        let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
+        space.copy_in(stay, &cpu, &tlb, Ipa::new(GUEST + 2 * BLOCK), &[1; 16]).unwrap();
+        space.zero(stay, &cpu, &tlb, Ipa::new(GUEST + 3), 4 * BLOCK - 3).unwrap();
+        assert_eq!(leaves(space), [0, 1, 0]);
+        assert_eq!(byte_at(space, stay, GUEST + 2 * BLOCK), 0);
+        let wrong = space.zero(stay, &cpu, &tlb, Ipa::new(GUEST + 3), 4 * BLOCK);
+        assert_eq!(wrong, Err(SpaceError::NoRegion { ipa: Ipa::new(GUEST + 4 * BLOCK) }));
+    });
+}
+
+#[test]
 fn an_access_holds_no_pin_afterwards_and_takes_part_with_others() {
     with_guest(2 * BLOCK, |machine, space, stay| {
         let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
