@@ -9,6 +9,8 @@ use types::{Height, Ipa, Range};
 pub struct Geometry<F> {
     top: Height,
     ipa_bits: u32,
+    /// The last address, so that the hottest question about a shape is one comparison.
+    last: Ipa,
     format: PhantomData<F>,
 }
 
@@ -17,7 +19,7 @@ pub struct Geometry<F> {
 pub enum BadGeometry {
     /// More concatenated tables at the root than [`Geometry::MAX_CONCATENATION`].
     RootTooWide,
-    /// The top is above what the format has, or the address size does not reach it.
+    /// The root would be a table of pages, or is above what the format has, or the address size does not reach it.
     WrongHeight,
 }
 
@@ -29,13 +31,14 @@ impl<F: Format> Geometry<F> {
     /// bits. Where the addresses have more bits than a single root table takes, the root is concatenated.
     pub const fn new(top: Height, ipa_bits: u32) -> Result<Self, BadGeometry> {
         let shift = shift::<F>(top);
-        if top.get() > F::MAX_TOP || ipa_bits <= shift || ipa_bits > 56 {
+        if top.get() == 0 || top.get() > F::MAX_TOP || ipa_bits <= shift || ipa_bits > 56 {
             return Err(BadGeometry::WrongHeight);
         }
         if ipa_bits > shift + F::INDEX_BITS + Self::MAX_CONCATENATION.trailing_zeros() {
             return Err(BadGeometry::RootTooWide);
         }
-        Ok(Self { top, ipa_bits, format: PhantomData })
+        let last = Ipa::new((1 << ipa_bits) - 1);
+        Ok(Self { top, ipa_bits, last, format: PhantomData })
     }
 
     /// Returns the height of the root's entries.
@@ -51,6 +54,12 @@ impl<F: Format> Geometry<F> {
     /// Returns every address that the tree translates.
     pub const fn reach(&self) -> Range {
         Range::block_around(Ipa::new(0), 1 << self.ipa_bits)
+    }
+
+    /// Tells whether the tree translates `ipa`.
+    #[inline(always)]
+    pub const fn reaches(&self, ipa: Ipa) -> bool {
+        ipa.get() <= self.last.get()
     }
 
     /// Returns the number of entries in the root.

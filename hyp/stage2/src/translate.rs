@@ -1,7 +1,7 @@
 //! Translation: from an address to the entry that decides about it, in as many loads as the tree has heights.
 
-use crate::geometry::shift;
-use crate::{Entries, Entry, Format, Pages, Slot, Tree, View};
+use crate::geometry::{shift, span};
+use crate::{Entries, Entry, Format, Pages, Slot, TablePa, Tree, View};
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering::Acquire;
@@ -34,8 +34,15 @@ impl<F: Format> Found<F> {
     /// Returns the physical address that `ipa`, the address walked for, translates to; `None` where it does not.
     #[inline(always)]
     pub fn pa(self, ipa: Ipa) -> Option<Pa> {
-        let start = F::output(self.raw, self.height)?;
-        let offset = ipa.get() & ((1 << shift::<F>(self.height)) - 1);
+        // A page is by far the most frequent, and its masks are constants: a shift by the height would stand in the
+        // chain of dependent loads.
+        if self.height == Height::PAGE { self.pa_at(Height::PAGE, ipa) } else { self.pa_at(self.height, ipa) }
+    }
+
+    #[inline(always)]
+    fn pa_at(self, height: Height, ipa: Ipa) -> Option<Pa> {
+        let start = F::output(self.raw, height)?;
+        let offset = ipa.get() & (span::<F>(height) - 1);
         Some(Pa::new(start.get() | offset))
     }
 
@@ -63,34 +70,56 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
 }
 
 impl<F: Format, M: Entries> Tree<F, M> {
-    /// Unrolled by hand over the constant heights: a loop over heights takes twice as long, since shift and bound
-    /// are then computed in the chain of dependent loads.
+    /// Unrolled by hand, once for each height that a root can have: a loop over heights takes twice as long, since
+    /// shift and bound are then computed in the chain of dependent loads.
     #[inline(always)]
     fn walk_to(&self, ipa: Ipa) -> Found<F> {
-        let top = self.geometry.top().get();
-        let ipa = ipa.get();
-        if ipa >> self.geometry.ipa_bits() != 0 {
-            return Found::new(0, self.geometry.top());
+        let top = self.geometry.top();
+        if !self.geometry.reaches(ipa) {
+            return Found::new(0, top);
         }
         let mut table = self.root();
-        let mut index = (ipa >> shift::<F>(self.geometry.top())) as usize;
-        macro_rules! descend {
+        let mut index;
+        macro_rules! root {
             ($height:literal) => {
-                if F::MAX_TOP >= $height && top >= $height {
-                    const HEIGHT: Height = Height::new($height);
-                    const BELOW: Height = Height::new($height - 1);
-                    // O8: a table's contents are seen as they were when it was linked. Pairs with O9.
-                    let raw = self.memory.slot(table, index).load(Acquire);
-                    let Some(child) = F::child(raw) else { return Found::new(raw, HEIGHT) };
-                    table = crate::TablePa::linked(child);
-                    index = (ipa >> shift::<F>(BELOW)) as usize & ((1 << F::INDEX_BITS) - 1);
-                }
+                index = (ipa.get() >> shift::<F>(Height::new($height))) as usize
             };
         }
-        descend!(4);
-        descend!(3);
-        descend!(2);
-        descend!(1);
+        macro_rules! descend {
+            ($height:literal) => {
+                // O8: a table's contents are seen as they were when it was linked. Pairs with O9.
+                let raw = self.memory.slot(table, index).load(Acquire);
+                let Some(child) = F::child(raw) else { return Found::new(raw, Height::new($height)) };
+                table = TablePa::linked(child);
+                index =
+                    (ipa.get() >> shift::<F>(Height::new($height - 1))) as usize & ((1 << F::INDEX_BITS) - 1);
+            };
+        }
+        match top.get() {
+            1 => {
+                root!(1);
+                descend!(1);
+            }
+            2 if F::MAX_TOP >= 2 => {
+                root!(2);
+                descend!(2);
+                descend!(1);
+            }
+            3 if F::MAX_TOP >= 3 => {
+                root!(3);
+                descend!(3);
+                descend!(2);
+                descend!(1);
+            }
+            4 if F::MAX_TOP >= 4 => {
+                root!(4);
+                descend!(4);
+                descend!(3);
+                descend!(2);
+                descend!(1);
+            }
+            _ => return Found::new(0, top), // no shape has such a root
+        }
         // O8, for the leaf: what it maps was prepared (zeroed, cleaned) before it was published.
         Found::new(self.memory.slot(table, index).load(Acquire), Height::PAGE)
     }

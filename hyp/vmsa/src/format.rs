@@ -41,6 +41,10 @@ impl<G: Granule> Vmsa<G> {
         (1 << top) - (1 << G::SHIFT)
     };
 
+    /// Bit 1: set in links and pages, and in nothing else that is ever stored (a word with this bit and not bit 0 is
+    /// nobody's).
+    const LINK_OR_PAGE: u64 = 0b10;
+
     #[inline(always)]
     fn address(raw: u64) -> u64 {
         match G::UPPER {
@@ -224,15 +228,15 @@ impl<G: Granule> Format for Vmsa<G> {
 
     #[inline(always)]
     fn child(raw: u64) -> Option<Pa> {
-        if raw & 0b11 == 0b11 { Some(Pa::new(Self::address(raw))) } else { None }
+        if raw & Self::LINK_OR_PAGE != 0 { Some(Pa::new(Self::address(raw))) } else { None }
     }
 
     #[inline(always)]
     fn output(raw: u64, height: Height) -> Option<Pa> {
-        let kind = if height == Height::PAGE { 0b11 } else { 0b01 };
+        let is_leaf = if height == Height::PAGE { raw & Self::LINK_OR_PAGE != 0 } else { raw & 0b11 == 0b01 };
         // Below a block's address there are attributes (nT), and with 64K, upper address bits.
         let offset = (1 << stage2::shift::<Self>(height)) - 1;
-        if raw & 0b11 == kind { Some(Pa::new(Self::address(raw) & !offset)) } else { None }
+        if is_leaf { Some(Pa::new(Self::address(raw) & !offset)) } else { None }
     }
 
     #[inline(always)]

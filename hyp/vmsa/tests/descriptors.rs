@@ -126,9 +126,9 @@ fn a_table_link_carries_its_reason_and_its_pending_bit_where_hardware_ignores_th
 #[test]
 fn what_is_not_valid_names_no_memory() {
     golden_4k(PAGE, 0, Entry::Absent);
-    golden_4k(PAGE, 0b010, Entry::Frozen);
-    golden_4k(PAGE, 0b110, Entry::Dead);
-    golden_4k(PAGE, 0xffff_fffe_0000_0004, Entry::Note(Note::new(1)));
+    golden_4k(PAGE, 0b0100, Entry::Frozen);
+    golden_4k(PAGE, 0b1100, Entry::Dead);
+    golden_4k(PAGE, 0xffff_fffe_0000_0008, Entry::Note(Note::new(1)));
 }
 
 #[test]
