@@ -8,6 +8,15 @@ use super::{
 };
 use crate::host::ListRegisters;
 
+/// Whether an interrupt may be delivered: enabled, its group too, and routed here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    /// It may.
+    Allowed,
+    /// It may not.
+    Barred,
+}
+
 /// Where an active interrupt's pending state is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Again {
@@ -58,20 +67,22 @@ impl<L: ListRegisters> Lists<'_, L> {
         let bit = 1_u32 << (held.intid & 31);
         irqs.seen_pending = irqs.seen_pending & !bit | if value.is_pending() { bit } else { 0 };
         irqs.seen_active = irqs.seen_active & !bit | if value.is_active() { bit } else { 0 };
-        let deliverable = irqs.enabled & self.gic.in_enabled_groups(irqs.group1) & bit != 0;
-        let (latch, wished) = (irqs.latch & bit != 0, irqs.wishes.any() & bit != 0);
+        let allowed = irqs.enabled & self.gic.in_enabled_groups(irqs.group1) & bit != 0;
+        let delivery = if allowed { Delivery::Allowed } else { Delivery::Barred };
+        let latch = Latched::from_bits(irqs.latch & bit);
+        let wished = irqs.wishes.any() & bit != 0;
         if value.is_active() && !wished {
-            match self.pend_again(slot, value, deliverable, latch) {
+            match self.pend_again(slot, value, latch, delivery) {
                 Some(Again::Here) => self.irqs.latch &= !bit,
                 Some(Again::Later) => self.irqs.latch |= bit,
                 None => {}
             }
-        } else if !wished && deliverable && (held.latched == Latched::Yes || latch) {
+        } else if !wished && allowed && (held.latched == Latched::Yes || latch == Latched::Yes) {
             irqs.latch &= !bit;
             irqs.slots[slot].latched = Latched::Yes;
         } else {
             let asserted = !wished
-                && deliverable
+                && allowed
                 && (irqs.level & PPIS & bit != 0 || irqs.asserted_timers(bit, self.lrs) != 0);
             if !asserted {
                 self.take_out(slot, value);
@@ -87,14 +98,16 @@ impl<L: ListRegisters> Lists<'_, L> {
         let Some(spis) = self.spis.as_deref_mut() else { return };
         let index = usize::from(held.intid) - FIRST_SPI;
         let bit = 1_u32 << (index % 32);
-        let deliverable = spis.may_stay(self.gic, index, self.vcpu.index());
+        let allowed = spis.may_stay(self.gic, index, self.vcpu.index());
+        let delivery = if allowed { Delivery::Allowed } else { Delivery::Barred };
         let word = &mut spis.words[index / 32];
         word.seen_pending = word.seen_pending & !bit | if value.is_pending() { bit } else { 0 };
         word.seen_active = word.seen_active & !bit | if value.is_active() { bit } else { 0 };
-        let (latch, wished) = (word.latch & bit != 0, word.wishes.any() & bit != 0);
+        let latch = Latched::from_bits(word.latch & bit);
+        let wished = word.wishes.any() & bit != 0;
         let asserted = held.latched == Latched::Yes || word.waiting() & bit != 0;
         if value.is_active() && !wished {
-            let again = self.pend_again(slot, value, deliverable, latch);
+            let again = self.pend_again(slot, value, latch, delivery);
             if let Some(spis) = self.spis.as_deref_mut() {
                 let word = &mut spis.words[index / 32];
                 match again {
@@ -103,9 +116,9 @@ impl<L: ListRegisters> Lists<'_, L> {
                     None => {}
                 }
             }
-        } else if wished || !deliverable || !asserted {
+        } else if wished || !allowed || !asserted {
             self.take_out(slot, value);
-        } else if latch {
+        } else if latch == Latched::Yes {
             word.latch &= !bit;
             self.irqs.slots[slot].latched = Latched::Yes;
         }
@@ -113,20 +126,22 @@ impl<L: ListRegisters> Lists<'_, L> {
 
     /// Looks at an active interrupt that is pending again, or is to be, by a latch. Returns where the pending state is
     /// after that; `None` where it stays where it is.
-    fn pend_again(&mut self, slot: usize, value: Lr, deliverable: bool, latch: bool) -> Option<Again> {
+    fn pend_again(&mut self, slot: usize, value: Lr, latch: Latched, delivery: Delivery) -> Option<Again> {
         if value.is_linked() {
             return None; // it cannot be both in a list register; the latch is looked at when it has ended
         }
-        if deliverable && latch {
-            self.irqs.slots[slot].latched = Latched::Yes;
-            self.lrs.write(slot, value.pending_again().0);
-            Some(Again::Here)
-        } else if !deliverable && (latch || value.is_pending()) {
-            self.irqs.slots[slot].latched = Latched::No;
-            self.lrs.write(slot, value.not_pending().watched().0);
-            Some(Again::Later)
-        } else {
-            None
+        match delivery {
+            Delivery::Allowed if latch == Latched::Yes => {
+                self.irqs.slots[slot].latched = Latched::Yes;
+                self.lrs.write(slot, value.pending_again().0);
+                Some(Again::Here)
+            }
+            Delivery::Barred if latch == Latched::Yes || value.is_pending() => {
+                self.irqs.slots[slot].latched = Latched::No;
+                self.lrs.write(slot, value.not_pending().watched().0);
+                Some(Again::Later)
+            }
+            Delivery::Allowed | Delivery::Barred => None,
         }
     }
 
@@ -136,7 +151,7 @@ impl<L: ListRegisters> Lists<'_, L> {
             self.lrs.write(slot, 0);
         }
         let Slot { intid, latched } = self.irqs.slots[slot];
-        let latched = value.is_pending() && latched == Latched::Yes;
+        let latched = if value.is_pending() { latched } else { Latched::No };
         self.irqs.used &= !(1 << slot);
         if usize::from(intid) < FIRST_SPI {
             self.take_out_private(1 << intid, latched, value);
@@ -150,7 +165,7 @@ impl<L: ListRegisters> Lists<'_, L> {
         let wishes = word.wishes;
         word.wishes.forget(bit);
         word.resident &= !bit;
-        if latched && wishes.clear & bit == 0 {
+        if latched == Latched::Yes && wishes.clear & bit == 0 {
             word.latch |= bit;
         }
         if value.is_active() && wishes.end & bit == 0 {
@@ -162,7 +177,7 @@ impl<L: ListRegisters> Lists<'_, L> {
         self.told |= spis.changed(self.gic, self.vcpus, index / 32, bit);
     }
 
-    fn take_out_private(&mut self, bit: u32, latched: bool, value: Lr) {
+    fn take_out_private(&mut self, bit: u32, latched: Latched, value: Lr) {
         let irqs = &mut *self.irqs;
         let wishes = irqs.wishes;
         irqs.wishes.forget(bit);
@@ -170,7 +185,7 @@ impl<L: ListRegisters> Lists<'_, L> {
         if value.is_done() && value.is_linked() {
             irqs.timer_ended(bit);
         }
-        if latched && wishes.clear & bit == 0 {
+        if latched == Latched::Yes && wishes.clear & bit == 0 {
             irqs.latch |= bit;
         }
         if (value.is_active() || wishes.begin & bit != 0) && wishes.end & bit == 0 {
