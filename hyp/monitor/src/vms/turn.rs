@@ -33,7 +33,12 @@ pub(super) struct Turns<'a> {
     vcpu: &'a Vcpu,
     lists: Lists,
     context: Context,
+    /// How many more lines this vCPU's misbehaviour may put into the log.
+    lines_left: u32,
 }
+
+/// How many lines a vCPU's misbehaviour may put into the log: more would let a guest keep others from the console.
+const MOST_LINES: u32 = 32;
 
 impl<'a> Turns<'a> {
     /// Takes its vCPU onto this CPU.
@@ -45,7 +50,16 @@ impl<'a> Turns<'a> {
         vcpu: &'a Vcpu,
         lists: Lists,
     ) -> Self {
-        Self { hypervisor, cpu, controls, guest, vcpu, lists, context: Context::default() }
+        Self {
+            hypervisor,
+            cpu,
+            controls,
+            guest,
+            vcpu,
+            lists,
+            context: Context::default(),
+            lines_left: MOST_LINES,
+        }
     }
 
     /// Takes turns.
@@ -87,6 +101,14 @@ impl<'a> Turns<'a> {
         el1::reset_keys(self.cpu.read_id(ISAR1), self.cpu.read_id(ISAR2));
         ich::reset();
         self.hypervisor.entered();
+    }
+
+    /// Puts a line about the vCPU into the log, unless there were many.
+    fn complain(&mut self, about: core::fmt::Arguments<'_>) {
+        let Some(left) = self.lines_left.checked_sub(1) else { return };
+        self.lines_left = left;
+        let last = if left == 0 { "; further lines about it are left out" } else { "" };
+        warn!("{}: vCPU {} {about} (at {:#x}){last}", self.name(), self.vcpu.index(), self.context.pc);
     }
 
     fn name(&self) -> &str {
@@ -194,13 +216,7 @@ impl<'a> Turns<'a> {
             SysOutcome::Read(value) => self.context.set_reg(access.rt, value),
             SysOutcome::Written => {}
             SysOutcome::Undefined => {
-                warn!(
-                    "{}: vCPU {} may not use {} (at {:#x})",
-                    self.name(),
-                    self.vcpu.index(),
-                    access.reg,
-                    self.context.pc
-                );
+                self.complain(format_args!("used {}, which it has not", access.reg));
                 self.inject(Exception::Undefined);
                 return;
             }
