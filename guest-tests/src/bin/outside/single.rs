@@ -140,8 +140,7 @@ pub(crate) fn with_the_mmu_off_every_hole_aborts() -> Verdict {
         let mut rng = Rng::of_run(4);
         let holes = all_holes(physical_bits());
         let mut verdict = Ok(());
-        // The result is too large to be handed out by value of a register, and must not be half in a cache: it is
-        // written to this frame, which `without` cleans.
+        // `without` hands out what fits a register: the verdict stays in this frame, which it cleans from the caches.
         mmu::without(|| {
             for &hole in holes.iter() {
                 for address in points(hole, &mut rng) {
