@@ -1,7 +1,7 @@
 //! Every AArch64 instruction the hypervisor issues, and fakes that record them on the host.
 //!
 //! On the target (`target_os = "none"`) a function here is one instruction or a few; on the host the same function
-//! appends what it would have done to a list ([`effect`]), so that callers are tested there. Policy is elsewhere: this
+//! appends what it would have done to a list (`effect`), so that callers are tested there. Policy is elsewhere: this
 //! crate knows how, not when.
 //!
 //! Neighbours: uses `vmsa` and `stage2` for the bits of what it invalidates; `monitor` uses it, and nobody else.

@@ -2,7 +2,7 @@
 //!
 //! Each is a constant that implements tock-registers' `Readable` and `Writeable`; the fields are those of the
 //! aarch64-cpu crate (re-exported as [`fields`]) where it has them. That crate's own accessors are not used: on the
-//! host they do nothing at all, and these record (see [`crate::effect`]).
+//! host they do nothing at all, and these record (see `effect`).
 //!
 //! Writing a system register is a safe function here, as it is in aarch64-cpu, though it may change what memory means:
 //! the few registers of which that is true are written in [`crate::mmu`] and `guest`, nowhere else.
