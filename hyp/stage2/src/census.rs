@@ -1,7 +1,6 @@
 //! What a tree is made of, and what was done to it: counters for statistics.
 
-use crate::sync::AtomicU64;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use types::{CpuId, Height};
 
 /// One more than the greatest height that any format has.

@@ -50,7 +50,7 @@ pub(crate) struct Subtree {
 pub(crate) struct Reserved<'t>(&'t Parking);
 
 impl Parking {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             state: AtomicU8::new(FREE),
             height: AtomicU8::new(0),

@@ -49,7 +49,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             opened: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             bbm: AtomicU8::new(bbm as u8),
-            parking: [const { Parking::new() }; PARKING_PLACES],
+            parking: core::array::from_fn(|_| Parking::new()),
         })
     }
 }

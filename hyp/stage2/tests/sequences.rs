@@ -126,7 +126,7 @@ fn attrs(choice: u8) -> Attrs {
 }
 
 fn run<F: Format>(format: F, geometry: Geometry<F>, bbm: Bbm, ops: &[Op]) {
-    let machine = Machine::new(64 << 20);
+    let machine = Machine::new(64 << F::GRANULE_SHIFT);
     let mut rig = Rig::new(&machine, format, geometry, bbm);
     let ground = Ground::of(&geometry);
     let reach = geometry.reach();
@@ -183,8 +183,12 @@ fn ops(most: usize) -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op(), 1..most)
 }
 
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(cases(96))]
 
     #[test]
     fn sequences_in_4k_tables_do_what_the_list_says(ops in ops(24), bbm in bbm(), features in features()) {
@@ -200,6 +204,23 @@ proptest! {
     fn sequences_in_five_levels_do_what_the_list_says(ops in ops(16), bbm in bbm()) {
         run(Vmsa::<Granule4KLpa2>::new(Features::empty()), layout(52, 4), bbm, &ops);
     }
+}
+
+proptest! {
+    #![proptest_config(cases(512))]
+
+    #[test]
+    fn sequences_in_the_tiny_format_do_what_the_list_says(
+        ops in ops(48), bbm in bbm(), top in 1..=2u8, wide in 0..2u32,
+    ) {
+        let bits = 13 + u32::from(top) + 2 * wide;
+        run(Tiny, Geometry::new(Height::new(top), bits).expect("possible"), bbm, &ops);
+    }
+}
+
+// Their blocks have 2048 and 8192 pages: every case is as long as many of the others.
+proptest! {
+    #![proptest_config(cases(24))]
 
     #[test]
     fn sequences_in_16k_tables_do_what_the_list_says(ops in ops(12), bbm in bbm()) {
@@ -207,17 +228,7 @@ proptest! {
     }
 
     #[test]
-    fn sequences_in_the_tiny_format_do_what_the_list_says(ops in ops(48), bbm in bbm(), top in 1..=2u8, wide in 0..2u32) {
-        let bits = 13 + u32::from(top) + 2 * wide;
-        run(Tiny, Geometry::new(Height::new(top), bits).expect("possible"), bbm, &ops);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
-
-    #[test]
-    fn sequences_in_64k_tables_do_what_the_list_says(ops in ops(8), bbm in bbm()) {
+    fn sequences_in_64k_tables_do_what_the_list_says(ops in ops(6), bbm in bbm()) {
         run(Vmsa::<Granule64K>::new(Features::empty()), layout(42, 1), bbm, &ops);
     }
 }

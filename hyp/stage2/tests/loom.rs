@@ -1,0 +1,300 @@
+//! The small protocols in every order of two CPUs' steps, with every value that a load may return:
+//! `RUSTFLAGS="--cfg loom" cargo test -p mezzanine-stage2 --test loom --release`.
+//!
+//! In the tiny format: a table has two entries, so that the state space stays small.
+#![cfg(loom)]
+
+use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+use model::{Tiny, range};
+use stage2::{
+    Attrs, Bbm, ChangeError, Entries, Entry, EntryEpoch, FreshTable, Geometry, IdleTable, Invalidate,
+    MapError, Mapping, NoPages, Pages, Purpose, Quiescence, Section, Slot, TablePa, TableSize, Tree, Why,
+    Work,
+};
+use types::{CpuId, CpuSet, Height, Ipa, Pa, Range};
+
+const PAGE: u64 = 4096;
+const BLOCK: u64 = 2 * PAGE;
+const TABLES: usize = 4;
+
+/// A few tables of two entries. Each is a model checker's cell, made inside the model.
+struct Cells {
+    tables: [[AtomicU64; 2]; TABLES],
+    free: Mutex<Vec<u64>>,
+}
+
+impl Cells {
+    fn new() -> Self {
+        let tables = core::array::from_fn(|_| core::array::from_fn(|_| AtomicU64::new(0)));
+        Self { tables, free: Mutex::new((0..TABLES as u64).rev().collect()) }
+    }
+
+    fn in_use(&self) -> usize {
+        TABLES - self.free.lock().unwrap().len()
+    }
+}
+
+#[derive(Clone, Copy)]
+struct LoomSlot<'a>(&'a AtomicU64);
+
+impl Slot for LoomSlot<'_> {
+    fn load(self, order: Ordering) -> u64 {
+        self.0.load(order)
+    }
+
+    fn store(self, raw: u64, order: Ordering) {
+        self.0.store(raw, order);
+    }
+
+    fn swap(self, raw: u64, order: Ordering) -> u64 {
+        self.0.swap(raw, order)
+    }
+
+    fn compare_exchange(self, old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
+        self.0.compare_exchange(old, new, success, failure)
+    }
+}
+
+impl Entries for Cells {
+    type Slot<'a> = LoomSlot<'a>;
+
+    fn slot(&self, table: TablePa, index: usize) -> LoomSlot<'_> {
+        LoomSlot(&self.tables[(table.pa().get() / PAGE) as usize - 1][index])
+    }
+}
+
+impl Pages for Cells {
+    fn take(&self, size: TableSize, _: Purpose) -> Result<FreshTable, NoPages> {
+        let n = self.free.lock().unwrap().pop().ok_or(NoPages)?;
+        for cell in &self.tables[n as usize] {
+            cell.store(0, Ordering::Relaxed);
+        }
+        Ok(FreshTable::new(Pa::new((n + 1) * PAGE), size))
+    }
+
+    fn give_back(&self, table: IdleTable) {
+        let n = table.pa().get() / PAGE - 1;
+        for cell in &self.tables[n as usize] {
+            cell.store(u64::MAX, Ordering::Relaxed); // whoever still looks finds no entry at all
+        }
+        self.free.lock().unwrap().push(n);
+    }
+}
+
+/// Invalidation is instant here: these models are about software.
+struct Instant;
+
+impl Invalidate for Instant {
+    type Pending = ();
+
+    fn begin(&self, _: Work) {}
+
+    fn complete(&self, (): ()) {}
+}
+
+struct World {
+    tree: Tree<Tiny, Cells>,
+    epoch: EntryEpoch,
+}
+
+impl World {
+    fn new() -> Arc<Self> {
+        let geometry = Geometry::new(Height::new(1), 14).expect("two blocks of two pages");
+        let tree = Tree::new(Tiny, geometry, Bbm::Level2, Cells::new()).expect("room");
+        Arc::new(Self { tree, epoch: EntryEpoch::new() })
+    }
+
+    fn map(&self, n: usize, page: u64, pa: u64) -> Result<Ipa, MapError> {
+        let section = self.epoch.enter(cpu(n));
+        let mapping = Mapping {
+            range: range(page * PAGE, PAGE),
+            pa: Pa::new(pa),
+            attrs: Attrs::RAM,
+            largest: Height::PAGE,
+            why: Why::Alignment,
+        };
+        self.tree.open(&section).map(&Instant, &mapping)
+    }
+
+    fn unmap(&self, n: usize, range: Range) -> Vec<u64> {
+        let mut section = self.epoch.enter(cpu(n));
+        let mut lost = Vec::new();
+        let mut at = range.start();
+        while at < range.end() {
+            let rest = Range::new(at, range.end()).expect("ascending");
+            match self.tree.unmap(&mut section, &Instant, rest, &mut |entry| {
+                lost.extend(entry.pa().map(Pa::get));
+            }) {
+                Ok(next) => at = next,
+                Err(ChangeError::Busy { .. }) => thread::yield_now(),
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        lost
+    }
+
+    fn at(&self, page: u64) -> Option<u64> {
+        let section = self.epoch.enter(cpu(3));
+        let ipa = Ipa::new(page * PAGE);
+        self.tree.open(&section).translate(ipa).pa(ipa).map(Pa::get)
+    }
+}
+
+fn cpu(n: usize) -> CpuId {
+    CpuId::new(n).expect("few")
+}
+
+/// Runs a model with at most three switches away from a CPU that could go on.
+fn check(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    let orders = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = orders.clone();
+    builder.check(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        model();
+    });
+    println!("{orders:?} orders");
+}
+
+#[test]
+fn two_faults_on_one_page_make_one_mapping() {
+    check(|| {
+        let world = World::new();
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || world.map(1, 0, 0x9000))
+        };
+        let mine = world.map(0, 0, 0x8000);
+        let other = other.join().unwrap();
+        assert!(mine.is_ok() != other.is_ok(), "{mine:?} {other:?}");
+        assert_eq!(world.at(0), Some(if mine.is_ok() { 0x8000 } else { 0x9000 }));
+        assert_eq!(world.tree.memory().in_use(), 2, "the loser's table went back");
+    });
+}
+
+#[test]
+fn two_faults_on_neighbouring_pages_both_succeed() {
+    check(|| {
+        let world = World::new();
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || world.map(1, 1, 0x9000))
+        };
+        assert!(world.map(0, 0, 0x8000).is_ok());
+        assert!(other.join().unwrap().is_ok());
+        assert_eq!((world.at(0), world.at(1)), (Some(0x8000), Some(0x9000)));
+        assert_eq!(world.tree.memory().in_use(), 2);
+    });
+}
+
+#[test]
+fn a_page_that_is_mapped_while_its_table_goes_is_there_or_comes_out() {
+    check(|| {
+        let world = World::new();
+        world.map(0, 0, 0x8000).expect("free");
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || world.map(1, 1, 0x9000))
+        };
+        let lost = world.unmap(0, range(0, BLOCK));
+        let mapped = other.join().unwrap();
+        assert!(lost.contains(&0x8000));
+        match mapped {
+            Ok(_) => assert_ne!(world.at(1) == Some(0x9000), lost.contains(&0x9000), "there or out"),
+            Err(MapError::Busy { .. }) => assert_eq!((world.at(1), lost.len()), (None, 1)),
+            Err(other) => panic!("{other:?}"),
+        }
+        assert_eq!(world.tree.memory().in_use() as u64, world.tree.census().tables + 1);
+    });
+}
+
+#[test]
+fn a_page_that_is_mapped_while_its_table_is_pruned_stays() {
+    check(|| {
+        let world = World::new();
+        world.map(0, 0, 0x8000).expect("free");
+        world.unmap(0, range(0, PAGE));
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || world.map(1, 1, 0x9000))
+        };
+        let mut section = world.epoch.enter(cpu(0));
+        world.tree.prune(&mut section, &Instant, range(0, BLOCK)).expect("in reach");
+        drop(section);
+        match other.join().unwrap() {
+            Ok(_) => assert_eq!(world.at(1), Some(0x9000)),
+            Err(MapError::Busy { .. }) => assert_eq!(world.at(1), None),
+            Err(other) => panic!("{other:?}"),
+        }
+        assert_eq!(world.tree.memory().in_use() as u64, world.tree.census().tables + 1);
+    });
+}
+
+#[test]
+fn a_reader_never_finds_what_was_given_back() {
+    check(|| {
+        let world = World::new();
+        world.map(0, 0, 0x8000).expect("free");
+        let reader = {
+            let world = world.clone();
+            thread::spawn(move || {
+                let section = world.epoch.enter(cpu(1));
+                let ipa = Ipa::new(0);
+                let found = world.tree.open(&section).translate(ipa);
+                // Nobody freezes a page here: a word in a table that is none of the tree's is one given back.
+                let given_back = found.height() == Height::PAGE && found.entry(Tiny) == Entry::Frozen;
+                (found.pa(ipa).map(Pa::get), given_back)
+            })
+        };
+        world.unmap(0, range(0, BLOCK));
+        let (pa, given_back) = reader.join().unwrap();
+        assert!(matches!(pa, None | Some(0x8000)), "{pa:x?}");
+        assert!(!given_back, "read after it was given back");
+    });
+}
+
+#[test]
+fn a_table_is_seen_filled_or_not_at_all() {
+    check(|| {
+        let world = World::new();
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || world.map(1, 0, 0x8000).expect("free"))
+        };
+        let section = world.epoch.enter(cpu(0));
+        let found = world.tree.open(&section).translate(Ipa::new(0));
+        let (height, entry) = (found.height(), found.entry(Tiny));
+        assert_eq!(height == Height::PAGE, matches!(entry, Entry::Leaf(_)), "{entry:?} at {height:?}");
+        drop(section);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn a_waiter_outlasts_every_stay_that_was_open() {
+    check(|| {
+        let epoch = Arc::new(EntryEpoch::new());
+        let linked = Arc::new(AtomicU64::new(1));
+        let memory = Arc::new(loom::cell::UnsafeCell::new(7));
+        let reader = {
+            let (epoch, linked, memory) = (epoch.clone(), linked.clone(), memory.clone());
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    let _stay = epoch.enter(cpu(1));
+                    if linked.load(Ordering::Acquire) == 1 {
+                        memory.with(|_| ()); // the checker sees an access that is not ordered against the write
+                    }
+                }
+            })
+        };
+        let mut me = epoch.enter(cpu(0));
+        linked.store(0, Ordering::Relaxed);
+        let period = me.period(CpuSet::from_bits(0b10));
+        me.wait(period);
+        memory.with_mut(|_| ());
+        reader.join().unwrap();
+    });
+}
