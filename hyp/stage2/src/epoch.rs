@@ -16,17 +16,20 @@ struct Seat {
     seq: AtomicU64,
 }
 
+/// The CPUs that there are counters for. A model checker's threads have small stacks and few CPUs.
+const SEATS: usize = if cfg!(loom) { 4 } else { MAX_CPUS };
+
 /// The default way of waiting for readers: by entry and exit of the hypervisor.
 #[derive(Debug)]
 pub struct EntryEpoch {
-    seats: [Seat; MAX_CPUS],
+    seats: [Seat; SEATS],
 }
 
 impl EntryEpoch {
     /// Makes the counters, with every CPU outside.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
-        Self { seats: [const { Seat { seq: AtomicU64::new(0) } }; MAX_CPUS] }
+        Self { seats: [const { Seat { seq: AtomicU64::new(0) } }; SEATS] }
     }
 
     /// Makes the counters, with every CPU outside. The model checker's atomics are not made by constants.
@@ -69,7 +72,7 @@ pub struct InStay<'s>(PhantomData<&'s ()>);
 #[derive(Debug)]
 pub struct Snapshot {
     pending: CpuSet,
-    seq: [u64; MAX_CPUS],
+    seq: [u64; SEATS],
 }
 
 impl Stay<'_> {
@@ -112,7 +115,7 @@ impl Section for Stay<'_> {
     fn period(&self, readers: CpuSet) -> Snapshot {
         // O3: our unlink is before the snapshot: a CPU that we see outside will find it unlinked. Pairs with O2.
         fence(SeqCst);
-        let mut snapshot = Snapshot { pending: CpuSet::EMPTY, seq: [0; MAX_CPUS] };
+        let mut snapshot = Snapshot { pending: CpuSet::EMPTY, seq: [0; SEATS] };
         for cpu in readers.without(self.cpu).iter() {
             // O4: whoever is outside has finished looking before we go on. Pairs with O1 and O5.
             let seq = self.epoch.seats[cpu.index()].seq.load(Acquire);

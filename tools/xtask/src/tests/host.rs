@@ -12,7 +12,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
     cases.group("on the host", 1 + MODELS.len());
     count(cases, "cargo test", || cargo("test"))?;
     for model in &MODELS {
-        count(cases, &format!("every interleaving of {}'s {}", model.package, model.filter), || {
+        count(cases, &format!("every interleaving of {}'s {}", model.package, model.what), || {
             model.cargo_test()
         })?;
     }
@@ -22,18 +22,23 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
 /// Tests that run under the model checker loom, which tries every interleaving that the memory model allows.
 struct Model {
     package: &'static str,
-    /// Part of the tests' names: built for the model checker, other tests of the package do not run.
-    filter: &'static str,
+    /// What is tried.
+    what: &'static str,
+    /// The tests of the package that are meant: built for the model checker, the others do not run.
+    tests: &'static [&'static str],
 }
 
-const MODELS: [Model; 1] = [Model { package: "mezzanine-vm", filter: "doorbell" }];
+const MODELS: [Model; 2] = [
+    Model { package: "mezzanine-vm", what: "doorbell", tests: &["--lib", "doorbell"] },
+    Model { package: "mezzanine-stage2", what: "tables", tests: &["--test", "loom"] },
+];
 
 impl Model {
     fn cargo_test(&self) -> Command {
         let mut command = cargo("test");
         // A folder of its own: the flag changes every crate, and would have each kind of run build all anew.
         command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", paths::target().join("loom"));
-        command.args(["-p", self.package, "--lib", self.filter]);
+        command.args(["-p", self.package]).args(self.tests);
         command
     }
 }
