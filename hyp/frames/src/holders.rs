@@ -12,8 +12,8 @@
 
 use crate::bank::Frame;
 use crate::{FrameError, Frames, Hold, Kind, Order, Record, Refused, Remaining, Span};
-use core::sync::atomic::{Ordering::SeqCst, fence};
 use types::Pa;
+use types::sync::full_barrier;
 
 impl Frames {
     /// Drops one mapping's reference to each frame of the block at `pa`. Frames that nobody else holds are free
@@ -119,7 +119,7 @@ impl Frames {
         };
         let folio = record.load().order();
         // O23: our letting go can be seen before we look for pins of the block; pairs with itself in `sweep`.
-        fence(SeqCst);
+        full_barrier(23);
         if self.part(frame, folio) == Parted::Single && record.claim().is_ok() {
             self.free(frame, Order::FRAME, Kind::Guest);
         }
@@ -129,7 +129,7 @@ impl Frames {
     fn sweep(&self, frame: Frame, order: Order) {
         // O23: what we let go of, a frame or the block, can be seen before we look who holds the other. So of the last
         // pin of a block and a give-back under it, one sees the other.
-        fence(SeqCst);
+        full_barrier(23);
         let unheld = |frame: Frame| {
             let word = self.memory().record(frame).map(Record::load);
             word.is_some_and(|word| word.kind() == Kind::Guest && !word.is_held())

@@ -5,10 +5,8 @@
 
 use crate::bank::Frame;
 use crate::{Frames, Kind, Order, Owner, Run, Usage, Word};
-use core::sync::atomic::{
-    AtomicU64,
-    Ordering::{AcqRel, Acquire},
-};
+use core::sync::atomic::Ordering::{AcqRel, Acquire};
+use types::sync::{AtomicU64, o};
 use types::{CpuId, FRAME_SIZE, MAX_CPUS, Pa};
 
 /// One run per CPU at most: its address, with the order plus 1 in the bits that are zero in an address; 0 for none.
@@ -40,7 +38,7 @@ impl Frames {
         }
         self.recount(order, kind, Kind::Kept);
         // O26: the run is zeroed, and its records say so, before it can be taken. Pairs with itself.
-        let before = self.kept.0[cpu.index()].swap(pack(pa, order), AcqRel);
+        let before = self.kept.0[cpu.index()].swap(pack(pa, order), o(26, AcqRel));
         run.into_pa();
         if let Some((pa, order)) = unpack(before) {
             self.free_whole(pa, order);
@@ -50,9 +48,9 @@ impl Frames {
     /// Takes what `cpu` has kept, if it has that order: zeroed.
     pub fn take_kept(&self, cpu: CpuId, order: Order, usage: Usage) -> Option<Run<'_>> {
         let slot = &self.kept.0[cpu.index()];
-        let word = slot.load(Acquire); // O26
+        let word = slot.load(o(26, Acquire)); // O26
         let (pa, _) = unpack(word).filter(|(_, kept)| *kept == order)?;
-        slot.compare_exchange(word, 0, AcqRel, Acquire).ok()?; // O26
+        slot.compare_exchange(word, 0, o(26, AcqRel), o(26, Acquire)).ok()?; // O26
         self.recount(order, Kind::Kept, usage.kind());
         Some(self.stamp(Frame::of(pa), order, usage))
     }
@@ -61,7 +59,7 @@ impl Frames {
     pub fn drain_kept(&self) -> bool {
         let mut drained = false;
         for slot in &self.kept.0 {
-            if let Some((pa, order)) = unpack(slot.swap(0, AcqRel)) {
+            if let Some((pa, order)) = unpack(slot.swap(0, o(26, AcqRel))) {
                 self.free_whole(pa, order); // O26
                 drained = true;
             }

@@ -7,12 +7,10 @@ use crate::pool::Pool;
 use crate::{DirectMap, FrameError, Kind, Order, Owner, PaRange, Record, Run, Word};
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use spin::Mutex;
 use types::Pa;
+use types::sync::{AtomicU64, o};
 
 /// What a run is allocated for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -159,14 +157,14 @@ impl Frames {
     /// Returns how many runs are allocated for guests and not yet published.
     pub fn unpublished(&self) -> u64 {
         // O24: who finds nobody about to publish finds what was published, or at least frozen for it. Pairs with O25.
-        self.unpublished.load(Acquire)
+        self.unpublished.load(o(24, Acquire))
     }
 
     /// Notes that a run has found its place.
     pub(crate) fn published(&self, kind: Kind) {
         if kind == Kind::Guest {
             // O25: the entry was frozen before the run counts as published. Pairs with O24.
-            self.unpublished.fetch_sub(1, Release);
+            self.unpublished.fetch_sub(1, o(25, Release));
         }
     }
 

@@ -12,7 +12,8 @@
 
 use crate::Order;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering::*};
+use core::sync::atomic::Ordering::*;
+use types::sync::{AtomicU64, o};
 
 /// A field of the word.
 struct Field {
@@ -249,14 +250,14 @@ impl Record {
     /// Reads the word.
     pub fn load(&self) -> Word {
         // O20: who sees a word sees what was written to the frame's entries before; pairs with O21 and O22.
-        Word(self.0.load(Acquire))
+        Word(self.0.load(o(20, Acquire)))
     }
 
     /// Writes the word of a frame that nobody else can hold: one that is being allocated or freed.
     pub(crate) fn store(&self, word: Word) {
         // O21: a frame's life under its last owner (its entries broken, its contents zeroed) comes before the word
         // that lets the next one be found; pairs with O20 and O22.
-        self.0.store(word.0, Release);
+        self.0.store(word.0, o(21, Release));
     }
 
     fn update(&self, change: impl Fn(Word) -> Result<u64, Refused>) -> Result<Word, Refused> {
@@ -266,7 +267,7 @@ impl Record {
             // O22: acquire, so that a pinner's second look at its entry comes after the word it pinned by; release,
             // so that what a holder did with the frame comes before its give-back is seen. Pairs with O20, O21 and
             // with itself.
-            match self.0.compare_exchange_weak(seen.0, next, AcqRel, Acquire) {
+            match self.0.compare_exchange_weak(seen.0, next, o(22, AcqRel), o(22, Acquire)) {
                 Ok(_) => return Ok(Word(next)),
                 Err(now) => seen = Word(now),
             }

@@ -9,12 +9,9 @@
 //! between that and its walk of the tables. So of the two, one sees the other.
 
 use crate::{Backing, Region, SpaceError};
-use core::sync::atomic::{
-    AtomicBool, AtomicU64, AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release, SeqCst},
-    fence,
-};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use stage2::{Memory, Section};
+use types::sync::{AtomicBool, AtomicU64, AtomicUsize, full_barrier, o};
 use types::{Access, CpuSet, Ipa, Pa, Range};
 
 /// The most regions that a space can have.
@@ -75,7 +72,7 @@ impl Regions {
     /// [`Regions::stands`] about the result.
     pub(crate) fn find(&self, ipa: Ipa) -> Option<Standing> {
         // O32: a map's contents are seen as they were when it was made current. Pairs with O33.
-        let edition = self.edition.load(Acquire);
+        let edition = self.edition.load(o(32, Acquire));
         let (region, version) = self.array(edition).find(ipa)?;
         Some(Standing { region, edition, version })
     }
@@ -84,14 +81,14 @@ impl Regions {
     /// about to publish, with a full barrier after that.
     pub(crate) fn stands(&self, ipa: Ipa, found: &Standing) -> bool {
         // O32, after O30: an array cannot have been written anew in this section, so one edition is one map.
-        let edition = self.edition.load(Acquire);
+        let edition = self.edition.load(o(32, Acquire));
         edition == found.edition
             || self.array(edition).find(ipa).is_some_and(|(_, version)| version == found.version)
     }
 
     /// Goes through the regions, lowest first. The caller is in a read section, and stays in it.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Region> {
-        let array = self.array(self.edition.load(Acquire)); // O32
+        let array = self.array(self.edition.load(o(32, Acquire))); // O32
         (0..array.len.load(Relaxed)).filter_map(|n| array.get(n)).map(|(region, _)| region)
     }
 
@@ -114,7 +111,7 @@ impl Regions {
     ) -> Result<T, SpaceError> {
         // O34: the last change is complete, its grace period too. Pairs with itself. Nobody waits for this flag: who
         // finds it set goes away, so that its owner may wait for readers.
-        if self.changing.swap(true, Acquire) {
+        if self.changing.swap(true, o(34, Acquire)) {
             return Err(SpaceError::Busy { ipa });
         }
         let edition = self.edition.load(Relaxed);
@@ -124,13 +121,13 @@ impl Regions {
             let next = edition.wrapping_add(1);
             self.array(next).write(&draft);
             // O33: the new map is complete before it is current. Pairs with O32.
-            self.edition.store(next, Release);
+            self.edition.store(next, o(33, Release));
             // O31: the new map is current before the caller walks the tables to enforce it. Pairs with O30.
-            fence(SeqCst);
+            full_barrier(31);
             let period = section.period(CpuSet::from_bits(u64::MAX));
             section.wait(period);
         }
-        self.changing.store(false, Release); // O34
+        self.changing.store(false, o(34, Release)); // O34
         done
     }
 

@@ -14,12 +14,9 @@
 //! space that gets a new VMID does a full barrier before it runs. So of the two, one sees the other: either the new VMID
 //! is invalidated, or its first walk sees the new entries.
 
-use core::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed, Release, SeqCst},
-    fence,
-};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use spin::Mutex;
+use types::sync::{AtomicU64, full_barrier, o};
 use types::{CpuId, MAX_CPUS, Vmid};
 
 /// How many bits this machine's VMIDs have (ID_AA64MMFR1_EL1.VMIDBits). The least of all CPUs counts.
@@ -71,7 +68,7 @@ impl Tag {
     }
 
     fn load(&self) -> Stamp {
-        Stamp(self.0.load(Acquire)) // O50
+        Stamp(self.0.load(o(50, Acquire))) // O50
     }
 }
 
@@ -130,7 +127,7 @@ impl Vmids {
     pub fn activate(&self, cpu: CpuId, tag: &Tag, flush: impl FnOnce()) -> Vmid {
         let stamp = tag.load();
         let active = &self.active[cpu.index()];
-        if stamp.generation() == self.generation.load(Acquire) {
+        if stamp.generation() == self.generation.load(o(55, Acquire)) {
             let was = active.load(Relaxed);
             // A rollover takes what is here and leaves nothing: then this fails, and the slow path finds out. Where it
             // comes later, it takes this stamp.
@@ -147,12 +144,12 @@ impl Vmids {
         if stamp.generation() != self.generation.load(Relaxed) {
             stamp = self.renew(&mut slow, stamp, flush);
             // O50: whoever sees the VMID has the rollover behind it that made it free. Pairs with the load of a tag.
-            tag.0.store(stamp.0, Release);
+            tag.0.store(stamp.0, o(50, Release));
         }
         self.active[cpu.index()].store(stamp.0, Relaxed);
         // O51: the VMID can be seen before the first walk under it. Pairs with the barrier between entry writes and the
         // look at the tag in an invalidation.
-        fence(SeqCst);
+        full_barrier(51);
         stamp.vmid()
     }
 
@@ -177,8 +174,8 @@ impl Vmids {
         let borrowed = &self.borrowed[cpu.index()];
         borrowed.store(stamp.0, Relaxed);
         // O52: what we borrow can be seen before we look whether it is of this generation. Pairs with O53.
-        fence(SeqCst);
-        if stamp.generation() == self.generation.load(Acquire) {
+        full_barrier(52);
+        if stamp.generation() == self.generation.load(o(55, Acquire)) {
             return Some(stamp.vmid());
         }
         let slow = self.slow.lock();
@@ -196,7 +193,7 @@ impl Vmids {
     /// Notes that `cpu` has its own root and VMID loaded again.
     pub fn return_borrowed(&self, cpu: CpuId) {
         // O54: we are done with the VMID before a rollover can see that. Pairs with O53's loads.
-        self.borrowed[cpu.index()].store(Stamp::IDLE.0, Release);
+        self.borrowed[cpu.index()].store(Stamp::IDLE.0, o(54, Release));
     }
 
     /// Gives a space whose stamp is old a new one.
@@ -249,9 +246,9 @@ impl Vmids {
     /// Begins a generation: what CPUs are using is reserved, all other VMIDs are free once the TLBs are empty.
     fn roll_over(&self, slow: &mut Slow) {
         let generation = self.generation.load(Relaxed) + 1;
-        self.generation.store(generation, Release);
+        self.generation.store(generation, o(55, Release));
         // O53: the new generation can be seen before we look who is borrowing. Pairs with O52.
-        fence(SeqCst);
+        full_barrier(53);
         let (running, borrowing) = slow.reserved.split_at_mut(MAX_CPUS);
         for (reserved, active) in running.iter_mut().zip(&self.active) {
             match Stamp(active.swap(Stamp::NONE.0, Relaxed)) {
@@ -260,7 +257,7 @@ impl Vmids {
             }
         }
         for (reserved, borrowed) in borrowing.iter_mut().zip(&self.borrowed) {
-            *reserved = Stamp(borrowed.load(Acquire));
+            *reserved = Stamp(borrowed.load(o(53, Acquire)));
         }
         slow.next = 1;
     }

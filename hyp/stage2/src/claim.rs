@@ -9,9 +9,8 @@
 
 use crate::place::covered;
 use crate::place::{ABSENT, Place};
-use crate::sync::fence;
 use crate::{Attrs, Entries, Entry, Format, Invalidate, Leaf, MapError, Pages, View, Why};
-use core::sync::atomic::Ordering::SeqCst;
+use types::sync::full_barrier;
 use types::{Height, Ipa, Pa, Range};
 
 /// An entry that was absent and is ours. Dropping it puts it back.
@@ -37,7 +36,7 @@ impl<'v, F: Format, M: Entries + Pages, R> View<'v, F, M, R> {
         let place = self.freeze_absent(ipa, height, why)?;
         // O30: the entry is frozen before we look whether it is still wanted. Pairs with O31, between a new
         // decision and the walk that enforces it, in `space`.
-        fence(SeqCst);
+        full_barrier(30);
         Ok(Claim { view: self, ipa, place })
     }
 }

@@ -3,10 +3,10 @@
 //! Each CPU has a counter that only it writes: odd while it is in the hypervisor. A writer that has unlinked
 //! something takes a snapshot; each CPU that was odd in it must change once. A walk itself costs nothing.
 
-use crate::sync::{AtomicU64, fence, spin_loop};
 use crate::{Quiescence, Section};
 use core::marker::PhantomData;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use types::sync::{AtomicU64, full_barrier, o, spin_loop};
 use types::{CpuId, CpuSet, MAX_CPUS};
 
 /// A cache line of its own for each CPU's counter: entering is a store to a line that others only read.
@@ -83,15 +83,15 @@ impl Stay<'_> {
     fn begin(&self, even: u64) {
         // O1: Release, so that a writer who misses the even value and sees this one still has the stay before it
         // finished. Pairs with O4.
-        self.seat().seq.store(even.wrapping_add(1), Release);
+        self.seat().seq.store(even.wrapping_add(1), o(1, Release));
         // O2: announced before our first look at any shared structure. Pairs with O3.
-        fence(SeqCst);
+        full_barrier(2);
     }
 
     fn end(&self) -> u64 {
         let even = self.seat().seq.load(Relaxed).wrapping_add(1);
         // O5: everything we looked at was looked at before. Pairs with O4.
-        self.seat().seq.store(even, Release);
+        self.seat().seq.store(even, o(5, Release));
         even
     }
 }
@@ -114,11 +114,11 @@ impl Section for Stay<'_> {
 
     fn period(&self, readers: CpuSet) -> Snapshot {
         // O3: our unlink is before the snapshot: a CPU that we see outside will find it unlinked. Pairs with O2.
-        fence(SeqCst);
+        full_barrier(3);
         let mut snapshot = Snapshot { pending: CpuSet::EMPTY, seq: [0; SEATS] };
         for cpu in readers.without(self.cpu).iter() {
             // O4: whoever is outside has finished looking before we go on. Pairs with O1 and O5.
-            let seq = self.epoch.seats[cpu.index()].seq.load(Acquire);
+            let seq = self.epoch.seats[cpu.index()].seq.load(o(4, Acquire));
             if seq & 1 == 1 {
                 snapshot.pending = snapshot.pending.with(cpu);
                 snapshot.seq[cpu.index()] = seq;
@@ -135,7 +135,7 @@ impl Section for Stay<'_> {
         let even = self.end();
         for cpu in period.pending.iter() {
             // O4, as in `period`.
-            while self.epoch.seats[cpu.index()].seq.load(Acquire) == period.seq[cpu.index()] {
+            while self.epoch.seats[cpu.index()].seq.load(o(4, Acquire)) == period.seq[cpu.index()] {
                 spin_loop();
             }
         }

@@ -59,7 +59,6 @@ mod prune;
 mod quiescence;
 mod split;
 mod sweep;
-mod sync;
 mod translate;
 mod tree;
 mod unmap;

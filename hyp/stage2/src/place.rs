@@ -10,6 +10,7 @@ use crate::census::Event;
 use crate::geometry::span;
 use crate::{Entries, Entry, Format, Live, Slot, TablePa, Tree};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use types::sync::o;
 use types::{CpuId, Height, Ipa, Range};
 
 /// The word of an absent entry, in every format.
@@ -44,7 +45,7 @@ impl<F: Format, M: Entries> Tree<F, M> {
     #[inline(always)]
     pub(crate) fn read(&self, place: Place) -> u64 {
         // O8: what the entry leads to is seen as it was when the entry was published. Pairs with O9 and O10.
-        self.memory.slot(place.table, place.index).load(Acquire)
+        self.memory.slot(place.table, place.index).load(o(8, Acquire))
     }
 
     /// Walks towards `ipa` through links, as far down as `height`, where `stop` does not end it earlier.
@@ -93,7 +94,7 @@ impl<F: Format, M: Entries> Tree<F, M> {
         // O9: the table behind the link, or the memory behind the leaf, was prepared before. Acquire: what made the
         // entry absent (its invalidation) was complete before (O11). Pairs with O8.
         let slot = self.memory.slot(place.table, place.index);
-        slot.compare_exchange(ABSENT, new, AcqRel, Acquire).map(|_| ())
+        slot.compare_exchange(ABSENT, new, o(9, AcqRel), o(9, Acquire)).map(|_| ())
     }
 
     /// Changes the entry from `old` to what `make` says, and returns exactly what it was. Accessed and dirty flags
@@ -112,7 +113,7 @@ impl<F: Format, M: Entries> Tree<F, M> {
         let mut old = old;
         for _ in 0..PATIENCE {
             // O10: as O9; and a weaker value is seen only by those who see the batch counted (O12).
-            match slot.compare_exchange(old, make(old), AcqRel, Acquire) {
+            match slot.compare_exchange(old, make(old), o(10, AcqRel), o(10, Acquire)) {
                 Ok(_) => return Ok(old),
                 Err(seen) => {
                     self.counters.count(cpu, Event::LostRace, 1);
@@ -131,6 +132,6 @@ impl<F: Format, M: Entries> Tree<F, M> {
     pub(crate) fn settle(&self, place: Place, next: u64) {
         // O11: the invalidation is complete before anybody can take the entry for clean, or look behind it. Pairs
         // with O8 and the acquire half of O9.
-        self.memory.slot(place.table, place.index).store(next, Release);
+        self.memory.slot(place.table, place.index).store(next, o(11, Release));
     }
 }

@@ -9,10 +9,10 @@
 use crate::census::Event;
 use crate::geometry::span;
 use crate::place::ABSENT;
-use crate::sync::{AtomicU8, AtomicU64};
 use crate::tree::STEP_ENTRIES;
 use crate::{Entries, Format, Geometry, IdleTable, Lost, Pages, Quiesced, Slot, TablePa, Tree};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use types::sync::{AtomicU8, AtomicU64, o};
 use types::{CpuId, Height, Ipa, Pa};
 
 /// How many large subtrees of one tree can be waiting at once.
@@ -62,7 +62,7 @@ impl Parking {
 
     fn take(&self, from: u8) -> Option<Reserved<'_>> {
         // O13: what whoever parked here wrote, and the grace period it waited for, are before our sweep. Pairs with O14.
-        self.state.compare_exchange(from, TAKEN, Acquire, Relaxed).ok().map(|_| Reserved(self))
+        self.state.compare_exchange(from, TAKEN, o(13, Acquire), Relaxed).ok().map(|_| Reserved(self))
     }
 }
 
@@ -82,14 +82,14 @@ impl Reserved<'_> {
         self.0.base.store(subtree.base.get(), Relaxed);
         self.0.cursor.store(subtree.cursor.get(), Relaxed);
         // O14: the subtree's description, and the end of its grace period. Pairs with O13.
-        self.0.state.store(PARKED, Release);
+        self.0.state.store(PARKED, o(14, Release));
         core::mem::forget(self);
     }
 }
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        self.0.state.store(FREE, Release); // O14
+        self.0.state.store(FREE, o(14, Release)); // O14
     }
 }
 

@@ -5,6 +5,7 @@ use crate::{Entries, Entry, Format, Pages, Slot, TablePa, Tree, View};
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering::Acquire;
+use types::sync::o;
 use types::{Height, Ipa, Pa};
 
 /// Where a walk ended: the entry as it was read, once, and its height. Two registers wide; it decodes on demand.
@@ -88,7 +89,7 @@ impl<F: Format, M: Entries> Tree<F, M> {
         macro_rules! descend {
             ($height:literal) => {
                 // O8: a table's contents are seen as they were when it was linked. Pairs with O9.
-                let raw = self.memory.slot(table, index).load(Acquire);
+                let raw = self.memory.slot(table, index).load(o(8, Acquire));
                 let Some(child) = F::child(raw) else { return Found::new(raw, Height::new($height)) };
                 table = TablePa::linked(child);
                 index =
@@ -121,6 +122,6 @@ impl<F: Format, M: Entries> Tree<F, M> {
             _ => return Found::new(0, top), // no shape has such a root
         }
         // O8, for the leaf: what it maps was prepared (zeroed, cleaned) before it was published.
-        Found::new(self.memory.slot(table, index).load(Acquire), Height::PAGE)
+        Found::new(self.memory.slot(table, index).load(o(8, Acquire)), Height::PAGE)
     }
 }

@@ -4,12 +4,12 @@ use crate::census::{Counters, Event};
 use crate::geometry::span;
 use crate::place::PATIENCE;
 use crate::sweep::{PARKING_PLACES, Parking};
-use crate::sync::{AtomicU8, AtomicU32, AtomicU64, fence, spin_loop};
 use crate::{
     Bbm, Census, ChangeError, Entries, Format, FreshTable, Geometry, NoPages, Pages, Purpose, Section,
     TablePa,
 };
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, o, spin_loop};
 use types::{CpuId, CpuSet, Height, Ipa, Range};
 
 /// The most entries that one step of an operation touches, up to a table's worth.
@@ -108,7 +108,7 @@ impl<F: Format, M> Tree<F, M> {
         if self.opened.load(Relaxed) & me == 0 {
             self.opened.fetch_or(me, Relaxed);
             // O6: a CPU is known as a reader before its first look at an entry. Pairs with O7.
-            fence(SeqCst);
+            full_barrier(6);
         }
     }
 }
@@ -134,13 +134,13 @@ impl<F: Format, M> Tree<F, M> {
     /// wants it: then the batch that made it so is among them, or complete.
     pub(crate) fn others_in_flight(&self, _own: &Flight<'_>) -> bool {
         // O12: a batch that is no longer counted has completed its invalidation before. Pairs with O15.
-        self.in_flight.load(Acquire) > 1
+        self.in_flight.load(o(12, Acquire)) > 1
     }
 
     /// Starts a grace period for what was just unlinked; `None` where nobody else has ever looked at this tree.
     pub(crate) fn grace<S: Section>(&self, section: &S) -> Option<S::Period> {
         // O7: the unlink is before our look at who reads. Pairs with O6.
-        fence(SeqCst);
+        full_barrier(7);
         let others = CpuSet::from_bits(self.opened.load(Relaxed)).without(section.cpu());
         if others.is_empty() {
             return None;
@@ -157,7 +157,7 @@ pub(crate) struct Flight<'t>(&'t AtomicU32);
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         // O15: our invalidation is complete before we are no longer counted. Pairs with O12.
-        self.0.fetch_sub(1, Release);
+        self.0.fetch_sub(1, o(15, Release));
     }
 }
 

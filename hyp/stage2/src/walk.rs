@@ -12,6 +12,7 @@ use crate::{Entries, Entry, Format, Found, Pages, Slot, TablePa, View};
 use core::marker::PhantomData;
 use core::ops::ControlFlow::{self, Break, Continue};
 use core::sync::atomic::Ordering::Acquire;
+use types::sync::o;
 use types::{Height, Ipa, Pa, Range};
 
 /// What a visitor wants next.
@@ -152,7 +153,7 @@ impl<F: Format, M: Entries> Iterator for Run<'_, F, M> {
         if index == self.end {
             return None;
         }
-        let raw = self.memory.slot(self.table, index).load(Acquire); // O8
+        let raw = self.memory.slot(self.table, index).load(o(8, Acquire)); // O8
         if raw == self.dead {
             self.is_dead = true;
             return None;

@@ -1,7 +1,8 @@
 //! The nouns every other crate speaks in.
 //!
 //! Addresses of each kind are types of their own, so that an intermediate physical address cannot be handed to
-//! something that wants a physical one. Nothing here knows an architecture's bits, and nothing here has state.
+//! something that wants a physical one. Nothing here knows an architecture's bits, and nothing here has state (but for the
+//! laboratory that tests switch on).
 //!
 //! Neighbours: everybody uses this crate; it uses nobody.
 #![no_std]
@@ -14,6 +15,7 @@ mod fault;
 mod height;
 mod pa_range;
 mod range;
+pub mod sync;
 mod sysreg;
 
 pub use access::Access;

@@ -1,0 +1,106 @@
+//! What concurrent protocols are made of: atomics, numbered orderings, full barriers, and the laboratory that tests them.
+//!
+//! Every ordering stronger than `Relaxed` is written with its number in docs/memory-ordering.md: `load(o(8, Acquire))`,
+//! `full_barrier(3)`. In what is shipped, the number is nothing and the ordering is what stands there. In a test build
+//! (feature `lab`, refused for the bare-metal targets) one number can be weakened, one mutant of the protocol chosen,
+//! and a scheduler called at each numbered step; all at run time, so that one build serves every such test:
+//!
+//! | variable | means |
+//! | --- | --- |
+//! | `MEZZANINE_WEAKEN=8` | every ordering with number 8 is `Relaxed`, every barrier with it is gone |
+//! | `MEZZANINE_MUTANT=free-before-grace` | the library does this one thing wrong (docs/mutants.md) |
+//!
+//! Under `--cfg loom` the atomics are the model checker's.
+
+#[cfg(not(loom))]
+pub use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+#[cfg(loom)]
+pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+
+use core::sync::atomic::Ordering;
+#[cfg(not(loom))]
+use core::sync::atomic::fence;
+#[cfg(loom)]
+use loom::sync::atomic::fence;
+
+#[cfg(all(feature = "lab", target_os = "none"))]
+compile_error!("the feature `lab` is for tests on the host and never part of an image");
+
+#[cfg(feature = "lab")]
+mod lab;
+#[cfg(feature = "lab")]
+pub use lab::{Hook, Point, met_counts, set_hook};
+
+/// The ordering with number `n` in docs/memory-ordering.md.
+#[cfg(not(feature = "lab"))]
+#[inline(always)]
+pub const fn o(_n: u16, ordering: Ordering) -> Ordering {
+    ordering
+}
+
+/// The ordering with number `n` in docs/memory-ordering.md; `Relaxed` where that one is weakened.
+#[cfg(feature = "lab")]
+#[inline]
+pub fn o(n: u16, ordering: Ordering) -> Ordering {
+    lab::point(Point::Step);
+    if lab::is_weakened(n) { Ordering::Relaxed } else { ordering }
+}
+
+/// Tells whether the barrier with number `n` stands: always, but in a test that weakens it.
+#[cfg(not(feature = "lab"))]
+#[inline(always)]
+pub const fn keeps(_n: u16) -> bool {
+    true
+}
+
+/// Tells whether the barrier with number `n` stands: always, but in a test that weakens it.
+#[cfg(feature = "lab")]
+#[inline]
+pub fn keeps(n: u16) -> bool {
+    lab::point(Point::Step);
+    !lab::is_weakened(n)
+}
+
+/// The full barrier with number `n`: earlier stores before later loads, of whatever memory.
+#[inline(always)]
+pub fn full_barrier(n: u16) {
+    if keeps(n) {
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// Tells whether the protocol is to be wrong in this one way: never, but in a test that expects to catch it.
+#[cfg(not(feature = "lab"))]
+#[inline(always)]
+pub const fn mutant(_name: &str) -> bool {
+    false
+}
+
+/// Tells whether the protocol is to be wrong in this one way: never, but in a test that expects to catch it.
+#[cfg(feature = "lab")]
+#[inline]
+pub fn mutant(name: &str) -> bool {
+    lab::is_mutant(name)
+}
+
+/// Notes that a race of this name was really met. Nothing outside of tests.
+#[cfg(not(feature = "lab"))]
+#[inline(always)]
+pub const fn met(_race: &'static str) {}
+
+/// Notes that a race of this name was really met. Nothing outside of tests.
+#[cfg(feature = "lab")]
+pub fn met(race: &'static str) {
+    lab::met(race);
+}
+
+/// Waits a moment inside a loop that waits for another CPU.
+#[inline(always)]
+pub fn spin_loop() {
+    #[cfg(feature = "lab")]
+    lab::point(Point::Spin);
+    #[cfg(not(loom))]
+    core::hint::spin_loop();
+    #[cfg(loom)]
+    loom::thread::yield_now();
+}
