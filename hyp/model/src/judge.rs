@@ -52,6 +52,8 @@ struct Unclean {
     dirt: Dirt,
     /// The entry itself is not valid any more, as opposed to weaker than it was.
     is_broken: bool,
+    /// What it was when it was taken away.
+    was: Live,
 }
 
 /// Where a linked table hangs.
@@ -167,7 +169,9 @@ impl<F: Format> Judge<F> {
         match (from.live(), to.live()) {
             (None, None) => self.require_clean(key, to),
             (None, Some(live)) => {
-                self.require_clean(key, to)?;
+                if !self.put_back(key, live, height) {
+                    self.require_clean(key, to)?;
+                }
                 self.link(live, range, height)
             }
             (Some(live), None) => {
@@ -186,6 +190,19 @@ impl<F: Format> Judge<F> {
         }
     }
 
+    /// Putting back exactly what was taken away owes nothing: a TLB that held it would hold the truth.
+    fn put_back(&mut self, key: (Pa, usize), live: Live, height: Height) -> bool {
+        let settled = |live: Live| self.format.settled(self.format.encode(live.into(), height), height);
+        let same = self.unclean.get(&key).is_some_and(|u| u.is_broken && settled(u.was) == settled(live));
+        if same {
+            self.unclean.remove(&key);
+            if let Live::Table(link) = live {
+                self.unlinked.remove(&link.pa);
+            }
+        }
+        same
+    }
+
     /// An entry that was taken away may become something else only when it is clean.
     fn require_clean(&self, key: (Pa, usize), to: Entry) -> Result<(), Violation> {
         if to == Entry::Frozen {
@@ -202,7 +219,7 @@ impl<F: Format> Judge<F> {
             Live::Table(_) => true,
         };
         let hint = (!pending && class == Class::Leaves).then_some(height);
-        let mut unclean = Unclean { class, hint, dirt: Dirt::Fresh, is_broken };
+        let mut unclean = Unclean { class, hint, dirt: Dirt::Fresh, is_broken, was };
         if let Some(before) = self.unclean.get(&key) {
             unclean.class = unclean.class.max(before.class);
             unclean.hint = if before.hint == hint { hint } else { None };
@@ -247,7 +264,7 @@ impl<F: Format> Judge<F> {
                 Ok(())
             }
             (Live::Leaf(block), Live::Table(link)) => self.split(key, block, link, range, height),
-            (Live::Table(_), Live::Leaf(_)) => Err(Violation("a live table became a block".into())),
+            (Live::Table(link), Live::Leaf(block)) => self.collapse(key, link, block, range, height),
         }
     }
 
@@ -279,6 +296,45 @@ impl<F: Format> Judge<F> {
         self.require_same(block, link, height)
     }
 
+    fn collapse(
+        &mut self,
+        key: (Pa, usize),
+        link: Table,
+        block: Leaf,
+        range: Range,
+        height: Height,
+    ) -> Result<(), Violation> {
+        let marks = block.attrs.marks;
+        match self.bbm {
+            Bbm::Level0 => {
+                return Err(Violation("a live table became a block: it must be broken first".into()));
+            }
+            Bbm::Level1 => require!(marks.contains(Marks::NO_TLB), "a live table became a block without nT"),
+            Bbm::Level2 | Bbm::Level3 => {}
+        }
+        require!(marks.contains(Marks::PENDING | Marks::YOUNG), "a table became a block that is not pending");
+        let below = height.below().ok_or_else(|| Violation("a page was a table".into()))?;
+        let flags = Marks::YOUNG | Marks::DIRTY | Marks::NO_TLB | Marks::PENDING;
+        for index in 0..self.geometry.entries(below) {
+            let raw = self.words[&link.pa].get(&index).copied().unwrap_or(0);
+            let pa = block.pa.wrapping_add(index as u64 * span::<F>(below));
+            let Entry::Held(Live::Leaf(child)) = self.format.decode(raw, below) else {
+                return Err(Violation(format!("child {index} is nobody's when its table becomes a block")));
+            };
+            require!(child.pa == pa, "child {index} maps something else than its block");
+            require!(
+                child.attrs.without(flags) == block.attrs.without(flags),
+                "child {index} maps otherwise"
+            );
+        }
+        if block.attrs.access.contains(types::Access::WRITE) {
+            require!(marks.contains(Marks::DIRTY), "a child's dirty flag may be lost");
+        }
+        self.soil(key, Live::Table(link), height, Class::Tables, false);
+        self.unlink(link, range);
+        Ok(())
+    }
+
     /// A table that replaces a block maps the same.
     fn require_same(&self, block: Leaf, link: Table, height: Height) -> Result<(), Violation> {
         let below = height.below().ok_or_else(|| Violation("a page became a table".into()))?;
@@ -299,7 +355,7 @@ impl<F: Format> Judge<F> {
         let (Live::Table(link), Some(below)) = (live, height.below()) else { return Ok(()) };
         require!(self.words.contains_key(&link.pa), "a link to {:?}, which is no table", link.pa);
         require!(!self.linked.contains_key(&link.pa), "a second link to {:?}", link.pa);
-        require!(!self.unlinked.contains_key(&link.pa), "a link to {:?}, which was unlinked", link.pa);
+        self.unlinked.remove(&link.pa); // put back: to be given back, it must be unlinked anew
         self.linked.insert(link.pa, Linked { ipa: range.start(), height: below });
         let words: Vec<_> = self.words[&link.pa].iter().map(|(index, raw)| (*index, *raw)).collect();
         for (index, raw) in words {

@@ -76,6 +76,8 @@ pub struct Machine {
     epoch: EntryEpoch,
     log: RefCell<Log>,
     hardware: Cell<Option<Hardware>>,
+    /// Tables in reserve for splits. Who has drawn one and gives it back has it below zero for a moment at most.
+    reserved: Cell<i64>,
 }
 
 /// What the hardware does to an entry by itself: given the word, returns it with more flags set.
@@ -95,6 +97,7 @@ impl Machine {
             epoch: EntryEpoch::new(),
             log: RefCell::default(),
             hardware: Cell::new(None),
+            reserved: Cell::new(0),
         }
     }
 
@@ -106,6 +109,11 @@ impl Machine {
     /// Returns the table memory.
     pub fn arena(&self) -> &Arena {
         &self.arena
+    }
+
+    /// Returns the number of tables that are in reserve for splits.
+    pub fn reserved(&self) -> i64 {
+        self.reserved.get()
     }
 
     /// Notes that a lost leaf or note came out.
@@ -186,12 +194,25 @@ impl Pages for Machine {
     fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
         let table = self.arena.take(size, purpose)?;
         self.push(Effect::Take { table: table.table().pa(), size });
+        if purpose == Purpose::Split {
+            self.reserved.update(|n| n - 1);
+        }
         Ok(table)
     }
 
     fn give_back(&self, table: IdleTable) {
         self.push(Effect::GiveBack { table: table.pa() });
+        self.reserved.update(|n| n + i64::from(table.restores_reserve()));
         self.arena.give_back(table);
+    }
+
+    fn reserve(&self, tables: u64) -> Result<(), NoPages> {
+        self.reserved.update(|n| n + tables as i64);
+        Ok(())
+    }
+
+    fn release(&self, tables: u64) {
+        self.reserved.update(|n| n - tables as i64);
     }
 }
 

@@ -3,7 +3,8 @@
 
 use crate::{Content, Flat, Judge, Machine};
 use stage2::{
-    Bbm, ChangeError, Format, Geometry, HEIGHTS, MapError, Mapping, Note, Quiescence, STEP_ENTRIES, Tree, Why,
+    Bbm, ChangeError, CollapseError, Format, Geometry, HEIGHTS, MapError, Mapping, Note, Quiescence,
+    STEP_ENTRIES, Tree, Why,
 };
 use types::{Access, CpuId, Height, Ipa, Range};
 
@@ -55,6 +56,11 @@ impl<'m, F: Format> Rig<'m, F> {
         let census = self.tree.census();
         assert_eq!((census.leaves, census.tables), (leaves, tables), "the counters agree with the tree");
         assert_eq!(self.machine.arena().in_use() as u64, tables + 1, "no table is leaked");
+        let reserve: u64 = (0..)
+            .zip(leaves)
+            .map(|(h, n)| if n == 0 { 0 } else { n * Geometry::<F>::split_tables(Height::new(h)) })
+            .sum();
+        assert_eq!(self.machine.reserved(), reserve as i64, "every block has its reserve, and nobody else");
     }
 
     /// Maps as much of `mapping` as can be, and says why it ended, if early.
@@ -152,6 +158,50 @@ impl<'m, F: Format> Rig<'m, F> {
         result
     }
 
+    /// Collapses the table around `ipa` to a block of `height`.
+    pub fn collapse(&mut self, ipa: Ipa, height: Height) -> Result<(), CollapseError> {
+        let mut section = self.machine.enter(CpuId::BOOT);
+        let result = self.tree.collapse(&mut section, self.machine, ipa, height);
+        drop(section);
+        self.step();
+        result
+    }
+
+    /// Cleans what is dirty in `range`. Returns it: first address and height of each leaf.
+    pub fn harvest(&mut self, range: Range) -> Vec<(Ipa, Height)> {
+        let mut dirty = Vec::new();
+        let (_, result) = self.steps(range, |machine, tree, section, rest| {
+            tree.harvest(section, machine, rest, &mut |ipa, height| dirty.push((ipa, height)))
+        });
+        result.expect("nobody else is at work");
+        self.seen_clean(&dirty);
+        dirty
+    }
+
+    /// Where there is no hardware dirty flag, what was cleaned cannot be written.
+    fn seen_clean(&mut self, dirty: &[(Ipa, Height)]) {
+        let format = self.tree.format();
+        for &(ipa, height) in dirty {
+            let range = Range::block_around(ipa, stage2::span::<F>(height));
+            let section = self.machine.enter(CpuId::BOOT);
+            let found = self.tree.open(&section).translate(ipa).entry(format);
+            if let stage2::Entry::Leaf(leaf) = found {
+                assert!(!leaf.attrs.marks.contains(stage2::Marks::DIRTY), "{ipa:?} is dirty still");
+                self.flat.protect(range, leaf.attrs.access);
+            }
+        }
+    }
+
+    /// Makes what is young in `range` old. Returns it: first address and height of each leaf.
+    pub fn age(&mut self, range: Range) -> Vec<(Ipa, Height)> {
+        let mut young = Vec::new();
+        let (_, result) = self.steps(range, |machine, tree, section, rest| {
+            tree.age(section, machine, rest, &mut |ipa, height| young.push((ipa, height)))
+        });
+        result.expect("nobody else is at work");
+        young
+    }
+
     /// Drives an operation to its end, or to an error. Returns up to where it is done.
     fn steps(
         &mut self,
@@ -203,6 +253,7 @@ impl<'m, F: Format> Rig<'m, F> {
         assert_eq!(self.machine.arena().in_use(), 0, "no table is leaked");
         let census = remains.census();
         assert_eq!((census.leaves, census.tables), ([0; HEIGHTS], 0));
+        assert_eq!(self.machine.reserved(), 0, "no reserve is leaked");
     }
 }
 

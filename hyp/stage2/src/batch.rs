@@ -5,7 +5,7 @@
 
 use crate::geometry::span;
 use crate::place::{ABSENT, Place};
-use crate::{Class, Entries, Format, Found, Owed, Quiesced, Scope, TablePa, Tree, Work};
+use crate::{Class, Entries, Format, Found, Owed, Pages, Quiesced, Scope, TablePa, Tree, Work};
 use types::{CpuId, Height, Ipa, Range};
 
 /// The most entries that one batch freezes.
@@ -162,7 +162,7 @@ impl Batch {
     }
 }
 
-impl<F: Format, M: Entries> Tree<F, M> {
+impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// Ends a batch: every entry becomes absent.
     pub(crate) fn vacate(&self, cpu: CpuId, batch: &Quiesced<&mut Batch>) {
         let mut leaves = 0;
@@ -170,6 +170,6 @@ impl<F: Format, M: Entries> Tree<F, M> {
             leaves += u64::from(F::output(raw, place.height).is_some());
             self.settle(place, ABSENT);
         }
-        self.counters.lost(cpu, batch.height(), leaves);
+        self.lost_leaves(cpu, batch.height(), leaves);
     }
 }

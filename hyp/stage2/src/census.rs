@@ -18,13 +18,18 @@ pub(crate) enum Event {
     Invalidation,
     GracePeriod,
     LostRace,
+    Collapse,
 }
-const EVENTS: usize = 7;
+const EVENTS: usize = 8;
+
+/// How many classes of time entries are counted in: class *n* is below 2ⁿ ticks, the last is everything longer.
+pub const BLACKOUTS: usize = 24;
 
 /// The counters of a tree. Each is a sum over CPUs and exact when nobody is changing the tree.
 #[derive(Debug)]
 pub(crate) struct Counters {
     shards: [Shard; SHARDS],
+    blackouts: [AtomicU64; BLACKOUTS],
 }
 
 #[repr(align(128))]
@@ -43,7 +48,14 @@ impl Counters {
                     events: [const { AtomicU64::new(0) }; EVENTS],
                 }
             }; SHARDS],
+            blackouts: [const { AtomicU64::new(0) }; BLACKOUTS],
         }
+    }
+
+    /// Counts one entry that was invalid for `ticks` between break and make.
+    pub(crate) fn blackout(&self, ticks: u64) {
+        let class = (u64::BITS - ticks.leading_zeros()) as usize;
+        self.blackouts[class.min(BLACKOUTS - 1)].fetch_add(1, Relaxed);
     }
 
     fn shard(&self, cpu: CpuId) -> &Shard {
@@ -84,6 +96,8 @@ impl Counters {
             invalidations: events(Event::Invalidation),
             grace_periods: events(Event::GracePeriod),
             lost_races: events(Event::LostRace),
+            collapses: events(Event::Collapse),
+            blackouts: core::array::from_fn(|n| self.blackouts[n].load(Relaxed)),
         }
     }
 }
@@ -105,4 +119,9 @@ pub struct Census {
     pub grace_periods: u64,
     /// The number of compare-exchanges that lost to another CPU or to the hardware.
     pub lost_races: u64,
+    /// The number of tables that were collapsed to blocks.
+    pub collapses: u64,
+    /// How many entries were invalid between break and make, by how long: element *n* for less than 2ⁿ ticks of
+    /// [`Invalidate::ticks`](crate::Invalidate::ticks) (and not less than half of that).
+    pub blackouts: [u64; BLACKOUTS],
 }

@@ -33,7 +33,10 @@ impl<'v, F: Format, M: Entries + Pages, R> View<'v, F, M, R> {
     /// [`MapError::Busy`] also where there are smaller entries by now: look again, and claim one of those. In every
     /// case the caller holds nothing and nothing was changed.
     pub fn claim(&self, ipa: Ipa, height: Height, why: Why) -> Result<Claim<'_, 'v, F, M, R>, MapError> {
-        let place = self.freeze_absent(ipa, height, why)?;
+        // What splitting the leaf will need is set aside before it can be found.
+        let tree = self.tree;
+        tree.reserve_leaves(height, 1).map_err(|_| tree.no_pages(ipa, height))?;
+        let place = self.freeze_absent(ipa, height, why).inspect_err(|_| tree.release_leaves(height, 1))?;
         // O30: the entry is frozen before we look whether it is still wanted. Pairs with O31, between a new
         // decision and the walk that enforces it, in `space`.
         full_barrier(30);
@@ -67,5 +70,6 @@ impl<F: Format, M: Entries + Pages, R> Claim<'_, '_, F, M, R> {
 impl<F: Format, M: Entries + Pages, R> Drop for Claim<'_, '_, F, M, R> {
     fn drop(&mut self) {
         self.view.tree.settle(self.place, ABSENT);
+        self.view.tree.release_leaves(self.place.height, 1);
     }
 }

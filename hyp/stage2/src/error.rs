@@ -27,7 +27,8 @@ pub enum MapError {
         /// The height of the note.
         height: Height,
     },
-    /// There is no page for a new table. Nothing was changed.
+    /// There is no page for a new table, or for what splitting a block would need, and none is on its way back. Nothing
+    /// was changed.
     NoPages,
     /// The range or the physical address is not a multiple of the granule, or beyond what the tree or the format
     /// reaches. A bug of the caller, or bad input that it should have refused.
@@ -44,7 +45,8 @@ pub enum ChangeError {
         /// The height of the entry.
         height: Height,
     },
-    /// A block has to be split, and there is no page for the table. Nothing was changed.
+    /// A note has to be split, and there is no page for the table, and none on its way back. Nothing was changed. (A
+    /// block has its page in reserve, where [`Pages`](crate::Pages) keeps one.)
     NoPages {
         /// An address in the block.
         ipa: Ipa,

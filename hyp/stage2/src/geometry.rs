@@ -83,6 +83,17 @@ impl<F: Format> Geometry<F> {
         TableSize(F::GRANULE_SHIFT)
     }
 
+    /// Returns how many tables it takes at most to split a leaf of `height` down to pages.
+    pub const fn split_tables(height: Height) -> u64 {
+        let mut tables = 0;
+        let mut above = 0;
+        while above < height.get() {
+            tables = 1 + (tables << F::INDEX_BITS);
+            above += 1;
+        }
+        tables
+    }
+
     /// Returns the number of entries in a table whose entries have height `height`.
     pub fn entries(&self, height: Height) -> usize {
         if height == self.top { self.root_entries() } else { 1 << F::INDEX_BITS }

@@ -132,7 +132,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                         return Ok(Place { table, index: self.tree.geometry.index(run.at, height), height });
                     }
                     Err(Unlinked::NoPages) if self.tree.read(spot.place) == ABSENT => {
-                        return Err(MapError::NoPages);
+                        return Err(self.tree.no_pages(ipa, height));
                     }
                     Err(Unlinked::NoPages | Unlinked::Lost) => {}
                 }
@@ -185,8 +185,17 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 return Err(self.obstacle(at, place.height, spot.raw));
             }
             let run = fill.run(at, height, &self.tree.geometry);
+            if fill.is_memory() && self.tree.reserve_leaves(height, run.len as u64).is_err() {
+                return Err(self.tree.no_pages(at, height));
+            }
+            let unused = |n: usize| {
+                if fill.is_memory() {
+                    self.tree.release_leaves(height, n as u64);
+                }
+            };
             if place.height == height {
                 let done = self.fill_in_place(fill, &run, place);
+                unused(run.len - done);
                 if done > 0 {
                     return Ok((run.end::<F>(done), done));
                 }
@@ -195,9 +204,10 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                     Ok(_) => return Ok((run.end::<F>(run.len), run.len)),
                     // Another CPU may have needed the same table, and got it: then there is no need.
                     Err(Unlinked::NoPages) if self.tree.read(place) == ABSENT => {
-                        return Err(MapError::NoPages);
+                        unused(run.len);
+                        return Err(self.tree.no_pages(at, height));
                     }
-                    Err(Unlinked::NoPages | Unlinked::Lost) => {}
+                    Err(Unlinked::NoPages | Unlinked::Lost) => unused(run.len),
                 }
             }
             self.tree.counters.count(self.cpu, Event::LostRace, 1);
@@ -315,8 +325,12 @@ impl Fill {
         })
     }
 
+    fn is_memory(&self) -> bool {
+        matches!(self.content, Content::Memory { .. })
+    }
+
     fn count<F: Format, M, R>(&self, view: &View<'_, F, M, R>, height: Height, n: usize) {
-        if let Content::Memory { .. } = self.content {
+        if self.is_memory() {
             view.tree.counters.gained(view.cpu, height, n as u64);
         }
     }

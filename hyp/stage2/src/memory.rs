@@ -90,8 +90,10 @@ pub enum Purpose {
     Root,
     /// A new mapping.
     Map,
-    /// To split a block. May draw on what the block holds in reserve.
+    /// To split a block: drawn from what was [reserved](Pages::reserve) when the block was made.
     Split,
+    /// To keep the entries of a table that is being collapsed, until they are given up or put back. Never linked.
+    Scratch,
 }
 
 /// There is no page for a table.
@@ -100,15 +102,34 @@ pub struct NoPages;
 
 /// Where new tables come from, and go back to. One value serves one space, so that it can keep the space's budget.
 ///
-/// Callable from several CPUs at once. Never called with a slot frozen, but for `take`, which must not wait.
+/// A budget counts tables in use and tables in reserve. Whoever makes a block reserves what splitting it down to pages
+/// will need; a split then draws on the reserve, so that a fault or a partial unmap can always split, however little
+/// is left. Implementations without a budget keep the default methods.
+///
+/// Callable from several CPUs at once. Never called with a slot frozen, but for `take` and `reserve`, which must not
+/// wait.
 pub trait Pages {
     /// Takes memory for a table: `size` bytes, aligned to `size`, all zero, and the zeroes visible to the hardware's
     /// table walker (it is cache-coherent with us: a cacheable write is enough). May fail; does not wait.
     fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages>;
 
     /// Takes back a table that nobody can look at any more. Does not fail, wait or allocate. What the memory holds is
-    /// arbitrary.
+    /// arbitrary. A table that [restores the reserve](IdleTable::restores_reserve) is in reserve again.
     fn give_back(&self, table: IdleTable);
+
+    /// Sets `tables` tables of the usual size aside for [`Purpose::Split`]: all or none.
+    ///
+    /// # Errors
+    /// [`NoPages`] where the budget or the memory does not have that many.
+    fn reserve(&self, tables: u64) -> Result<(), NoPages> {
+        let _ = tables;
+        Ok(())
+    }
+
+    /// Ends a reservation of `tables` tables that were not drawn.
+    fn release(&self, tables: u64) {
+        let _ = tables;
+    }
 }
 
 impl<T: Entries + ?Sized> Entries for &T {
@@ -130,6 +151,14 @@ impl<T: Pages + ?Sized> Pages for &T {
 
     fn give_back(&self, table: IdleTable) {
         T::give_back(self, table);
+    }
+
+    fn reserve(&self, tables: u64) -> Result<(), NoPages> {
+        T::reserve(self, tables)
+    }
+
+    fn release(&self, tables: u64) {
+        T::release(self, tables);
     }
 }
 
@@ -161,7 +190,7 @@ impl FreshTable {
 
     /// Gives up a table that was never linked, so that it can go back at once.
     pub fn unused(self) -> IdleTable {
-        IdleTable { pa: self.pa, size: self.size }
+        IdleTable { pa: self.pa, size: self.size, restores_reserve: false }
     }
 
     /// The table goes into a tree, which gives it back some day.
@@ -177,17 +206,28 @@ impl FreshTable {
 pub struct IdleTable {
     pa: Pa,
     size: TableSize,
+    restores_reserve: bool,
 }
 
 impl IdleTable {
     /// A table of an unlinked subtree: invalidated, and its grace period is over.
     pub(crate) const fn after_grace(table: TablePa, size: TableSize) -> Self {
-        Self { pa: table.0, size }
+        Self { pa: table.0, size, restores_reserve: false }
     }
 
     /// A table that was taken and never linked.
     pub(crate) const fn unseen(table: TablePa, size: TableSize) -> Self {
-        Self { pa: table.0, size }
+        Self { pa: table.0, size, restores_reserve: false }
+    }
+
+    /// A table that was taken for a split that did not come about: the block is there still, and its reserve too.
+    pub(crate) const fn undrawn(table: TablePa, size: TableSize) -> Self {
+        Self { pa: table.0, size, restores_reserve: true }
+    }
+
+    /// Tells whether the table was drawn from the reserve and belongs there again.
+    pub const fn restores_reserve(&self) -> bool {
+        self.restores_reserve
     }
 
     /// Returns the address.

@@ -88,6 +88,12 @@ pub trait Invalidate {
     /// Waits until the work is complete: on every CPU that `work` concerns, no access uses an old translation any
     /// more, and none will. Waits for hardware only, never for software that may be waiting for us.
     fn complete(&self, pending: Self::Pending);
+
+    /// Reads a clock that never goes back, for the statistics of how long entries stay invalid. In ticks of any one
+    /// length; without a clock always 0.
+    fn ticks(&self) -> u64 {
+        0
+    }
 }
 
 impl<T: Invalidate + ?Sized> Invalidate for &T {
@@ -99,6 +105,10 @@ impl<T: Invalidate + ?Sized> Invalidate for &T {
 
     fn complete(&self, pending: Self::Pending) {
         T::complete(self, pending);
+    }
+
+    fn ticks(&self) -> u64 {
+        T::ticks(self)
     }
 }
 

@@ -127,7 +127,21 @@ impl<F: Format, M: Entries> Tree<F, M> {
         Err(old)
     }
 
-    /// Stores `next` in an entry that this CPU has frozen.
+    /// Lets go of an entry that this CPU holds, as `make` says of what it is now: `held`, perhaps with flags that the
+    /// hardware has set meanwhile.
+    pub(crate) fn relinquish(&self, cpu: CpuId, place: Place, held: u64, mut make: impl FnMut(Live) -> Live) {
+        let mut held = held;
+        let mut next = |raw: u64| match self.format.decode(raw, place.height).live() {
+            Some(live) => self.format.encode(make(live).into(), place.height),
+            None => raw,
+        };
+        // The entry is ours: only the hardware can come in between, and it sets each flag once.
+        while let Err(seen) = self.replace(cpu, place, held, &mut next) {
+            held = seen;
+        }
+    }
+
+    /// Stores `next` in an entry that this CPU has frozen or holds.
     #[inline(always)]
     pub(crate) fn settle(&self, place: Place, next: u64) {
         // O11: the invalidation is complete before anybody can take the entry for clean, or look behind it. Pairs

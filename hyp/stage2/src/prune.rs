@@ -60,7 +60,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         range: Range,
         batch: &mut Batch,
     ) -> Ipa {
-        let flight = self.depart();
+        let (flight, retiring) = (self.depart(), self.retire());
         let view = self.open(&*section);
         let spot = self.find(at, height, |_| false);
         if spot.place.height > height {
@@ -93,6 +93,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             }
         }
         batch.into_inner().clear();
+        drop(retiring);
         end
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     Note, Owed, Pages, Purpose, Rewrite, Scope, Slot, Table, TablePa, View, Why, Work,
 };
 use core::sync::atomic::Ordering::Relaxed;
+use types::sync::mutant;
 use types::{Height, Ipa};
 
 /// What a try to split one entry came to.
@@ -102,9 +103,16 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         if !matches!(entry, Entry::Leaf(_) | Entry::Note(_)) {
             return Splitting::Changed;
         }
-        let Ok(table) = tree.memory.take(Geometry::<F>::table_size(), Purpose::Split) else {
-            return Splitting::NoPages;
+        // A block has its table in reserve. A note has not: nothing that a guest runs on depends on it.
+        let purpose = if let Entry::Leaf(_) = entry { Purpose::Split } else { Purpose::Map };
+        let size = Geometry::<F>::table_size();
+        // Twice: who has drawn a page for nothing gives it back, and is counted until it has.
+        let Ok(table) = tree.memory.take(size, purpose).or_else(|no_pages| {
+            if tree.is_retiring() { Err(no_pages) } else { tree.memory.take(size, purpose) }
+        }) else {
+            return if tree.is_retiring() { Splitting::Changed } else { Splitting::NoPages };
         };
+        let retiring = tree.retire();
         let table = table.into_table();
         let block = covered::<F>(ipa, spot.place.height);
         let hint =
@@ -132,9 +140,13 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             _ => false,
         };
         if !done {
-            tree.memory.give_back(IdleTable::unseen(table, Geometry::<F>::table_size()));
+            tree.memory.give_back(match purpose {
+                Purpose::Split => IdleTable::undrawn(table, size),
+                _ => IdleTable::unseen(table, size),
+            });
             return Splitting::Changed;
         }
+        drop(retiring);
         tree.counters.count(self.cpu, Event::TableTaken, 1);
         if let Entry::Leaf(_) = entry {
             tree.counters.count(self.cpu, Event::Split, 1);
@@ -163,9 +175,13 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         let Ok(was) = self.tree.replace(self.cpu, split.place, split.stamped, |_| frozen) else {
             return false;
         };
+        let since = cpu.ticks();
         self.discharge(cpu, split.work);
-        self.restamp(split, was);
+        if !mutant("dirty-lost-in-split") {
+            self.restamp(split, was);
+        }
         self.tree.settle(split.place, self.link(split, false));
+        self.tree.counters.blackout(cpu.ticks().wrapping_sub(since));
         true
     }
 

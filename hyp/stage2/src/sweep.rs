@@ -60,6 +60,10 @@ impl Parking {
         }
     }
 
+    pub(crate) fn is_parked(&self) -> bool {
+        self.state.load(Relaxed) == PARKED
+    }
+
     fn take(&self, from: u8) -> Option<Reserved<'_>> {
         // O13: what whoever parked here wrote, and the grace period it waited for, are before our sweep. Pairs with O14.
         self.state.compare_exchange(from, TAKEN, o(13, Acquire), Relaxed).ok().map(|_| Reserved(self))
@@ -201,7 +205,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     ) {
         let is_leaf = F::output(raw, height).is_some();
         if is_leaf {
-            self.counters.lost(cpu, height, 1);
+            self.lost_leaves(cpu, height, 1);
         }
         if is_leaf || matches!(self.format.decode(raw, height), crate::Entry::Note(_)) {
             sink(Quiesced::long_ago(Lost::new(ipa, raw, height, self.format)));

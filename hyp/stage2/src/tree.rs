@@ -5,8 +5,8 @@ use crate::geometry::span;
 use crate::place::PATIENCE;
 use crate::sweep::{PARKING_PLACES, Parking};
 use crate::{
-    Bbm, Census, ChangeError, Entries, Format, FreshTable, Geometry, NoPages, Pages, Purpose, Section,
-    TablePa,
+    Bbm, Census, ChangeError, Entries, Format, FreshTable, Geometry, MapError, NoPages, Pages, Purpose,
+    Section, TablePa,
 };
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, o, spin_loop};
@@ -30,6 +30,12 @@ pub struct Tree<F, M> {
     /// Batches of reducing writes whose invalidation is not complete.
     in_flight: AtomicU32,
     bbm: AtomicU8,
+    /// Dirty logs that run.
+    logs: AtomicU32,
+    /// Operations that wait for the outcome of somebody's entry.
+    waiting: AtomicU32,
+    /// Operations that have unlinked a table, or are about to, and have not given it back.
+    retiring: AtomicU32,
     pub(crate) parking: [Parking; PARKING_PLACES],
 }
 
@@ -49,6 +55,9 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             opened: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             bbm: AtomicU8::new(bbm as u8),
+            logs: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            retiring: AtomicU32::new(0),
             parking: core::array::from_fn(|_| Parking::new()),
         })
     }
@@ -78,6 +87,21 @@ impl<F: Format, M> Tree<F, M> {
     /// Returns the break-before-make level in use.
     pub fn bbm(&self) -> Bbm {
         Bbm::from_number(self.bbm.load(Relaxed))
+    }
+
+    /// Notes that a dirty log begins. From the next grace period on no collapse blurs it.
+    pub fn log_begins(&self) {
+        self.logs.fetch_add(1, Relaxed);
+    }
+
+    /// Notes that a dirty log has ended.
+    pub fn log_ends(&self) {
+        self.logs.fetch_sub(1, Relaxed);
+    }
+
+    /// Tells whether a dirty log runs.
+    pub fn is_logging(&self) -> bool {
+        self.logs.load(Relaxed) != 0
     }
 
     /// Returns the greatest height at which this tree can have leaves.
@@ -113,6 +137,30 @@ impl<F: Format, M> Tree<F, M> {
     }
 }
 
+impl<F: Format, M: Entries + Pages> Tree<F, M> {
+    /// Reserves what splitting `n` leaves of `height` down to pages will need.
+    pub(crate) fn reserve_leaves(&self, height: Height, n: u64) -> Result<(), NoPages> {
+        match Geometry::<F>::split_tables(height) * n {
+            0 => Ok(()),
+            tables => self.memory.reserve(tables),
+        }
+    }
+
+    /// Counts `n` leaves of `height` as gone, with what was reserved for splitting them.
+    pub(crate) fn lost_leaves(&self, cpu: CpuId, height: Height, n: u64) {
+        self.counters.lost(cpu, height, n);
+        self.release_leaves(height, n);
+    }
+
+    /// Ends the reservation for `n` leaves of `height` that were not made, or are gone.
+    pub(crate) fn release_leaves(&self, height: Height, n: u64) {
+        let tables = Geometry::<F>::split_tables(height) * n;
+        if tables != 0 {
+            self.memory.release(tables);
+        }
+    }
+}
+
 impl<F: Format, M> Tree<F, M> {
     /// Tells whether the core can work on `range`.
     pub(crate) fn check(&self, range: Range) -> Result<(), ChangeError> {
@@ -135,6 +183,51 @@ impl<F: Format, M> Tree<F, M> {
     pub(crate) fn others_in_flight(&self, _own: &Flight<'_>) -> bool {
         // O12: a batch that is no longer counted has completed its invalidation before. Pairs with O15.
         self.in_flight.load(o(12, Acquire)) > 1
+    }
+
+    /// Counts an operation that unlinks tables, from before it does until they are given back. Whoever finds no page for
+    /// a table meanwhile is told to come again, and not that there is none.
+    pub(crate) fn retire(&self) -> Counted<'_> {
+        Counted::new(&self.retiring)
+    }
+
+    /// Tells whether tables are on their way back.
+    pub(crate) fn is_retiring(&self) -> bool {
+        self.retiring.load(Relaxed) != 0 || self.parking.iter().any(Parking::is_parked)
+    }
+
+    /// Says why there is no page for a table: some may be on their way back.
+    pub(crate) fn no_pages(&self, ipa: Ipa, height: Height) -> MapError {
+        if self.is_retiring() { MapError::Busy { ipa, height } } else { MapError::NoPages }
+    }
+
+    /// Makes the patience of one operation.
+    pub(crate) fn patience(&self) -> Patience<'_> {
+        Patience { spins: 0, waiting: &self.waiting, counted: None }
+    }
+
+    /// Tells whether somebody waits for the outcome of an entry.
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.waiting.load(Relaxed) != 0
+    }
+
+    /// Lowers the break-before-make level to at most `bbm`, before a CPU or an IOMMU that can do no more takes part. On
+    /// return no change of size is under way that was begun at a higher level.
+    ///
+    /// # Errors
+    /// [`ChangeError::Busy`] where changes were still under way after a while: the level is lower already; call again
+    /// before the newcomer is let in.
+    pub fn lower_bbm<S: Section>(&self, section: &mut S, bbm: Bbm) -> Result<(), ChangeError> {
+        self.bbm.fetch_min(bbm as u8, Relaxed);
+        // Who opens a section after this finds the lower level; who has one open is waited for.
+        if let Some(period) = self.grace(&*section) {
+            section.wait(period);
+        }
+        let mut patience = self.patience();
+        while self.in_flight.load(o(12, Acquire)) != 0 {
+            patience.wait(section, self.geometry.reach().start(), self.geometry.top())?;
+        }
+        Ok(())
     }
 
     /// Starts a grace period for what was just unlinked; `None` where nobody else has ever looked at this tree.
@@ -161,15 +254,33 @@ impl Drop for Flight<'_> {
     }
 }
 
-/// Bounded waiting for the outcome of entries that others own.
+/// Something that is counted while this lives.
 #[derive(Debug)]
-pub(crate) struct Patience(u32);
+pub(crate) struct Counted<'t>(&'t AtomicU32);
 
-impl Patience {
-    pub(crate) fn new() -> Self {
-        Self(0)
+impl<'t> Counted<'t> {
+    fn new(count: &'t AtomicU32) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
     }
+}
 
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Bounded waiting for the outcome of entries that others own. Whoever has waited once is counted as a waiter until the
+/// operation ends, so that no new collapse starves it.
+#[derive(Debug)]
+pub(crate) struct Patience<'t> {
+    spins: u32,
+    waiting: &'t AtomicU32,
+    counted: Option<Counted<'t>>,
+}
+
+impl Patience<'_> {
     /// Waits a little, outside any section and owning nothing, longer each time.
     ///
     /// # Errors
@@ -180,14 +291,16 @@ impl Patience {
         ipa: Ipa,
         height: Height,
     ) -> Result<(), ChangeError> {
-        if self.0 == PATIENCE {
+        if self.spins == PATIENCE {
             return Err(ChangeError::Busy { ipa, height });
         }
+        let waiting = self.waiting;
+        self.counted.get_or_insert_with(|| Counted::new(waiting));
         section.pass();
-        for _ in 0..1u32 << self.0 {
+        for _ in 0..1u32 << self.spins {
             spin_loop();
         }
-        self.0 += 1;
+        self.spins += 1;
         Ok(())
     }
 }

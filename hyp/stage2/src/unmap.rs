@@ -19,7 +19,7 @@ use crate::census::Event;
 use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
 use crate::split::Splitting;
 use crate::sweep::{Reserved, Subtree};
-use crate::tree::{Patience, STEP_ENTRIES};
+use crate::tree::{Counted, STEP_ENTRIES};
 use crate::{
     ChangeError, Entries, Entry, Format, Invalidate, Lost, Pages, Quiesced, Section, TablePa, Tree, View, Why,
 };
@@ -27,8 +27,9 @@ use types::{CpuId, Height, Ipa, Range};
 
 /// What the first pass of a step came to.
 enum Collected<'t> {
-    /// Entries are frozen and in the batch; they end before `next`. With a place to park, where a large subtree is among them.
-    Frozen { next: Ipa, parking: Option<Reserved<'t>> },
+    /// Entries are frozen and in the batch; they end before `next`. With a place to park, where a large subtree is among
+    /// them; counted as retiring.
+    Frozen { next: Ipa, parking: Option<Reserved<'t>>, retiring: Counted<'t> },
     /// Nothing is mapped before this address.
     Nothing { next: Ipa },
     /// A block reaches beyond the range.
@@ -61,7 +62,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             return Ok(range.start());
         }
         let mut at = range.start();
-        let mut patience = Patience::new();
+        let mut patience = self.patience();
         let root = Place { table: self.root(), index: 0, height: self.geometry.top() };
         let mut batch = Batch::new(root, at, false);
         loop {
@@ -69,7 +70,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             let flight = self.depart();
             let view = self.open(&*section);
             let blocked = match view.collect(rest, &mut batch) {
-                Collected::Frozen { next, parking } => {
+                Collected::Frozen { next, parking, retiring } => {
                     let (batch, period) = self.break_batch(section, cpu, &mut batch);
                     drop(view);
                     drop(flight);
@@ -77,6 +78,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
                         section.wait(period);
                     }
                     let rest = self.hand_over_batch(section.cpu(), &batch, parking, sink);
+                    drop(retiring);
                     // Where part of a subtree is left, the caller comes again for it.
                     return Ok(if rest { at } else { next });
                 }
@@ -152,6 +154,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
     fn collect(&self, range: Range, batch: &mut Batch) -> Collected<'t> {
         let mut at = range.start();
         let mut touched = 0;
+        let retiring = self.tree.retire();
         while at < range.end() && touched < STEP_ENTRIES {
             let mut parking = None;
             let spot = self.tree.find(at, Height::PAGE, |place| {
@@ -168,7 +171,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             let blocked = self.freeze_window(batch, range, spot.place, parking.is_some());
             let next = batch.end::<F>().min(range.end());
             if !batch.is_empty() {
-                return Collected::Frozen { next, parking };
+                return Collected::Frozen { next, parking, retiring };
             }
             if next <= at && blocked {
                 return Collected::Blocked { ipa: at, height: spot.place.height };

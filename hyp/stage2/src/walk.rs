@@ -59,6 +59,8 @@ pub struct Walked {
 pub struct Visit<F> {
     ipa: Ipa,
     found: Found<F>,
+    table: TablePa,
+    index: usize,
 }
 
 impl<F: Format> Visit<F> {
@@ -83,6 +85,18 @@ impl<F: Format> Visit<F> {
     #[inline(always)]
     pub fn pa(&self) -> Option<Pa> {
         F::output(self.found.raw(), self.found.height())
+    }
+
+    /// Returns where the entry is.
+    #[inline(always)]
+    pub(crate) fn place(&self) -> Place {
+        Place { table: self.table, index: self.index, height: self.height() }
+    }
+
+    /// Returns the entry's word as it was read.
+    #[inline(always)]
+    pub(crate) fn raw(&self) -> u64 {
+        self.found.raw()
     }
 
     /// Decodes the entry under `format`, the format of the tree that is walked.
@@ -159,7 +173,8 @@ impl<F: Format, M: Entries> Iterator for Run<'_, F, M> {
             return None;
         }
         self.index = index + 1;
-        Some(Visit { ipa: self.ipa(index), found: Found::new(raw, Height::PAGE) })
+        let found = Found::new(raw, Height::PAGE);
+        Some(Visit { ipa: self.ipa(index), found, table: self.table, index })
     }
 }
 
@@ -294,7 +309,8 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         if self.tree.format.decode(raw, place.height) == Entry::Dead {
             return Break(Leave::Restart(at, place.height));
         }
-        match visitor.visit(&Visit { ipa, found: Found::new(raw, place.height) }) {
+        let found = Found::new(raw, place.height);
+        match visitor.visit(&Visit { ipa, found, table: place.table, index: place.index }) {
             Answer::Continue => Continue(None),
             Answer::Descend if F::child(raw).is_some() => {
                 // Whatever the visitor did, or another CPU meanwhile, counts.
@@ -334,7 +350,8 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             if self.tree.format.decode(raw, height) == Entry::Dead {
                 return Break(Leave::Restart(at, height));
             }
-            answer = visitor.visit(&Visit { ipa, found: Found::new(raw, height) });
+            let found = Found::new(raw, height);
+            answer = visitor.visit(&Visit { ipa, found, table: place.table, index: place.index });
         }
         end(WalkEnd::Busy(height))
     }

@@ -1,0 +1,504 @@
+//! Collapse: a table full of leaves becomes one block, in place or with its contents moved to one run of memory.
+//!
+//! Invariants:
+//! - At every moment the hardware sees the table with every child in it, the block, or nothing; never two of them where
+//!   the CPUs do not allow it. No accessed or dirty flag is lost: the block has the flags of all children, or, where the
+//!   hardware may still set a child's while the block is live, both set from the start.
+//! - Until the commit everything can be put back, without memory and without failing. After it nothing fails.
+//! - Nobody's change to a child is lost: a child is taken only by compare-exchange from the value that was looked at, and
+//!   whoever comes later finds it owned, leaves, and walks again from the root.
+//! - The block's reserve for a later split is drawn before anything is changed.
+//!
+//! # Ways
+//! **Break** (level 0, and always where addresses change):
+//! link → `Frozen`; each child → `Frozen`, what it was into a scratch page; invalidate with the walk caches; look, or
+//! move; link's place → block; children → `Dead`.
+//!
+//! **Hold** (level 1 up, EPT; size only): link → held; each child → held; link's place → held block, young and, if
+//! writable, dirty (level 1: not to be cached); invalidate with the walk caches; level 1: cacheable again, and
+//! invalidate; children → `Dead`; let go of the block.
+//!
+//! Then, for both: grace period; the table goes back. One height per call.
+
+use crate::batch::Lost;
+use crate::census::Event;
+use crate::geometry::span;
+use crate::place::{PATIENCE, Place, Spot, covered};
+use crate::sweep::Subtree;
+use crate::tree::Counted;
+use crate::{
+    Attrs, Bbm, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, Live, Marks, Owed,
+    Pages, Purpose, Quiesced, Rewrite, Scope, Section, Slot, TablePa, Tree, View, Work,
+};
+use core::sync::atomic::Ordering::Relaxed;
+use types::sync::{met, mutant};
+use types::{CpuId, Height, Ipa, Pa};
+
+/// Why a collapse did not come about. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CollapseError {
+    /// There is no table of leaves of the next height here: nothing is mapped, or a block already.
+    NoTable,
+    /// The entry at this address keeps the table from being a block: it is no leaf of the right height, or maps
+    /// something else, or in another way, than its neighbours would have it.
+    Uneven {
+        /// The first address of the entry.
+        ipa: Ipa,
+    },
+    /// Another CPU is changing something here, or waits to. Pass a quiescent point, and come back later.
+    Busy {
+        /// The address.
+        ipa: Ipa,
+    },
+    /// A dirty log runs: blocks would blur it.
+    Logging,
+    /// There is no page for the block's reserve, or for the scratch page, and none is on its way back.
+    NoPages,
+    /// Whoever was to move the contents refused.
+    Refused,
+    /// The height has no leaves, or the block reaches beyond the tree.
+    Unmappable,
+}
+
+/// Who moves the contents of many leaves into one run of memory.
+pub trait Mover<F: Format> {
+    /// Is called when no CPU can use the children any more and no flag is set in them. Returns where the contents of all of
+    /// them are now, in order: aligned to the block's size; `None` to have everything put back as it was.
+    ///
+    /// Waits for nothing but hardware.
+    fn move_in<M: Entries>(&mut self, children: &Children<'_, F, M>) -> Option<Pa>;
+}
+
+/// What the children of a table under collapse were, when they were last visible.
+#[derive(Debug)]
+pub struct Children<'c, F, M> {
+    memory: &'c M,
+    scratch: TablePa,
+    format: F,
+    height: Height,
+    entries: usize,
+    start: Ipa,
+}
+
+impl<F: Format, M: Entries> Children<'_, F, M> {
+    /// Returns the children's height.
+    pub const fn height(&self) -> Height {
+        self.height
+    }
+
+    /// Goes through the children, lowest first: address and leaf.
+    pub fn iter(&self) -> impl Iterator<Item = (Ipa, Leaf)> {
+        (0..self.entries).filter_map(|index| {
+            let raw = self.memory.slot(self.scratch, index).load(Relaxed); // ours alone
+            let ipa = self.start.wrapping_add(index as u64 * span::<F>(self.height));
+            match self.format.decode(raw, self.height) {
+                Entry::Leaf(leaf) => Some((ipa, leaf)),
+                _ => None,
+            }
+        })
+    }
+}
+
+/// What the children of a block must have in common with the first.
+#[derive(Clone, Copy)]
+enum Likeness {
+    /// Addresses side by side.
+    Contiguous,
+    /// Attributes only: the contents are moved.
+    Attributes,
+}
+
+/// A table under collapse.
+struct Collapse {
+    ipa: Ipa,
+    link: Place,
+    raw_link: u64,
+    table: TablePa,
+    below: Height,
+    entries: usize,
+    first: Leaf,
+    likeness: Likeness,
+    /// Read once: a change that begins at one level ends at it.
+    bbm: Bbm,
+}
+
+impl<F: Format, M: Entries + Pages> Tree<F, M> {
+    /// Makes one block of `height` of the leaves of the next height below that translate the block around `ipa`, which
+    /// must be there all, map memory side by side, and in the same way but for accessed and dirty flags. That the memory
+    /// is *one folio*, so that a pin of the block means what it says, is the caller's to know.
+    ///
+    /// Bounded by a table's entries, three invalidations and one grace period.
+    ///
+    /// # Errors
+    /// [`CollapseError`]; nothing was changed.
+    pub fn collapse<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &I,
+        ipa: Ipa,
+        height: Height,
+    ) -> Result<(), CollapseError> {
+        struct Stays;
+        impl<F: Format> Mover<F> for Stays {
+            fn move_in<M: Entries>(&mut self, children: &Children<'_, F, M>) -> Option<Pa> {
+                children.iter().next().map(|(_, leaf)| leaf.pa)
+            }
+        }
+        self.collapse_like(section, cpu, ipa, height, Likeness::Contiguous, &mut Stays, &mut |_| {})
+    }
+
+    /// As [`Self::collapse`], of leaves that may map any memory: `mover` brings their contents together while nobody can
+    /// use them. What they mapped goes to `sink`. Always breaks, since addresses change.
+    ///
+    /// # Errors
+    /// [`CollapseError`]; nothing was changed.
+    pub fn collapse_into<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &I,
+        ipa: Ipa,
+        height: Height,
+        mover: &mut impl Mover<F>,
+        sink: &mut impl FnMut(Quiesced<Lost<F>>),
+    ) -> Result<(), CollapseError> {
+        self.collapse_like(section, cpu, ipa, height, Likeness::Attributes, mover, sink)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the one place where both kinds of collapse meet")]
+    fn collapse_like<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &I,
+        ipa: Ipa,
+        height: Height,
+        likeness: Likeness,
+        mover: &mut impl Mover<F>,
+        sink: &mut impl FnMut(Quiesced<Lost<F>>),
+    ) -> Result<(), CollapseError> {
+        let block = covered::<F>(ipa, height);
+        if height == Height::PAGE || height > self.largest_leaf() || !self.geometry.reach().covers(block) {
+            return Err(CollapseError::Unmappable);
+        }
+        if self.is_logging() {
+            return Err(CollapseError::Logging);
+        }
+        if self.has_waiters() {
+            met("collapse gave way to a waiter");
+            return Err(CollapseError::Busy { ipa });
+        }
+        let flight = self.depart();
+        let view = self.open(&*section);
+        let collapse = view.candidate(block.start(), height, likeness)?;
+        // The reserve first: it is what lets the block be split again in a fault.
+        self.memory.reserve(1).map_err(|_| self.no_reserve(ipa))?;
+        let done = match view.collapse_way(&collapse) {
+            CollapseWay::Hold => view.collapse_by_hold(section, cpu, &collapse),
+            CollapseWay::Break => view.collapse_by_break(section, cpu, &collapse, mover),
+        };
+        drop(view);
+        drop(flight);
+        let Committed { period, scratch, retiring } = done.inspect_err(|_| self.memory.release(1))?;
+        if let Some(period) = period {
+            section.wait(period);
+        }
+        self.retire_children(section.cpu(), &collapse, scratch, sink);
+        drop(retiring);
+        Ok(())
+    }
+
+    /// Says why there is no page: others than the caller may be about to give some back.
+    fn no_reserve(&self, ipa: Ipa) -> CollapseError {
+        if self.is_retiring() { CollapseError::Busy { ipa } } else { CollapseError::NoPages }
+    }
+
+    /// Gives back the table, and hands over what its entries mapped where that was moved.
+    fn retire_children(
+        &self,
+        cpu: CpuId,
+        collapse: &Collapse,
+        scratch: Option<TablePa>,
+        sink: &mut impl FnMut(Quiesced<Lost<F>>),
+    ) {
+        if let Some(scratch) = scratch {
+            if let Likeness::Attributes = collapse.likeness {
+                for index in 0..collapse.entries {
+                    let raw = self.memory.slot(scratch, index).load(Relaxed); // ours alone
+                    let ipa = collapse.ipa.wrapping_add(index as u64 * span::<F>(collapse.below));
+                    sink(Quiesced::long_ago(Lost::new(ipa, raw, collapse.below, self.format)));
+                }
+            }
+            self.memory.give_back(IdleTable::unseen(scratch, Geometry::<F>::table_size()));
+        }
+        let subtree = Subtree {
+            table: collapse.table,
+            height: collapse.below,
+            base: collapse.ipa,
+            cursor: collapse.ipa,
+        };
+        let mut budget = usize::MAX; // a single table, every entry dead
+        self.sweep(cpu, subtree, &mut budget, &mut |_| {});
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CollapseWay {
+    Break,
+    Hold,
+}
+
+/// What a commit leaves: the grace period under way, and the scratch page with what the children were.
+struct Committed<'t, P> {
+    period: Option<P>,
+    scratch: Option<TablePa>,
+    /// From before the unlink: whoever finds no page meanwhile knows that one is coming.
+    retiring: Counted<'t>,
+}
+
+impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
+    /// Looks whether there is a table to collapse. A look that says no is final; one that says yes decides nothing.
+    fn candidate(&self, ipa: Ipa, height: Height, likeness: Likeness) -> Result<Collapse, CollapseError> {
+        let tree = self.tree;
+        let Spot { place: link, raw, pending } = tree.find(ipa, height, |_| false);
+        let busy = CollapseError::Busy { ipa };
+        let Some(below) = height.below() else { return Err(CollapseError::Unmappable) };
+        let table = match tree.format.decode(raw, link.height) {
+            Entry::Table(table) if link.height == height && !table.pending && !pending => table,
+            Entry::Absent | Entry::Note(_) | Entry::Leaf(_) => return Err(CollapseError::NoTable),
+            _ => return Err(busy),
+        };
+        let table = TablePa::linked(table.pa);
+        let entries = tree.geometry.entries(below);
+        let at = |index| Place { table, index, height: below };
+        let Entry::Leaf(first) = tree.format.decode(tree.read(at(0)), below) else {
+            return Err(CollapseError::Uneven { ipa });
+        };
+        let bbm = tree.bbm();
+        let collapse = Collapse { ipa, link, raw_link: raw, table, below, entries, first, likeness, bbm };
+        if let Likeness::Contiguous = likeness
+            && !first.pa.is_aligned(span::<F>(height))
+        {
+            return Err(CollapseError::Uneven { ipa });
+        }
+        for index in 0..entries {
+            collapse.check(tree.format, index, tree.read(at(index)))?;
+        }
+        Ok(collapse)
+    }
+
+    fn collapse_way(&self, collapse: &Collapse) -> CollapseWay {
+        let (format, height, bbm) = (self.tree.format, collapse.link.height, collapse.bbm);
+        let mut block = collapse.first;
+        if bbm == Bbm::Level1 {
+            block.attrs = block.attrs.with(Marks::NO_TLB);
+        }
+        let link = format.decode(collapse.raw_link, height);
+        let is_direct = format.rewrite(link, Entry::Leaf(block), height, bbm) < Rewrite::BreakBeforeMake;
+        match collapse.likeness {
+            Likeness::Contiguous if is_direct => CollapseWay::Hold,
+            _ => CollapseWay::Break,
+        }
+    }
+
+    fn collapse_by_break<S: Section, I: Invalidate>(
+        &self,
+        section: &S,
+        cpu: &I,
+        collapse: &Collapse,
+        mover: &mut impl Mover<F>,
+    ) -> Result<Committed<'t, S::Period>, CollapseError> {
+        let tree = self.tree;
+        let Ok(scratch) = tree.memory.take(Geometry::<F>::table_size(), Purpose::Scratch) else {
+            return Err(tree.no_reserve(collapse.ipa));
+        };
+        let scratch = scratch.into_table();
+        let retiring = tree.retire();
+        let give_up = |taken: usize, raw_link: Option<u64>, error| {
+            for index in 0..taken {
+                let raw = tree.memory.slot(scratch, index).load(Relaxed); // ours alone
+                tree.settle(collapse.child(index), raw);
+            }
+            if let Some(raw) = raw_link {
+                tree.settle(collapse.link, raw);
+            }
+            tree.memory.give_back(IdleTable::unseen(scratch, Geometry::<F>::table_size()));
+            Err(error)
+        };
+        let frozen = tree.format.encode(Entry::Frozen, collapse.link.height);
+        let Ok(link) = tree.replace(self.cpu, collapse.link, collapse.raw_link, |_| frozen) else {
+            met("collapse lost its link to another writer");
+            return give_up(0, None, CollapseError::Busy { ipa: collapse.ipa });
+        };
+        let since = cpu.ticks();
+        let frozen = tree.format.encode(Entry::Frozen, collapse.below);
+        let mut flags = Marks::empty();
+        for index in 0..collapse.entries {
+            match self.take_child(collapse, index, |_| frozen) {
+                Ok((was, leaf)) => {
+                    tree.memory.slot(scratch, index).store(was, Relaxed); // ours alone
+                    flags |= leaf.attrs.marks & (Marks::YOUNG | Marks::DIRTY);
+                }
+                Err(error) => return give_up(index, Some(link), error),
+            }
+        }
+        let ticket = if mutant("collapse-without-walk-caches") {
+            Owed::new(Work { class: Class::Leaves, ..collapse.work::<F>() }, ()).issue(cpu)
+        } else {
+            Owed::new(collapse.work::<F>(), ()).issue(cpu)
+        };
+        tree.counters.count(self.cpu, Event::Invalidation, 1);
+        let period = tree.grace(section);
+        ticket.wait(cpu).into_inner();
+        let children = Children {
+            memory: &tree.memory,
+            scratch,
+            format: tree.format,
+            height: collapse.below,
+            entries: collapse.entries,
+            start: collapse.ipa,
+        };
+        let Some(pa) = mover.move_in(&children) else {
+            return give_up(collapse.entries, Some(link), CollapseError::Refused);
+        };
+        let attrs = collapse.first.attrs;
+        let marks = attrs.marks.difference(Marks::YOUNG | Marks::DIRTY) | flags;
+        let block = Entry::Leaf(Leaf { pa, attrs: Attrs { marks, ..attrs } });
+        tree.settle(collapse.link, tree.format.encode(block, collapse.link.height));
+        tree.counters.blackout(cpu.ticks().wrapping_sub(since));
+        let range = covered::<F>(collapse.ipa, collapse.link.height);
+        self.publish(cpu, range.start(), range.end());
+        self.bury(collapse);
+        self.count_collapse(collapse);
+        Ok(Committed { period, scratch: Some(scratch), retiring })
+    }
+
+    fn collapse_by_hold<S: Section, I: Invalidate>(
+        &self,
+        section: &S,
+        cpu: &I,
+        collapse: &Collapse,
+    ) -> Result<Committed<'t, S::Period>, CollapseError> {
+        let tree = self.tree;
+        let format = tree.format;
+        let (height, below) = (collapse.link.height, collapse.below);
+        let hold = |raw: u64, height| match format.decode(raw, height).live() {
+            Some(live) => format.encode(Entry::Held(live), height),
+            None => raw,
+        };
+        let retiring = tree.retire();
+        let Ok(link) = tree.replace(self.cpu, collapse.link, collapse.raw_link, |raw| hold(raw, height))
+        else {
+            met("collapse lost its link to another writer");
+            return Err(CollapseError::Busy { ipa: collapse.ipa });
+        };
+        for index in 0..collapse.entries {
+            if let Err(error) = self.take_child(collapse, index, |raw| hold(raw, below)) {
+                for index in 0..index {
+                    let place = collapse.child(index);
+                    tree.relinquish(self.cpu, place, tree.read(place), |live| live);
+                }
+                tree.relinquish(self.cpu, collapse.link, hold(link, height), |live| live);
+                return Err(error);
+            }
+        }
+        // Young and dirty from the start: what the hardware still sets in a child is in the block already.
+        let mut attrs = collapse.first.attrs.with(Marks::YOUNG | Marks::PENDING);
+        if attrs.access.contains(types::Access::WRITE) {
+            attrs = attrs.with(Marks::DIRTY);
+        }
+        if collapse.bbm == Bbm::Level1 {
+            attrs = attrs.with(Marks::NO_TLB);
+        }
+        let block = |attrs| Live::Leaf(Leaf { attrs, ..collapse.first });
+        let held = |attrs| format.encode(Entry::Held(block(attrs)), height);
+        let mut seen = hold(link, height);
+        // Ours: only the hardware's accessed flag of a link can come in between.
+        while let Err(now) = tree.replace(self.cpu, collapse.link, seen, |_| held(attrs)) {
+            seen = now;
+        }
+        let ticket = Owed::new(collapse.work::<F>(), ()).issue(cpu);
+        tree.counters.count(self.cpu, Event::Invalidation, 1);
+        let period = tree.grace(section);
+        ticket.wait(cpu).into_inner();
+        if attrs.marks.contains(Marks::NO_TLB) {
+            attrs = attrs.without(Marks::NO_TLB);
+            tree.settle(collapse.link, held(attrs));
+            tree.counters.count(self.cpu, Event::Invalidation, 1);
+            Owed::new(collapse.work::<F>(), ()).discharge(cpu).into_inner();
+        }
+        self.bury(collapse);
+        let settled = Entry::from(block(attrs.without(Marks::PENDING)));
+        tree.settle(collapse.link, format.encode(settled, height));
+        self.count_collapse(collapse);
+        Ok(Committed { period, scratch: None, retiring })
+    }
+
+    /// Takes one child by compare-exchange, as long as it is what it has to be.
+    fn take_child(
+        &self,
+        collapse: &Collapse,
+        index: usize,
+        mut make: impl FnMut(u64) -> u64,
+    ) -> Result<(u64, Leaf), CollapseError> {
+        let tree = self.tree;
+        let place = collapse.child(index);
+        let mut raw = tree.read(place);
+        for _ in 0..PATIENCE {
+            let _: Leaf = collapse.check(tree.format, index, raw)?;
+            match tree.replace(self.cpu, place, raw, &mut make) {
+                Ok(was) => return collapse.check(tree.format, index, was).map(|leaf| (was, leaf)),
+                Err(seen) => {
+                    met("collapse met a writer in a child");
+                    raw = seen;
+                }
+            }
+        }
+        Err(CollapseError::Busy { ipa: collapse.ipa })
+    }
+
+    /// Marks every child dead: whoever is still in the table goes to the root.
+    fn bury(&self, collapse: &Collapse) {
+        let dead = self.tree.format.encode(Entry::Dead, collapse.below);
+        for index in 0..collapse.entries {
+            self.tree.settle(collapse.child(index), dead);
+        }
+    }
+
+    fn count_collapse(&self, collapse: &Collapse) {
+        let counters = &self.tree.counters;
+        counters.count(self.cpu, Event::Collapse, 1);
+        counters.lost(self.cpu, collapse.below, collapse.entries as u64);
+        counters.gained(self.cpu, collapse.link.height, 1);
+    }
+}
+
+impl Collapse {
+    const fn child(&self, index: usize) -> Place {
+        Place { table: self.table, index, height: self.below }
+    }
+
+    /// What is owed: the children, the link, and what walk caches hold of it; no hint, since sizes are mixed.
+    fn work<F: Format>(&self) -> Work {
+        let range = covered::<F>(self.ipa, self.link.height);
+        Work { class: Class::Tables, scope: Scope::Range { range, hint: None } }
+    }
+
+    /// Tells whether `raw` is what child `index` must be. Accessed and dirty flags do not count.
+    fn check<F: Format>(&self, format: F, index: usize, raw: u64) -> Result<Leaf, CollapseError> {
+        let ipa = self.ipa.wrapping_add(index as u64 * span::<F>(self.below));
+        let leaf = match format.decode(raw, self.below) {
+            Entry::Leaf(leaf) => leaf,
+            Entry::Absent | Entry::Note(_) | Entry::Table(_) => return Err(CollapseError::Uneven { ipa }),
+            Entry::Frozen | Entry::Held(_) | Entry::Dead => return Err(CollapseError::Busy { ipa }),
+        };
+        if leaf.attrs.marks.intersects(Marks::PENDING | Marks::NO_TLB) {
+            return Err(CollapseError::Busy { ipa });
+        }
+        let flags = Marks::YOUNG | Marks::DIRTY;
+        let pa = match self.likeness {
+            Likeness::Contiguous => self.first.pa.wrapping_add(index as u64 * span::<F>(self.below)),
+            Likeness::Attributes => leaf.pa,
+        };
+        let alike = leaf.pa == pa && leaf.attrs.without(flags) == self.first.attrs.without(flags);
+        if alike { Ok(leaf) } else { Err(CollapseError::Uneven { ipa }) }
+    }
+}
