@@ -5,6 +5,7 @@
 
 use crate::barrier::{dsb_ish, isb};
 use crate::sysreg::{CLIDR_EL1, CTR_EL0, DCZID_EL0, ID_AA64MMFR2_EL1, Readable};
+use types::sync::keeps;
 use types::{FRAME_SIZE, Pa};
 
 /// How far memory that was written for a guest must be cleaned.
@@ -91,14 +92,18 @@ impl Caches {
             Clean::ToUnification => lines(start, end, self.data_line, clean_to_unification),
             Clean::Nowhere => {}
         }
-        dsb_ish(); // O64: the data is there before an instruction cache may fetch it
+        if keeps(64) {
+            dsb_ish(); // O64: the data is there before an instruction cache may fetch it
+        }
         match self.fetch {
             Fetch::Coherent => {}
             Fetch::ByAddress if bytes <= ALL_BEYOND => lines(start, end, self.fetch_line, invalidate_fetch),
             Fetch::ByAddress | Fetch::All => invalidate_all_fetch(),
         }
-        dsb_ish(); // O65: done on every CPU, before anybody is told of the code
-        isb();
+        if keeps(65) {
+            dsb_ish(); // O65: done on every CPU, before anybody is told of the code
+            isb();
+        }
     }
 
     /// Zeroes `bytes` bytes at `pa`, both multiples of the frame size, and makes the zeroes visible to guests whatever
@@ -127,7 +132,9 @@ impl Caches {
                 }
             }
         }
-        dsb_ish(); // O66: clean before the frame is published
+        if keeps(66) {
+            dsb_ish(); // O66: clean before the frame is published
+        }
     }
 }
 

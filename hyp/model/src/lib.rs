@@ -7,6 +7,7 @@
 //! | [`Judge`] | which rule a list of effects breaks |
 //! | [`laws`] | what every format must obey |
 //! | [`Arena`] | table memory, for any number of threads |
+//! | `Cells` | table memory under the model checker loom, with `--cfg loom` only |
 //! | [`Jitter`] | the same, yielding between a look and what comes of it |
 //! | [`Machine`] | memory, CPU and sections that record effects |
 //! | [`Rig`] | a tree on a machine, driven step by step, with both oracles beside it |
@@ -16,6 +17,8 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+#[cfg(loom)]
+mod cells;
 mod flat;
 mod jitter;
 mod judge;
@@ -25,6 +28,8 @@ mod rig;
 mod tiny;
 
 pub use arena::Arena;
+#[cfg(loom)]
+pub use cells::{Cell, Cells};
 pub use flat::{Content, Flat, Stretch};
 pub use jitter::{Jitter, Jittery};
 pub use judge::{Judge, Violation};

@@ -16,6 +16,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use log::{debug, error};
 use spin::Once;
+use types::sync::keeps;
 use types::{CpuId, MAX_CPUS, PaRange};
 
 /// The affinity fields of MPIDR_EL1.
@@ -79,7 +80,9 @@ pub(crate) fn start(psci: Psci, others: &[u64], layout: &Layout) -> (Vec<u64>, F
         // SAFETY: the layout gave this CPU a slot of its own, and the map has it.
         unsafe { slot.prepare(cpu) };
         STATES[cpu.index()].store(STARTING, Relaxed);
-        dsb_ish(); // O60: the slot is written before the CPU that reads it starts
+        if keeps(60) {
+            dsb_ish(); // O60: the slot is written before the CPU that reads it starts
+        }
         match psci.cpu_on(mpidr, entry, slot.address()) {
             Ok(()) => waiting.push((cpu, mpidr)),
             Err(error) => error!("CPU {mpidr:#x} not started: PSCI says: {error}"),
@@ -117,7 +120,14 @@ fn has_arrived(cpu: CpuId) -> bool {
 /// Lets the CPUs that have arrived go on.
 pub(crate) fn release(machine: &'static Machine) {
     MACHINE.call_once(|| machine);
-    dsb_ishst(); // O61: who wakes sees it
+    wake_others();
+}
+
+/// Wakes the CPUs that wait for something that this one has just stored.
+fn wake_others() {
+    if keeps(61) {
+        dsb_ishst(); // O61: who wakes sees it
+    }
     sev();
 }
 
@@ -176,6 +186,13 @@ mod tests {
     use arrayvec::ArrayVec;
     use std::vec;
     use types::Pa;
+
+    #[test]
+    fn what_was_stored_is_seen_before_the_event_that_tells_of_it() {
+        effect::reset();
+        wake_others();
+        assert_eq!(effect::take(), [Effect::Dsb("ishst"), Effect::Sev]);
+    }
 
     #[test]
     fn a_cpu_s_slot_is_written_before_it_is_started_and_one_that_firmware_refuses_is_left_out() {

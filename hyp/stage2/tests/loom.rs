@@ -4,84 +4,19 @@
 //! In the tiny format: a table has two entries, so that the state space stays small.
 #![cfg(loom)]
 
+use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering};
-use loom::sync::{Arc, Mutex};
 use loom::thread;
-use model::{Tiny, range};
+use model::{Cells, Tiny, range};
 use stage2::{
-    Attrs, Bbm, ChangeError, Entries, Entry, EntryEpoch, FreshTable, Geometry, IdleTable, Invalidate,
-    MapError, Mapping, NoPages, Pages, Purpose, Quiescence, Section, Slot, TablePa, TableSize, Tree, Why,
-    Work,
+    Attrs, Bbm, ChangeError, Entry, EntryEpoch, Geometry, Invalidate, MapError, Mapping, Quiescence, Section,
+    Tree, Why, Work,
 };
 use types::{CpuId, CpuSet, Height, Ipa, Pa, Range};
 
 const PAGE: u64 = 4096;
 const BLOCK: u64 = 2 * PAGE;
 const TABLES: usize = 4;
-
-/// A few tables of two entries. Each is a model checker's cell, made inside the model.
-struct Cells {
-    tables: [[AtomicU64; 2]; TABLES],
-    free: Mutex<Vec<u64>>,
-}
-
-impl Cells {
-    fn new() -> Self {
-        let tables = core::array::from_fn(|_| core::array::from_fn(|_| AtomicU64::new(0)));
-        Self { tables, free: Mutex::new((0..TABLES as u64).rev().collect()) }
-    }
-
-    fn in_use(&self) -> usize {
-        TABLES - self.free.lock().unwrap().len()
-    }
-}
-
-#[derive(Clone, Copy)]
-struct LoomSlot<'a>(&'a AtomicU64);
-
-impl Slot for LoomSlot<'_> {
-    fn load(self, order: Ordering) -> u64 {
-        self.0.load(order)
-    }
-
-    fn store(self, raw: u64, order: Ordering) {
-        self.0.store(raw, order);
-    }
-
-    fn swap(self, raw: u64, order: Ordering) -> u64 {
-        self.0.swap(raw, order)
-    }
-
-    fn compare_exchange(self, old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
-        self.0.compare_exchange(old, new, success, failure)
-    }
-}
-
-impl Entries for Cells {
-    type Slot<'a> = LoomSlot<'a>;
-
-    fn slot(&self, table: TablePa, index: usize) -> LoomSlot<'_> {
-        LoomSlot(&self.tables[(table.pa().get() / PAGE) as usize - 1][index])
-    }
-}
-
-impl Pages for Cells {
-    fn take(&self, size: TableSize, _: Purpose) -> Result<FreshTable, NoPages> {
-        let n = self.free.lock().unwrap().pop().ok_or(NoPages)?;
-        for cell in &self.tables[n as usize] {
-            cell.store(0, Ordering::Relaxed);
-        }
-        Ok(FreshTable::new(Pa::new((n + 1) * PAGE), size))
-    }
-
-    fn give_back(&self, table: IdleTable) {
-        let n = table.pa().get() / PAGE - 1;
-        for cell in &self.tables[n as usize] {
-            cell.store(u64::MAX, Ordering::Relaxed); // whoever still looks finds no entry at all
-        }
-        self.free.lock().unwrap().push(n);
-    }
-}
 
 /// Invalidation is instant here: these models are about software.
 struct Instant;
@@ -102,7 +37,7 @@ struct World {
 impl World {
     fn new() -> Arc<Self> {
         let geometry = Geometry::new(Height::new(1), 14).expect("two blocks of two pages");
-        let tree = Tree::new(Tiny, geometry, Bbm::Level2, Cells::new()).expect("room");
+        let tree = Tree::new(Tiny, geometry, Bbm::Level2, Cells::new(TABLES)).expect("room");
         Arc::new(Self { tree, epoch: EntryEpoch::new() })
     }
 

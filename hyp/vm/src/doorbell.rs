@@ -6,10 +6,8 @@
 //! the runner has looked, but is not in the guest yet, stays pending in the interrupt controller and ends the guest's
 //! run at once.
 
-#[cfg(not(loom))]
-use core::sync::atomic::{AtomicU32, Ordering::*, fence};
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, Ordering::*, fence};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use types::sync::{AtomicU32, full_barrier, o};
 use types::{Cpu, CpuId};
 
 /// Reasons to look closer before a vCPU runs, a bit each.
@@ -47,13 +45,13 @@ impl Doorbell {
     /// Sets `what` without waking anybody: the caller runs this vCPU, or rings later.
     pub(crate) fn note(&self, what: Requests) {
         // O40: what the request is about was written before; pairs with O43.
-        self.requests.fetch_or(what.0, Release);
+        self.requests.fetch_or(what.0, o(40, Release));
     }
 
     /// Sets `what`, and kicks the CPU where the vCPU is.
     pub(crate) fn ring(&self, cpu: &(impl Cpu + ?Sized), what: Requests) {
         self.note(what);
-        fence(SeqCst); // O41: the request is there before we ask where the vCPU is; pairs with O42
+        full_barrier(41); // O41: the request is there before we ask where the vCPU is; pairs with O42
         self.kick(cpu);
     }
 
@@ -71,7 +69,7 @@ impl Doorbell {
     /// Says that this CPU is about to run the vCPU or to idle for it, and returns the requests so far.
     pub(crate) fn arrive(&self, id: CpuId) -> Requests {
         self.place.store(id.index() as u32 + 1, Relaxed);
-        fence(SeqCst); // O42: senders see where we are before we look for the last time; pairs with O41
+        full_barrier(42); // O42: senders see where we are before we look for the last time; pairs with O41
         Requests(self.requests.load(Relaxed))
     }
 
@@ -83,7 +81,7 @@ impl Doorbell {
     /// Takes the requests, all but [`Requests::PARKED`], which stays.
     pub(crate) fn take(&self) -> Requests {
         // O43: what the requests are about is read after; pairs with O40.
-        Requests(self.requests.fetch_and(Requests::PARKED.0, Acquire))
+        Requests(self.requests.fetch_and(Requests::PARKED.0, o(43, Acquire)))
     }
 
     /// Tells whether the vCPU is parked. Only its own CPU parks it.

@@ -2,7 +2,7 @@
 
 use crate::cargo::cargo;
 use crate::setup::{self, Need, TARGET};
-use crate::{book, deps, shell, tests};
+use crate::{book, deps, nightly, shell, tests};
 use anyhow::{Context, Result};
 
 /// Which job.
@@ -25,7 +25,11 @@ enum Job {
     Deps,
     /// Every test
     Test,
-    /// All of the above
+    /// The tests under Miri alone; `test` runs them too
+    Miri,
+    /// The tests under ThreadSanitizer alone; `test` runs them too
+    Tsan,
+    /// All of the above, each test once
     All,
 }
 
@@ -51,6 +55,8 @@ fn one(job: Job) -> Result<()> {
         Job::Doc => book::run(),
         Job::Deps => deps::run(),
         Job::Test => tests::run(&tests::Args::default()),
+        Job::Miri => nightly::run_miri(),
+        Job::Tsan => nightly::run_tsan(),
         Job::All => run(&Args { job }),
     }
     .with_context(|| format!("job {job:?}"))

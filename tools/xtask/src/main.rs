@@ -12,6 +12,8 @@ mod ci;
 mod console;
 mod deps;
 mod image;
+mod lab;
+mod nightly;
 mod paths;
 mod process;
 mod qemu;
@@ -21,6 +23,7 @@ mod run;
 mod setup;
 mod shell;
 mod size;
+mod soak;
 mod symbols;
 mod terminal;
 mod tests;
@@ -44,6 +47,16 @@ enum Command {
     Run(Box<run::Args>),
     /// Run every test: on the host, Linux boots, payloads in a VM, bad input
     Test(tests::Args),
+    /// Check that each numbered memory ordering has a test that fails without it
+    Weaken(Only),
+    /// Check that each wrong version of the protocol is caught by its test
+    Mutants(Only),
+    /// Run the tests of the data structures under Miri
+    Miri,
+    /// Run the tests with threads under ThreadSanitizer
+    Tsan,
+    /// Put the page tables under stress from random seeds, and count which races were met
+    Soak(soak::Args),
     /// Measure, and compare with the targets
     #[command(subcommand)]
     Bench(bench::Command),
@@ -59,11 +72,24 @@ enum Command {
     Ci(ci::Args),
 }
 
+/// Which of the rows.
+#[derive(clap::Args)]
+struct Only {
+    /// Only these, separated by commas: the numbers of orderings, the names of mutants
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Test(args) => tests::run(&args),
+        Command::Weaken(args) => lab::run::<lab::Orderings>(&args.only),
+        Command::Mutants(args) => lab::run::<lab::Mutants>(&args.only),
+        Command::Miri => nightly::run_miri(),
+        Command::Tsan => nightly::run_tsan(),
+        Command::Soak(args) => soak::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Image(args) => image::run(&args),
         Command::Bundle(args) => bundle::run(&args),
@@ -73,8 +99,11 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.downcast_ref::<tests::AlreadySaid>().is_some() => ExitCode::FAILURE,
+        Err(error) if error.is::<tests::AlreadySaid>() => ExitCode::FAILURE,
         Err(error) => {
+            if let Some(soak::Ended(code)) = error.downcast_ref() {
+                return ExitCode::from(*code);
+            }
             eprintln!("error: {error:#}");
             if process::interrupted() { ExitCode::from(process::EXIT_INTERRUPTED) } else { ExitCode::FAILURE }
         }

@@ -5,7 +5,7 @@
 
 use crate::{shell, terminal};
 use anyhow::{Context, Result};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +34,13 @@ impl Process {
     /// Returns the child itself, for its pipes.
     pub(crate) fn child(&mut self) -> &mut Child {
         &mut self.0
+    }
+
+    /// Ends the child and all that it has started, where it leads a process group.
+    pub(crate) fn kill_group(&mut self) {
+        if let Ok(pid) = i32::try_from(self.0.id()) {
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL); // all of it may have ended meanwhile
+        }
     }
 
     /// Waits until the child has ended.

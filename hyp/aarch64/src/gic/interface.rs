@@ -6,6 +6,7 @@ use crate::sysreg::{
     ICC_BPR1_EL1, ICC_CTLR_EL1, ICC_DIR_EL1, ICC_EOIR1_EL1, ICC_IAR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1,
     ICC_SGI1R_EL1, ICC_SRE_EL2, Readable, Writeable,
 };
+use types::sync::keeps;
 
 /// ICC_SRE_EL2: SRE, DFB, DIB, and Enable, which lets EL1 write ICC_SRE_EL1.
 const SRE: u64 = 0xf;
@@ -33,7 +34,9 @@ pub fn init() -> Result<(), GicError> {
 #[inline]
 pub fn acknowledge() -> Option<IntId> {
     let id = ICC_IAR1_EL1.get() as u32 & 0xff_ffff;
-    dsb_sy(); // O62: the acknowledgement is done before the device is asked what it wants
+    if keeps(62) {
+        dsb_sy(); // O62: the acknowledgement is done before the device is asked what it wants
+    }
     IntId::new(id)
 }
 
@@ -54,7 +57,9 @@ pub fn deactivate(id: IntId) {
 /// Sends the SGI `id` to the CPU with affinity `mpidr`. What this CPU has stored before, that one sees when it takes it.
 #[inline]
 pub fn send(id: IntId, mpidr: u64) {
-    dsb_ishst(); // O63: what the interrupt is about is stored before it is sent
+    if keeps(63) {
+        dsb_ishst(); // O63: what the interrupt is about is stored before it is sent
+    }
     ICC_SGI1R_EL1.set(sgi(id, mpidr));
     isb();
 }
@@ -62,7 +67,9 @@ pub fn send(id: IntId, mpidr: u64) {
 /// Sends the SGI `id` to every CPU but this one.
 #[inline]
 pub fn send_to_others(id: IntId) {
-    dsb_ishst(); // O63, again
+    if keeps(63) {
+        dsb_ishst(); // O63, again
+    }
     ICC_SGI1R_EL1.set(1 << 40 | (u64::from(id.get()) & 0xf) << 24); // IRM
     isb();
 }
@@ -97,6 +104,11 @@ mod tests {
         assert_eq!(
             effect::take(),
             [Effect::Dsb("ishst"), Effect::Write("icc_sgi1r_el1", 0x1_0004), Effect::Isb]
+        );
+        send_to_others(IntId::KICK);
+        assert_eq!(
+            effect::take(),
+            [Effect::Dsb("ishst"), Effect::Write("icc_sgi1r_el1", 1 << 40), Effect::Isb]
         );
     }
 

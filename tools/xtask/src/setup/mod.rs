@@ -7,12 +7,14 @@
 mod apt;
 mod initramfs;
 mod kernel;
+mod nightly;
 mod qemu;
 mod rust;
 mod used;
 
 pub(crate) use initramfs::path as initramfs;
 pub(crate) use kernel::path as kernel;
+pub(crate) use nightly::NIGHTLY;
 pub(crate) use qemu::PROGRAM as QEMU;
 pub(crate) use rust::TARGET;
 
@@ -40,6 +42,8 @@ pub(crate) enum Need {
     Qemu,
     /// The guest's kernel and initramfs.
     Guest,
+    /// A nightly compiler with Miri, for those tests only that need one.
+    Nightly,
 }
 
 /// What a step found when it looked.
@@ -60,6 +64,9 @@ enum Say {
 /// Runs every step.
 pub(crate) fn run(args: &Args) -> Result<()> {
     steps(&[Need::Rust, Need::Qemu, Need::Guest], Say::Everything, args)?;
+    println!(
+        "  later  {NIGHTLY} with miri and rust-src: `cargo xtask miri`, `tsan`, and `test`, which runs both, install it"
+    );
     print!("\n{}", used::read()?);
     Ok(())
 }
@@ -83,6 +90,7 @@ fn steps(needs: &[Need], say: Say, args: &Args) -> Result<()> {
                 step(say, "rustfmt and clippy", rust::find_components, rust::add_components)?;
             }
             Need::Qemu => step(say, "QEMU", qemu::find, qemu::install)?,
+            Need::Nightly => step(say, "nightly compiler with Miri", nightly::find, nightly::install)?,
             Need::Guest => {
                 let mut debian = apt::Debian::new(&args.mirror);
                 let refresh = args.refresh;

@@ -41,7 +41,7 @@ pub(super) fn add_components() -> Result<String> {
     version()
 }
 
-fn rustup(args: &[&str]) -> Result<()> {
+pub(super) fn rustup(args: &[&str]) -> Result<()> {
     if shell::which("rustup").is_none() {
         bail!("there is no rustup; with your own tool, do what `rustup {}` does", args.join(" "));
     }

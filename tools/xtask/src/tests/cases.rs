@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const TAIL: usize = 30;
 
 /// The tests that ran, and how they went.
-pub(super) struct Cases {
+pub(crate) struct Cases {
     summary: Summary,
     name: Option<String>,
     bar: ProgressBar,
@@ -24,12 +24,12 @@ pub(super) struct Cases {
 
 impl Cases {
     /// Starts with no test; boots whose name does not contain `name` will be left out.
-    pub(super) fn new(name: Option<String>) -> Self {
+    pub(crate) fn new(name: Option<String>) -> Self {
         Self { summary: Summary::default(), name, bar: ProgressBar::hidden() }
     }
 
     /// Begins a group of tests; `count` is only for the bar.
-    pub(super) fn group(&mut self, title: &str, count: usize) {
+    pub(crate) fn group(&mut self, title: &str, count: usize) {
         self.bar.finish_and_clear();
         println!("== {title}");
         // Where the output is no terminal, the bar draws nothing.
@@ -41,19 +41,34 @@ impl Cases {
     }
 
     /// Shows what is being done.
-    pub(super) fn doing(&self, what: &str) {
+    pub(crate) fn doing(&self, what: &str) {
         self.bar.set_message(what.to_owned());
     }
 
     /// Adds the counts of another runner.
-    pub(super) fn add(&mut self, name: &str, counts: Summary) {
+    pub(crate) fn add(&mut self, name: &str, counts: Summary) {
         self.summary.add(counts);
         self.bar.inc(1);
         self.say(&format!("{} {name}: {counts}", if counts.failed == 0 { "ok  " } else { "FAIL" }));
     }
 
+    /// Counts one test that is no boot, and says how it went: what there is to say of it, or why it failed.
+    pub(crate) fn verdict(&mut self, name: &str, verdict: &Result<String, String>) {
+        self.bar.inc(1);
+        match verdict {
+            Ok(text) => {
+                self.summary.passed += 1;
+                self.say(&format!("ok   {name}: {text}"));
+            }
+            Err(text) => {
+                self.summary.failed += 1;
+                self.say(&format!("FAIL {name}: {text}"));
+            }
+        }
+    }
+
     /// Counts one failure that belongs to no boot.
-    pub(super) fn fail(&mut self, name: &str, error: &anyhow::Error) {
+    pub(crate) fn fail(&mut self, name: &str, error: &anyhow::Error) {
         self.summary.failed += 1;
         self.say(&format!("FAIL {name}: {error:#}"));
     }
@@ -96,13 +111,13 @@ impl Cases {
     }
 
     /// Ends the last group, and returns the counts.
-    pub(super) fn finish(self) -> Summary {
+    pub(crate) fn finish(self) -> Summary {
         self.bar.finish_and_clear();
         self.summary
     }
 
     /// Prints above the bar, or plainly where there is none.
-    pub(super) fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         self.bar.suspend(|| println!("{text}"));
     }
 }

@@ -3,44 +3,21 @@
 use super::cases::Cases;
 use super::summary::Summary;
 use crate::cargo::cargo;
-use crate::{paths, shell};
+use crate::lab::LOOM;
+use crate::shell;
 use anyhow::{Context, Result};
 use std::process::{Command, Stdio};
 
 /// Runs them all; the output is shown only if something failed.
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
-    cases.group("on the host", 1 + MODELS.len());
+    cases.group("on the host", 1 + LOOM.len());
     count(cases, "cargo test", || cargo("test"))?;
-    for model in &MODELS {
+    for model in LOOM {
         count(cases, &format!("every interleaving of {}'s {}", model.package, model.what), || {
             model.cargo_test()
         })?;
     }
     Ok(())
-}
-
-/// Tests that run under the model checker loom, which tries every interleaving that the memory model allows.
-struct Model {
-    package: &'static str,
-    /// What is tried.
-    what: &'static str,
-    /// The tests of the package that are meant: built for the model checker, the others do not run.
-    tests: &'static [&'static str],
-}
-
-const MODELS: [Model; 2] = [
-    Model { package: "mezzanine-vm", what: "doorbell", tests: &["--lib", "doorbell"] },
-    Model { package: "mezzanine-stage2", what: "tables", tests: &["--test", "loom"] },
-];
-
-impl Model {
-    fn cargo_test(&self) -> Command {
-        let mut command = cargo("test");
-        // A folder of its own: the flag changes every crate, and would have each kind of run build all anew.
-        command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", paths::target().join("loom"));
-        command.args(["-p", self.package]).args(self.tests);
-        command
-    }
 }
 
 /// Runs one `cargo test`, and counts its tests.

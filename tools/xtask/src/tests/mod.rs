@@ -1,8 +1,9 @@
 //! `cargo xtask test`: every test there is, and one line at the end, `N passed, N failed`.
 //!
-//! Five groups: unit tests on the host; Linux booted under the hypervisor; payloads that run inside a VM and count their
-//! own tests; bad input, which must be refused with a message of its own; bugs, which must be reported. One boot is one
-//! test.
+//! Groups: unit tests on the host; Linux booted under the hypervisor; payloads that run inside a VM and count their own
+//! tests; bad input, which must be refused with a message of its own; bugs, which must be reported; each ordering weakened
+//! and each mutant of the protocol, which must be caught; tests under Miri and ThreadSanitizer. One boot is one test, and
+//! so is one ordering or one mutant.
 
 mod bad_input;
 mod cases;
@@ -14,10 +15,13 @@ mod reports;
 mod summary;
 
 use crate::setup::{self, Need};
+use crate::{lab, nightly};
 use anyhow::Result;
-use cases::Cases;
 use clap::ValueEnum;
 use std::fmt;
+
+pub(crate) use cases::Cases;
+pub(crate) use summary::Summary;
 
 /// Which tests.
 #[derive(clap::Args, Default)]
@@ -49,6 +53,14 @@ enum Group {
     BadInput,
     /// Bugs of the hypervisor
     Reports,
+    /// Each ordering weakened
+    Weaken,
+    /// Each mutant of the protocol
+    Mutants,
+    /// Data structures under Miri
+    Miri,
+    /// Threads under ThreadSanitizer
+    Tsan,
 }
 
 /// How many of the boots are made.
@@ -84,6 +96,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::BadInput => bad_input::run(&mut cases),
             Group::Reports if extent == Extent::Quick => Ok(()),
             Group::Reports => reports::run(&mut cases),
+            Group::Weaken | Group::Mutants | Group::Miri | Group::Tsan if extent == Extent::Quick => Ok(()),
+            Group::Weaken => lab::add::<lab::Orderings>(&mut cases, &[]),
+            Group::Mutants => lab::add::<lab::Mutants>(&mut cases, &[]),
+            Group::Miri => nightly::add_miri(&mut cases),
+            Group::Tsan => nightly::add_tsan(&mut cases),
         };
         // A group that could not start must neither pass nor keep the others from running.
         if let Err(error) = result {

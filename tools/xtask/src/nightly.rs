@@ -1,0 +1,125 @@
+//! `cargo xtask miri` and `cargo xtask tsan`: the host's tests in an interpreter that knows what Rust allows, and under
+//! ThreadSanitizer, which sees accesses that nothing orders. Both need a nightly compiler, of a date that is pinned.
+
+use crate::process::interrupted;
+use crate::setup::{self, NIGHTLY, Need};
+use crate::tests::{AlreadySaid, Cases, Summary};
+use crate::{paths, shell};
+use anyhow::{Context, Result};
+use std::process::{Command, Stdio};
+
+/// What Miri may do that it does not by default: take an address that was once a pointer for one again (memory is
+/// addressed by number here), and read the clock and the environment (test runners do).
+const MIRI_FLAGS: &str = "-Zmiri-permissive-provenance -Zmiri-disable-isolation";
+
+/// One `cargo test`.
+struct Part {
+    name: &'static str,
+    /// What cargo is told, up to the test's own arguments.
+    arguments: &'static [&'static str],
+}
+
+/// What runs under Miri: the crates of data structures, whole. Sizes shrink under `cfg(miri)`.
+const MIRI: &[Part] = &[
+    Part { name: "types", arguments: &["-p", "mezzanine-types"] },
+    Part { name: "stage2", arguments: &["-p", "mezzanine-stage2"] },
+    Part { name: "frames", arguments: &["-p", "mezzanine-frames"] },
+    Part { name: "space", arguments: &["-p", "mezzanine-space"] },
+];
+
+/// What runs under ThreadSanitizer: every test with threads of its own.
+const TSAN: &[Part] = &[
+    Part { name: "stage2: threads", arguments: &["-p", "mezzanine-stage2", "--test", "threads"] },
+    Part { name: "stage2: the epoch", arguments: &["-p", "mezzanine-stage2", "--lib", "epoch"] },
+    Part { name: "frames", arguments: &["-p", "mezzanine-frames", "--lib"] },
+    Part { name: "space", arguments: &["-p", "mezzanine-space", "--lib"] },
+];
+
+/// Runs Miri's tests and prints the counts.
+pub(crate) fn run_miri() -> Result<()> {
+    run(add_miri)
+}
+
+/// Runs ThreadSanitizer's tests and prints the counts.
+pub(crate) fn run_tsan() -> Result<()> {
+    run(add_tsan)
+}
+
+fn run(add: impl FnOnce(&mut Cases) -> Result<()>) -> Result<()> {
+    let mut cases = Cases::new(None);
+    add(&mut cases)?;
+    let summary = cases.finish();
+    println!("{summary}");
+    if summary.failed > 0 { Err(AlreadySaid.into()) } else { Ok(()) }
+}
+
+/// Adds Miri's tests to `cases`.
+pub(crate) fn add_miri(cases: &mut Cases) -> Result<()> {
+    cases.group("under Miri", MIRI.len());
+    setup::ensure(&[Need::Nightly])?;
+    for part in MIRI {
+        count(cases, part, || miri_test(part.arguments))?;
+    }
+    Ok(())
+}
+
+/// Adds ThreadSanitizer's tests to `cases`.
+pub(crate) fn add_tsan(cases: &mut Cases) -> Result<()> {
+    cases.group("under ThreadSanitizer", TSAN.len());
+    setup::ensure(&[Need::Nightly])?;
+    let host = host()?;
+    for part in TSAN {
+        count(cases, part, || tsan_test(&host, part.arguments))?;
+    }
+    Ok(())
+}
+
+/// Returns a `cargo miri test`. What chooses an ordering or a mutant comes through to the tests.
+pub(crate) fn miri_test<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Command {
+    let mut command = cargo_nightly();
+    command.env("MIRIFLAGS", MIRI_FLAGS).env("CARGO_TARGET_DIR", paths::target().join("miri"));
+    command.args(["miri", "test"]).args(arguments);
+    command
+}
+
+/// Returns a `cargo test` under ThreadSanitizer. The standard library is built for it, too: it would be blind to what
+/// that orders.
+fn tsan_test(host: &str, arguments: &[&str]) -> Command {
+    let mut command = cargo_nightly();
+    command.env("RUSTFLAGS", "-Zsanitizer=thread").env("CARGO_TARGET_DIR", paths::target().join("tsan"));
+    command.args(["test", "-Zbuild-std", "--target", host]).args(arguments);
+    command
+}
+
+fn cargo_nightly() -> Command {
+    let mut command = Command::new("rustup");
+    command.current_dir(paths::root()).args(["run", NIGHTLY, "cargo"]);
+    command
+}
+
+/// Returns the target that the compiler itself runs on.
+fn host() -> Result<String> {
+    let text = shell::output(Command::new("rustup").args(["run", NIGHTLY, "rustc", "-vV"]))?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not say what it runs on")?.to_owned())
+}
+
+/// Runs one part, and counts its tests; the output is shown only if something failed.
+fn count(cases: &mut Cases, part: &Part, command: impl FnOnce() -> Command) -> Result<()> {
+    if interrupted() {
+        return Ok(());
+    }
+    cases.doing(part.name);
+    let mut command = command();
+    command.arg("--no-fail-fast").stdin(Stdio::null());
+    let line = shell::line(&command);
+    let output = command.output().with_context(|| format!("cannot start `{line}`"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut counts = Summary::of_cargo_test(&text);
+    if !output.status.success() {
+        cases.say(&format!("{line}\n{text}\n{}", String::from_utf8_lossy(&output.stderr)));
+        counts.failed = counts.failed.max(1);
+    }
+    cases.add(part.name, counts);
+    Ok(())
+}
