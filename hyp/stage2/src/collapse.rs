@@ -190,7 +190,9 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         let view = self.open(&*section);
         let collapse = view.candidate(block.start(), height, likeness)?;
         // The reserve first: it is what lets the block be split again in a fault.
-        self.memory.reserve(1).map_err(|_| self.no_reserve(ipa))?;
+        if !mutant("collapse-without-reserve") {
+            self.memory.reserve(1).map_err(|_| self.no_reserve(ipa))?;
+        }
         let done = match view.collapse_way(&collapse) {
             CollapseWay::Hold => view.collapse_by_hold(section, cpu, &collapse),
             CollapseWay::Break => view.collapse_by_break(section, cpu, &collapse, mover),
@@ -294,7 +296,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let link = format.decode(collapse.raw_link, height);
         let is_direct = format.rewrite(link, Entry::Leaf(block), height, bbm) < Rewrite::BreakBeforeMake;
         match collapse.likeness {
-            Likeness::Contiguous if is_direct => CollapseWay::Hold,
+            Likeness::Contiguous if is_direct || mutant("live-size-change-at-level-0") => CollapseWay::Hold,
             _ => CollapseWay::Break,
         }
     }
@@ -313,7 +315,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let scratch = scratch.into_table();
         let retiring = tree.retire();
         let give_up = |taken: usize, raw_link: Option<u64>, error| {
-            for index in 0..taken {
+            for index in usize::from(mutant("child-not-put-back"))..taken {
                 let raw = tree.memory.slot(scratch, index).load(Relaxed); // ours alone
                 tree.settle(collapse.child(index), raw);
             }
@@ -335,7 +337,9 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             match self.take_child(collapse, index, |_| frozen) {
                 Ok((was, leaf)) => {
                     tree.memory.slot(scratch, index).store(was, Relaxed); // ours alone
-                    flags |= leaf.attrs.marks & (Marks::YOUNG | Marks::DIRTY);
+                    if !mutant("flags-lost-in-collapse") || index == 0 {
+                        flags |= leaf.attrs.marks & (Marks::YOUNG | Marks::DIRTY);
+                    }
                 }
                 Err(error) => return give_up(index, Some(link), error),
             }
@@ -402,10 +406,10 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         }
         // Young and dirty from the start: what the hardware still sets in a child is in the block already.
         let mut attrs = collapse.first.attrs.with(Marks::YOUNG | Marks::PENDING);
-        if attrs.access.contains(types::Access::WRITE) {
+        if attrs.access.contains(types::Access::WRITE) && !mutant("held-collapse-not-dirty") {
             attrs = attrs.with(Marks::DIRTY);
         }
-        if collapse.bbm == Bbm::Level1 {
+        if collapse.bbm == Bbm::Level1 && !mutant("level-1-without-nt") {
             attrs = attrs.with(Marks::NO_TLB);
         }
         let block = |attrs| Live::Leaf(Leaf { attrs, ..collapse.first });
@@ -444,6 +448,10 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let mut raw = tree.read(place);
         for _ in 0..PATIENCE {
             let _: Leaf = collapse.check(tree.format, index, raw)?;
+            if mutant("zap-lost-behind-collapse") {
+                tree.memory.slot(place.table, place.index).swap(make(raw), Relaxed);
+                return collapse.check(tree.format, index, raw).map(|leaf| (raw, leaf));
+            }
             match tree.replace(self.cpu, place, raw, &mut make) {
                 Ok(was) => return collapse.check(tree.format, index, was).map(|leaf| (was, leaf)),
                 Err(seen) => {

@@ -108,7 +108,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             let walked = view.walk_with(rest, &mut pass);
             let (debt, split) = (pass.debt, pass.split);
             let owed = debt.owed(|| self.others_in_flight(&flight));
-            if let Some(work) = owed {
+            if let Some(work) = owed.filter(|_| !mutant("answer-before-invalidation")) {
                 self.counters.count(section.cpu(), Event::Invalidation, 1);
                 Owed::new(work, ()).discharge(cpu).into_inner();
             }
@@ -195,11 +195,18 @@ impl<F: Format, M: Entries + Pages, R, E: Edit<F>> Pass<'_, '_, F, M, R, E> {
             let Entry::Leaf(leaf) = format.decode(raw, height) else { return raw };
             // The hardware may have done meanwhile what was to be undone, and never the other way round.
             let next = edit.edit(format, leaf, height).unwrap_or(leaf);
-            edit.before(here.start(), height, leaf);
+            if !mutant("clean-before-reported") {
+                edit.before(here.start(), height, leaf);
+            }
             now = Entry::Leaf(next);
             format.encode(now, height)
         })?;
         let now = format.canonical(now, height);
+        if mutant("clean-before-reported")
+            && let Entry::Leaf(leaf) = format.decode(was, height)
+        {
+            edit.before(here.start(), height, leaf);
+        }
         Ok(format.rewrite(format.decode(was, height), now, height, tree.bbm()))
     }
 }

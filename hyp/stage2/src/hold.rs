@@ -6,7 +6,7 @@
 
 use crate::place::{Place, covered};
 use crate::{Attrs, ChangeError, Entries, Entry, Format, Invalidate, Leaf, Live, Marks, Owed, Pages, View};
-use types::sync::{full_barrier, met};
+use types::sync::{full_barrier, met, mutant};
 use types::{Access, Height, Ipa, Range};
 
 /// A live leaf that is ours to change. Dropping it lets it be as it was.
@@ -79,7 +79,7 @@ impl<F: Format, M: Entries + Pages, R> HeldLeaf<'_, '_, F, M, R> {
     /// to write comes the dirty flag: the write that asked for it is about to be made.
     pub fn allow<I: Invalidate>(mut self, cpu: &I, access: Access) {
         self.next.access |= access;
-        if access.contains(Access::WRITE) {
+        if access.contains(Access::WRITE) && !mutant("write-allowed-and-not-marked") {
             self.next.marks |= Marks::DIRTY;
         }
         self.next.marks |= Marks::YOUNG;

@@ -196,7 +196,9 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             _ => raw,
         };
         let Ok(was) = tree.replace(self.cpu, split.place, split.stamped, hold) else { return false };
-        self.discharge(cpu, split.work);
+        if !mutant("nt-not-invalidated") {
+            self.discharge(cpu, split.work);
+        }
         let mut held = hold(was);
         let link = self.link(split, true);
         // Ours now: only hardware flags can come in between, each of them once.
@@ -211,7 +213,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     }
 
     fn split_direct<I: Invalidate>(&self, cpu: &I, split: &mut Split) -> bool {
-        let link = self.link(split, true);
+        let link = self.link(split, !mutant("split-without-pending"));
         let restamped = self.tree.replace(self.cpu, split.place, split.stamped, |raw| {
             self.restamp(split, raw);
             link
