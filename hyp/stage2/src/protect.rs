@@ -162,7 +162,9 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             };
             let pending = spot.pending || leaf.attrs.marks.contains(Marks::PENDING);
             let scope = Scope::Range { range: here, hint: (!pending).then_some(place.height) };
-            if leaf.attrs.access == access {
+            // What the format makes of the rights: it may not be able to give them all.
+            let wanted = Entry::Leaf(Leaf { attrs: leaf.attrs.with_access(access), ..leaf });
+            if format.canonical(wanted, place.height) == Entry::Leaf(leaf) {
                 owe(&mut debt.as_wanted, Work { class: Class::Leaves, scope });
                 return Ok(());
             }
