@@ -1,7 +1,49 @@
 //! The laws of [`Format`], as one check for any implementation.
 
-use stage2::{Bbm, Entry, Format, Leaf, Live, Marks, Note, Rewrite, Table, span};
+use stage2::{Attrs, Bbm, Entry, Format, Leaf, Live, Marks, Note, Rewrite, Table, Why, span};
 use types::{Access, Height, Pa};
+
+/// What entries are made of, drawn at random: any values do.
+#[derive(Clone, Copy, Debug)]
+pub struct Drawn {
+    /// Gives addresses, cut to size and aligned.
+    pub pa: u64,
+    /// Gives the height, modulo those that the format has.
+    pub height: u8,
+    /// The attributes of a leaf.
+    pub attrs: Attrs,
+    /// The reason of a link.
+    pub why: u8,
+    /// The payload of a note.
+    pub payload: u32,
+}
+
+/// Checks every law on the entries of each kind that `drawn` gives.
+///
+/// # Panics
+/// Where a law does not hold.
+pub fn check_drawn<F: Format>(format: F, drawn: Drawn) {
+    let height = Height::new(drawn.height % (F::MAX_TOP + 1));
+    let aligned = |size: u64| Pa::new(drawn.pa & ((1 << F::OUTPUT_BITS) - 1) & !(size - 1));
+    for entry in [Entry::Absent, Entry::Frozen, Entry::Dead, Entry::Note(Note::new(drawn.payload))] {
+        check(format, entry, height);
+    }
+    if height <= format.largest_leaf() {
+        let leaf = Leaf { pa: aligned(span::<F>(height)), attrs: drawn.attrs };
+        check(format, Entry::Leaf(leaf), height);
+        check(format, Entry::Held(Live::Leaf(leaf)), height);
+        for bbm in (0..4).map(Bbm::from_number) {
+            check_rewrites(format, leaf, height, bbm);
+        }
+    }
+    if height > Height::PAGE {
+        let pending = drawn.attrs.marks.contains(Marks::PENDING);
+        let pa = aligned(span::<F>(Height::PAGE));
+        let table = Table { pa, pending, why: Why::from_number(drawn.why) };
+        check(format, Entry::Table(table), height);
+        check(format, Entry::Held(Live::Table(table)), height);
+    }
+}
 
 /// Checks every law that can be checked on one entry at one height. The entry is possible there.
 ///
@@ -23,11 +65,31 @@ pub fn check<F: Format>(format: F, entry: Entry, height: Height) {
         let child = if let Some(Live::Table(table)) = live { Some(table.pa) } else { None };
         assert_eq!(F::child(raw), child, "child agrees with decode: {raw:#x} at {height:?}");
     }
-    if let Some(Live::Leaf(leaf)) = live {
-        check_leaf(format, leaf, raw, height);
-    } else {
-        assert_eq!(format.settled(raw, height), raw, "hardware sets flags in leaves only");
+    match (entry.live(), live) {
+        (Some(Live::Leaf(asked)), Some(Live::Leaf(leaf))) => {
+            check_expressed(asked, leaf);
+            check_leaf(format, leaf, raw, height);
+        }
+        (_, Some(Live::Table(_))) => {
+            let settled = format.settled(raw, height);
+            assert_eq!(format.settled(settled, height), settled, "settled is idempotent");
+            assert_eq!(format.decode(settled, height), canonical, "a link has no flags but the accessed one");
+        }
+        _ => assert_eq!(format.settled(raw, height), raw, "hardware sets flags in live entries only"),
     }
+}
+
+/// What a format cannot express it may lose; but it never gives a right that was not asked for.
+fn check_expressed(asked: Leaf, leaf: Leaf) {
+    let same = |attrs: Attrs| (attrs.memory, attrs.owner);
+    assert_eq!(
+        (leaf.pa, same(leaf.attrs)),
+        (asked.pa, same(asked.attrs)),
+        "address, type and owner are kept"
+    );
+    assert!(asked.attrs.access.contains(leaf.attrs.access), "{:?} from {:?}", leaf.attrs, asked.attrs);
+    let lost = asked.attrs.marks - leaf.attrs.marks;
+    assert!(!lost.intersects(Marks::YOUNG | Marks::PENDING), "{lost:?} lost");
 }
 
 fn check_leaf<F: Format>(format: F, leaf: Leaf, raw: u64, height: Height) {
@@ -47,21 +109,27 @@ fn check_leaf<F: Format>(format: F, leaf: Leaf, raw: u64, height: Height) {
     }
 }
 
-/// Checks the rules of live rewriting that hold for every format.
+/// Checks the rules of live rewriting that hold for every format. What is judged is what is stored: the canonical entry.
 ///
 /// # Panics
 /// Where one does not.
 pub fn check_rewrites<F: Format>(format: F, leaf: Leaf, height: Height, bbm: Bbm) {
+    let stored = |leaf: Leaf| match format.canonical(Entry::Leaf(leaf), height) {
+        Entry::Leaf(leaf) => leaf,
+        other => panic!("{leaf:?} became {other:?}"),
+    };
+    let leaf = stored(leaf);
     let is = |to: Leaf| format.rewrite(Entry::Leaf(leaf), Entry::Leaf(to), height, bbm);
     let attrs = leaf.attrs;
     assert_eq!(is(leaf), Rewrite::InPlace, "no change");
     let moved = Leaf { pa: Pa::new(leaf.pa.get() ^ span::<F>(height)), ..leaf };
     assert_eq!(is(moved), Rewrite::BreakBeforeMake, "another address");
     for access in (0..8).map(Access::from_bits_truncate) {
-        let changed = is(Leaf { attrs: attrs.with_access(access), ..leaf });
-        let want =
-            if access.contains(attrs.access) { Rewrite::InPlace } else { Rewrite::InPlaceThenInvalidate };
-        assert_eq!(changed, want, "rights from {:?} to {access:?}", attrs.access);
+        let to = stored(Leaf { attrs: attrs.with_access(access), ..leaf });
+        let flags_taken = attrs.marks.contains(Marks::DIRTY) && !to.attrs.marks.contains(Marks::DIRTY);
+        let is_less = flags_taken || !to.attrs.access.contains(attrs.access);
+        let want = if is_less { Rewrite::InPlaceThenInvalidate } else { Rewrite::InPlace };
+        assert_eq!(is(to), want, "rights from {:?} to {:?}", attrs.access, to.attrs.access);
     }
     if attrs.marks.contains(Marks::YOUNG) {
         let old = Leaf { attrs: attrs.without(Marks::YOUNG), ..leaf };
@@ -73,7 +141,7 @@ pub fn check_rewrites<F: Format>(format: F, leaf: Leaf, height: Height, bbm: Bbm
         assert_eq!(format.rewrite(absent, Entry::Leaf(leaf), height, bbm), Rewrite::InPlace, "a make");
     }
     if height > Height::PAGE {
-        let table = Table { pa: Pa::new(0), pending: true, why: stage2::Why::Alignment };
+        let table = Table { pa: Pa::new(0), pending: true, why: Why::Alignment };
         let split = format.rewrite(Entry::Leaf(leaf), Entry::Table(table), height, bbm);
         if bbm >= Bbm::Level2 {
             assert_eq!(split, Rewrite::InPlaceThenInvalidate, "a change of size, directly");

@@ -11,6 +11,7 @@
 //! | [`Jitter`] | the same, yielding between a look and what comes of it |
 //! | [`Machine`] | memory, CPU and sections that record effects |
 //! | [`Rig`] | a tree on a machine, driven step by step, with both oracles beside it |
+//! | [`suite`] | sequences of operations, for any format, and for several in step |
 //! | [`Tiny`] | a format with shuffled bits |
 //!
 //! Host only, and a dev-dependency only. Neighbours: `stage2`, whose seams this implements.
@@ -25,6 +26,7 @@ mod judge;
 pub mod laws;
 mod machine;
 mod rig;
+pub mod suite;
 mod tiny;
 
 pub use arena::Arena;

@@ -3,10 +3,11 @@
 
 use crate::{Content, Flat, Judge, Machine};
 use stage2::{
-    Bbm, ChangeError, CollapseError, Format, Geometry, HEIGHTS, MapError, Mapping, Note, Quiescence,
+    Attrs, Bbm, ChangeError, CollapseError, Format, Geometry, HEIGHTS, MapError, Mapping, Note, Quiescence,
     STEP_ENTRIES, Tree, Why,
 };
-use types::{Access, CpuId, Height, Ipa, Range};
+use std::collections::BTreeSet;
+use types::{Access, CpuId, Height, Ipa, Pa, Range};
 
 /// A tree, and what is known about it.
 #[derive(Debug)]
@@ -29,6 +30,11 @@ impl<'m, F: Format> Rig<'m, F> {
         let _ = tree.open(&other);
         drop(other);
         Self { machine, tree, flat: Flat::new(), judge }
+    }
+
+    /// Returns the machine.
+    pub const fn machine(&self) -> &'m Machine {
+        self.machine
     }
 
     fn step(&mut self) {
@@ -77,7 +83,7 @@ impl<'m, F: Format> Rig<'m, F> {
                     assert!(next > rest.range.start() || rest.range.is_empty(), "a step gets on");
                     assert!(next <= taken.unwrap_or(rest.range.end()), "mapped over something");
                     let done = Range::new(rest.range.start(), next).expect("ascending");
-                    self.flat.insert(done, Content::memory(rest.pa, self.seen(mapping)));
+                    self.flat.insert(done, Content::memory(rest.pa, self.seen(mapping.attrs)));
                     match rest.rest(next) {
                         Some(left) => rest = left,
                         None => return Ok(()),
@@ -94,11 +100,11 @@ impl<'m, F: Format> Rig<'m, F> {
     }
 
     /// The attributes as the tree gives them back.
-    fn seen(&self, mapping: &Mapping) -> stage2::Attrs {
-        let leaf = stage2::Leaf { pa: mapping.pa, attrs: mapping.attrs };
+    fn seen(&self, attrs: Attrs) -> Attrs {
+        let leaf = stage2::Leaf { pa: Pa::new(0), attrs };
         match self.tree.format().canonical(stage2::Entry::Leaf(leaf), Height::PAGE) {
             stage2::Entry::Leaf(leaf) => leaf.attrs,
-            _ => mapping.attrs,
+            _ => attrs,
         }
     }
 
@@ -138,7 +144,8 @@ impl<'m, F: Format> Rig<'m, F> {
         let (end, result) = self.steps(range, |machine, tree, section, rest| {
             tree.protect(section, machine, rest, access, &mut |_, _| {})
         });
-        self.flat.protect(Range::new(range.start(), end).expect("ascending"), access);
+        let given = self.seen(Attrs::RAM.with_access(access)).access;
+        self.flat.protect(Range::new(range.start(), end).expect("ascending"), given);
         result
     }
 
@@ -267,7 +274,8 @@ where
     M: stage2::Entries + stage2::Pages,
 {
     let mut leaves = [0; HEIGHTS];
-    let mut tables = 0;
+    // Links are seen again where a walk is resumed below them.
+    let mut tables = BTreeSet::new();
     let mut at = range.start();
     while at < range.end() {
         let rest = Range::new(at, range.end()).expect("ascending");
@@ -276,12 +284,10 @@ where
             visits += 1;
             match visit.entry(tree.format()) {
                 stage2::Entry::Leaf(_) => leaves[usize::from(visit.height().get())] += 1,
-                // Links are seen again where a walk is resumed below them.
-                stage2::Entry::Table(_) if visit.ipa() >= at => {
-                    tables += 1;
+                stage2::Entry::Table(table) => {
+                    tables.insert(table.pa);
                     return stage2::Answer::Descend;
                 }
-                stage2::Entry::Table(_) => return stage2::Answer::Descend,
                 _ => {}
             }
             stage2::Answer::Continue
@@ -289,5 +295,5 @@ where
         assert!(visits <= STEP_ENTRIES + (2 << F::INDEX_BITS), "a step is bounded: {visits}");
         at = walked.next;
     }
-    (leaves, tables)
+    (leaves, tables.len() as u64)
 }

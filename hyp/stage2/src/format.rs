@@ -106,7 +106,9 @@ impl Bbm {
     }
 }
 
-fn by_the_book(from: Entry, to: Entry, bbm: Bbm) -> Rewrite {
+/// Tells how the live entry `from` may become `to` by the rule of the Arm manual, which is [`Format::rewrite`]'s unless
+/// the format has its own. For formats whose own rule differs in part.
+pub fn by_the_book(from: Entry, to: Entry, bbm: Bbm) -> Rewrite {
     let Some(from) = from.live() else { return Rewrite::InPlace };
     // The break itself: allowed at any time, and what follows it waits for the invalidation.
     let Some(to) = to.live() else { return Rewrite::InPlaceThenInvalidate };

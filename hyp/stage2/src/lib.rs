@@ -77,7 +77,7 @@ pub use destroy::Remains;
 pub use entry::{Attrs, Entry, Leaf, Live, Marks, Memory, Note, Owner, Share, Table, Why};
 pub use epoch::{EntryEpoch, InStay, Snapshot, Stay};
 pub use error::{ChangeError, MapError};
-pub use format::{Bbm, Format, Rewrite};
+pub use format::{Bbm, Format, Rewrite, by_the_book};
 pub use geometry::{BadGeometry, Geometry, TableSize, shift, span};
 pub use hold::HeldLeaf;
 pub use map::Mapping;

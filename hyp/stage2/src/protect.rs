@@ -7,7 +7,7 @@
 //! copy ([`Owed::relax`](crate::Owed::relax)).
 
 use crate::edit::{Beyond, Edit, Owned};
-use crate::{ChangeError, Entries, Format, Invalidate, Leaf, Marks, Pages, Section, Tree, Why};
+use crate::{ChangeError, Entries, Entry, Format, Invalidate, Leaf, Marks, Pages, Section, Tree, Why};
 use types::{Access, Height, Ipa, Range};
 
 /// Exactly these rights.
@@ -20,9 +20,10 @@ impl<F: Format, D: FnMut(Ipa, Height)> Edit<F> for Rights<'_, D> {
     const BEYOND: Beyond = Beyond::Split;
     const OWNED: Owned = Owned::Wait;
 
-    fn edit(&self, _: F, leaf: Leaf, _: Height) -> Option<Leaf> {
-        let attrs = leaf.attrs.with_access(self.access);
-        (leaf.attrs.access != self.access).then_some(Leaf { attrs, ..leaf })
+    fn edit(&self, format: F, leaf: Leaf, height: Height) -> Option<Leaf> {
+        let wanted = Leaf { attrs: leaf.attrs.with_access(self.access), ..leaf };
+        // What the format makes of the rights: it may not be able to give exactly these.
+        (format.canonical(Entry::Leaf(wanted), height) != Entry::Leaf(leaf)).then_some(wanted)
     }
 
     fn before(&mut self, ipa: Ipa, height: Height, was: Leaf) {

@@ -1,0 +1,260 @@
+//! The formats beside each other: one sequence of operations on several trees in step. They must agree, operation by
+//! operation; what works on one by luck shows on another.
+
+#[path = "common/ops.rs"]
+mod ops;
+
+use ept::Ept;
+use model::suite::{self, Agreement, Op, Play, Player, run_in_step};
+use model::{Arena, Machine, Rig, range};
+use ops::{bbm, cases, common_ops, layout, ops, with_memory};
+use proptest::prelude::*;
+use stage2::{
+    Attrs, Bbm, EntryEpoch, Format, Geometry, Invalidate, Mapping, Quiescence, Tree, Why, Work, span,
+};
+use std::cell::{Cell, RefCell};
+use types::{Access, CpuId, Height, Ipa, Pa, Range};
+use vmsa::{Features, Granule, Granule4K, Granule4KLpa2, Granule16K, Granule16KLpa2, Granule64K, Vmsa};
+
+/// Intel's CPUs with and without hardware flags; both have execute-only and both block sizes.
+const INTEL: [Ept; 2] = [
+    Ept::new(ept::Features::all()),
+    Ept::new(ept::Features::all().difference(ept::Features::ACCESSED_DIRTY)),
+];
+/// Arm's CPUs: features, each with another level.
+const ARM: [(Features, Bbm); 4] = [
+    (Features::empty(), Bbm::Level0),
+    (Features::FWB, Bbm::Level1),
+    (Features::HARDWARE_DIRTY, Bbm::Level2),
+    (Features::all(), Bbm::Level3),
+];
+
+fn ept_geometry(top: u8, ipa_bits: u32) -> Geometry<Ept> {
+    Geometry::new(Height::new(top), ipa_bits).expect("possible")
+}
+
+/// Machines for so many trees.
+fn machines<F: Format>(n: usize) -> Vec<Machine> {
+    (0..n).map(|_| suite::machine::<F>()).collect()
+}
+
+fn arm<'m, G: Granule>(
+    machines: &'m [Machine],
+    ipa_bits: u32,
+    low: u8,
+) -> impl Iterator<Item = Box<dyn Play + 'm>> {
+    machines.iter().zip(ARM).map(move |(machine, (features, bbm))| {
+        let geometry = layout::<G>(ipa_bits, low);
+        Box::new(Player::new(machine, Vmsa::<G>::new(features), geometry, bbm)) as Box<dyn Play>
+    })
+}
+
+fn intel(machines: &[Machine], top: u8, ipa_bits: u32) -> impl Iterator<Item = Box<dyn Play + '_>> {
+    machines.iter().zip(INTEL).map(move |(machine, format)| {
+        Box::new(Player::new(machine, format, ept_geometry(top, ipa_bits), Bbm::Level3)) as Box<dyn Play>
+    })
+}
+
+proptest! {
+    #![proptest_config(cases(32))]
+
+    #[test]
+    fn four_levels_agree_on_every_machine(ops in common_ops(24)) {
+        let machines = machines::<Ept>(7);
+        let mut players: Vec<_> = arm::<Granule4K>(&machines[..4], 48, 3).collect();
+        players.extend(intel(&machines[4..6], 3, 48));
+        players.extend(arm::<Granule4KLpa2>(&machines[6..], 48, 3));
+        prop_assert_eq!(players.len(), 7);
+        run_in_step(players, &ops, Agreement::Exact);
+    }
+
+    #[test]
+    fn five_levels_agree_on_every_machine(ops in common_ops(16)) {
+        let machines = machines::<Ept>(6);
+        let mut players: Vec<_> = arm::<Granule4KLpa2>(&machines[..4], 52, 4).collect();
+        players.extend(intel(&machines[4..], 4, 52));
+        prop_assert_eq!(players.len(), 6);
+        run_in_step(players, &ops, Agreement::Exact);
+    }
+
+    #[test]
+    fn rights_that_a_format_cannot_express_are_lost_and_nothing_else_differs(ops in ops(24)) {
+        let ops = with_memory(&ops);
+        let machines = machines::<Ept>(4);
+        let mut players: Vec<_> = arm::<Granule4K>(&machines[..1], 48, 3).collect();
+        players.extend(intel(&machines[1..3], 3, 48));
+        let poor = Ept::new(ept::Features::LEAF_2M);
+        players.push(Box::new(Player::new(&machines[3], poor, ept_geometry(3, 48), Bbm::Level3)));
+        run_in_step(players, &ops, Agreement::Expressible);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(12))]
+
+    #[test]
+    fn trees_of_different_height_translate_the_same(ops in common_ops(24), bbm in bbm()) {
+        fn pair<G: Granule>(ops: &[Op], ipa_bits: u32, heights: [u8; 2], bbm: Bbm) {
+            let machines = machines::<Vmsa<G>>(2);
+            let players = machines.iter().zip(heights).map(|(machine, top)| {
+                let geometry = Geometry::new(Height::new(top), ipa_bits).expect("possible");
+                let format = Vmsa::<G>::new(Features::empty());
+                Box::new(Player::new(machine, format, geometry, bbm)) as Box<dyn Play>
+            });
+            run_in_step(players.collect(), ops, Agreement::Translation);
+        }
+        let ops = with_memory(&ops);
+        // Sixteen tables side by side, and one table with sixteen entries above them.
+        pair::<Granule4K>(&ops, 34, [1, 2], bbm);
+        pair::<Granule4K>(&ops, 43, [2, 3], bbm);
+        pair::<Granule4KLpa2>(&ops, 52, [3, 4], bbm);
+    }
+}
+
+// Their blocks have 2048 and 8192 pages.
+proptest! {
+    #![proptest_config(cases(24))]
+
+    #[test]
+    fn sixteen_k_tables_agree_on_every_machine(ops in common_ops(10)) {
+        let machines = machines::<Vmsa<Granule16K>>(6);
+        let mut players: Vec<_> = arm::<Granule16K>(&machines[..4], 48, 2).collect();
+        players.extend(arm::<Granule16KLpa2>(&machines[4..], 48, 2));
+        prop_assert_eq!(players.len(), 6);
+        run_in_step(players, &ops, Agreement::Exact);
+    }
+
+    #[test]
+    fn sixty_four_k_tables_agree_on_every_machine(ops in common_ops(6)) {
+        let machines = machines::<Vmsa<Granule64K>>(4);
+        let players = arm::<Granule64K>(&machines, 52, 2).collect();
+        run_in_step(players, &ops, Agreement::Exact);
+    }
+}
+
+/// Maps a page on each side of every border between the tables of the root, and at both ends.
+fn every_table_of_the_root<F: Format>(format: F, top: u8, ipa_bits: u32, tables: u32) {
+    let geometry = Geometry::<F>::new(Height::new(top), ipa_bits).expect("possible");
+    assert_eq!(geometry.concatenation(), tables);
+    let machine = Machine::new(256 << F::GRANULE_SHIFT);
+    let mut rig = Rig::new(&machine, format, geometry, Bbm::Level3);
+    let page = span::<F>(Height::PAGE);
+    let reach = geometry.reach();
+    let one = reach.len() / u64::from(tables);
+    let mut pages = vec![range(0, page), range(reach.len() - page, page)];
+    pages.extend((1..u64::from(tables)).map(|n| range(n * one - page, 2 * page)));
+    for (n, &range) in (1..).zip(&pages) {
+        let mapping = Mapping {
+            range,
+            pa: Pa::new(n << 30),
+            attrs: Attrs::RAM,
+            largest: Height::new(1),
+            why: Why::Alignment,
+        };
+        rig.map(&mapping).expect("free");
+    }
+    rig.compare();
+    // Notes as large as they can be, in every table: nothing of the root is out of reach.
+    let middle = |n: u64| range(n * one + one / 2, span::<F>(Height::new(top)).min(one / 2));
+    for n in 0..u64::from(tables) {
+        rig.annotate(middle(n), n as u32).expect("free");
+    }
+    rig.compare();
+    rig.protect(reach, Access::READ).expect("nothing to split");
+    rig.compare();
+    for &range in &pages {
+        rig.unmap(range).expect("mapped");
+    }
+    rig.unmap(reach).expect("notes");
+    rig.prune(reach);
+    rig.compare();
+    assert_eq!(machine.arena().in_use(), 1, "only the root is left");
+    rig.destroy();
+}
+
+#[test]
+fn every_table_of_a_concatenated_root_is_reached_at_every_root_height() {
+    let none = Features::empty();
+    // 4K: levels 2, 1, 0; with LPA2 level 0 as sixteen tables, level -1 as one.
+    every_table_of_the_root(Vmsa::<Granule4K>::new(none), 1, 34, 16);
+    every_table_of_the_root(Vmsa::<Granule4K>::new(none), 2, 43, 16);
+    every_table_of_the_root(Vmsa::<Granule4K>::new(none), 3, 48, 1);
+    every_table_of_the_root(Vmsa::<Granule4KLpa2>::new(none), 3, 52, 16);
+    every_table_of_the_root(Vmsa::<Granule4KLpa2>::new(none), 4, 52, 1);
+    // 16K: levels 2 and 1; with LPA2 level 1 as sixteen tables, level 0 as one.
+    every_table_of_the_root(Vmsa::<Granule16K>::new(none), 1, 40, 16);
+    every_table_of_the_root(Vmsa::<Granule16K>::new(none), 2, 48, 2);
+    every_table_of_the_root(Vmsa::<Granule16KLpa2>::new(none), 2, 51, 16);
+    every_table_of_the_root(Vmsa::<Granule16KLpa2>::new(none), 3, 52, 1);
+    // 64K: levels 2 and 1.
+    every_table_of_the_root(Vmsa::<Granule64K>::new(none), 1, 46, 16);
+    every_table_of_the_root(Vmsa::<Granule64K>::new(none), 2, 52, 1);
+    // EPT has one table, of as many entries as the addresses need.
+    every_table_of_the_root(INTEL[0], 3, 48, 1);
+    every_table_of_the_root(INTEL[1], 4, 52, 1);
+}
+
+/// A CPU that counts what it invalidates, and in the middle of whose first invalidation another one acts.
+struct Meanwhile<A> {
+    act: Cell<Option<A>>,
+    works: RefCell<Vec<Work>>,
+}
+
+impl<A: FnOnce()> Meanwhile<A> {
+    fn new(act: A) -> Self {
+        Self { act: Cell::new(Some(act)), works: RefCell::default() }
+    }
+}
+
+impl<A: FnOnce()> Invalidate for Meanwhile<A> {
+    type Pending = ();
+
+    fn begin(&self, work: Work) {
+        self.works.borrow_mut().push(work);
+    }
+
+    fn complete(&self, (): ()) {
+        if let Some(act) = self.act.take() {
+            act();
+        }
+    }
+}
+
+fn quiet() -> Meanwhile<fn()> {
+    Meanwhile::new(|| {})
+}
+
+#[test]
+fn rights_lost_for_want_of_an_encoding_are_invalidated_by_whoever_finds_them_lost() {
+    // Writes without reads: EPT gives none. Whoever asks for them while another's invalidation of the same is under way
+    // finds nothing to change, and may not return before the TLBs are clean.
+    let arena = Arena::new(1 << 20);
+    let epoch = EntryEpoch::new();
+    let tree = Tree::new(INTEL[0], ept_geometry(3, 48), Bbm::Level3, &arena).expect("room");
+    let here: Range = range(1 << 30, 2 << 12);
+    let mapping = Mapping {
+        range: here,
+        pa: Pa::new(1 << 40),
+        attrs: Attrs::RAM,
+        largest: Height::PAGE,
+        why: Why::Alignment,
+    };
+    let mut a = epoch.enter(CpuId::BOOT);
+    tree.open(&a).map(&quiet(), &mapping).expect("free");
+    let second = quiet();
+    let first = Meanwhile::new(|| {
+        let mut b = epoch.enter(CpuId::new(1).expect("few"));
+        tree.protect(&mut b, &second, here, Access::WRITE, &mut |_, _| {}).expect("nothing to do");
+    });
+    tree.protect(&mut a, &first, here, Access::WRITE, &mut |_, _| {}).expect("mapped");
+    assert_eq!(*first.works.borrow(), *second.works.borrow());
+    assert_eq!(first.works.borrow().len(), 1);
+    // With nobody in flight there is nothing to do.
+    let third = quiet();
+    tree.protect(&mut a, &third, here, Access::WRITE, &mut |_, _| {}).expect("nothing to do");
+    assert!(third.works.borrow().is_empty());
+    assert!(
+        tree.open(&a).translate(Ipa::new(1 << 30)).pa(Ipa::new(1 << 30)).is_some(),
+        "a leaf without rights"
+    );
+}
