@@ -40,7 +40,7 @@ impl Chase {
     }
 }
 
-/// Addresses at random, made in registers, and not dependent on any load.
+/// Numbers at random, made in registers, and not dependent on any load.
 pub struct Random(u64);
 
 impl Random {

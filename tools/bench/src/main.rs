@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use bench::comparison::Row;
 use bench::rows::GROUPS;
 use clap::Parser;
+use std::process::ExitCode;
 
 /// Measures the page-table library on this host.
 #[derive(Parser)]
@@ -16,8 +17,17 @@ struct Args {
     runs: u32,
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match measure(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(args: &Args) -> Result<()> {
     bench::check_build()?;
     let known: Vec<&str> = GROUPS.iter().map(|group| group.key).collect();
     if let Some(unknown) = args.only.iter().find(|only| !known.contains(&only.as_str())) {

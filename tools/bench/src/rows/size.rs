@@ -2,11 +2,11 @@
 
 use crate::chase::{Chase, Random};
 use crate::comparison::{Comparison, Contender, Row, Target, time};
-use crate::scene::{BLOCK, GIB, ONE_UP, PAGE, Scene, mapping};
+use crate::scene::{BLOCK, GIB, ONE_UP, PAGE, Scene, mapping, origin};
 use frames::Record;
 use std::hint::black_box;
 use std::rc::Rc;
-use types::{Height, Ipa};
+use types::{Height, Ipa, Pa};
 
 const TIMES: u64 = 1 << 20;
 /// How much a ratio to the bare chase may grow from the smallest space to the largest.
@@ -36,14 +36,14 @@ impl Size {
         let scene = Scene::new();
         for block in 0..1 << self.blocks {
             let at = (block << self.apart) * BLOCK;
-            scene.map(mapping(at, at, BLOCK, Height::PAGE));
+            scene.map(mapping(origin() + at, at, BLOCK, Height::PAGE));
         }
         scene
     }
 
-    /// Returns a mapped address at random.
+    /// Returns how far from the first a mapped page at random is.
     #[inline(always)]
-    fn address(self, random: &mut Random) -> u64 {
+    fn offset(self, random: &mut Random) -> u64 {
         let page = random.next(self.blocks + 9);
         (page >> 9 << self.apart) * BLOCK + (page & 511) * PAGE
     }
@@ -51,10 +51,10 @@ impl Size {
     /// Adds up what `translate` says for addresses at random.
     #[inline(always)]
     fn scatter(self, translate: impl Fn(u64) -> u64) -> u64 {
-        let mut random = Random::new(4);
+        let (origin, mut random) = (origin(), Random::new(4));
         let mut sum = 0u64;
         for _ in 0..TIMES {
-            sum = sum.wrapping_add(translate(self.address(&mut random)));
+            sum = sum.wrapping_add(translate(origin + self.offset(&mut random)));
         }
         sum
     }
@@ -70,7 +70,7 @@ impl Size {
             time(|| {
                 self.scatter(|at| {
                     let ipa = Ipa::new(at);
-                    view.translate(ipa).pa(ipa).map_or(0, |pa| pa.get())
+                    view.translate(ipa).pa(ipa).map_or(0, Pa::get)
                 })
             })
         };

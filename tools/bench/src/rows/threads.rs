@@ -2,7 +2,7 @@
 
 use crate::chase::{Chase, Random};
 use crate::comparison::{Comparison, Contender, Row, Target};
-use crate::scene::{BLOCK, GIB, ONE_UP, PAGE, PAGES, Scene, mapping, range};
+use crate::scene::{BLOCK, GIB, ONE_UP, PAGE, PAGES, Scene, mapping, origin, range};
 use stage2::Section;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread;
 use std::time::{Duration, Instant};
-use types::{Height, Ipa};
+use types::{Height, Ipa, Pa};
 
 /// How many translations a thread does in a pass.
 const TIMES: u64 = 8 * PAGES;
@@ -39,13 +39,13 @@ pub fn together(threads: usize, work: impl Fn(usize) + Sync) -> Duration {
     start.zip(end).map_or(Duration::ZERO, |(start, end)| end - start)
 }
 
-/// Adds up what `translate` says for addresses at random below 1 GiB.
+/// Adds up what `translate` says for addresses at random in 1 GiB.
 #[inline(always)]
 fn scatter(seed: u64, times: u64, translate: impl Fn(u64) -> u64) {
-    let mut random = Random::new(seed);
+    let (origin, mut random) = (origin(), Random::new(seed));
     let mut sum = 0u64;
     for _ in 0..times {
-        sum = sum.wrapping_add(translate(random.next(18) * PAGE));
+        sum = sum.wrapping_add(translate(origin + random.next(18) * PAGE));
     }
     black_box(sum);
 }
@@ -53,7 +53,7 @@ fn scatter(seed: u64, times: u64, translate: impl Fn(u64) -> u64) {
 /// One thread and two, ours and the bare loop.
 pub fn translating() -> Vec<Comparison> {
     let scene = Arc::new(Scene::new());
-    scene.map(mapping(0, 0, GIB, Height::PAGE));
+    scene.map(mapping(origin(), 0, GIB, Height::PAGE));
     // SAFETY: the scene lives in each contender that chases, and stays as it is.
     let chase = unsafe { Chase::through(&scene) };
     let ours = |name, threads| {
@@ -64,7 +64,7 @@ pub fn translating() -> Vec<Comparison> {
                 let view = scene.tree.open(&section);
                 scatter(n as u64, TIMES, |at| {
                     let ipa = Ipa::new(at);
-                    view.translate(ipa).pa(ipa).map_or(0, |pa| pa.get())
+                    view.translate(ipa).pa(ipa).map_or(0, Pa::get)
                 });
             })
         })
@@ -94,7 +94,7 @@ const STAY: u64 = 256;
 /// A reader by itself, and beside a CPU that splits one block after another and makes it whole again.
 pub fn disturbed() -> Vec<Comparison> {
     let scene = Arc::new(Scene::new());
-    scene.map(mapping(0, 0, GIB, ONE_UP));
+    scene.map(mapping(origin(), 0, GIB, ONE_UP));
     let (alone, beside) = (Arc::clone(&scene), scene);
     let contenders = vec![
         Contender::new("disturbed/beside a writer", TIMES, move || {
@@ -102,10 +102,10 @@ pub fn disturbed() -> Vec<Comparison> {
             thread::scope(|s| {
                 s.spawn(|| {
                     while !done.load(Relaxed) {
-                        for block in (0..GIB).step_by(BLOCK as usize) {
+                        for block in (origin()..origin() + GIB).step_by(BLOCK as usize) {
                             beside.split(1, block);
                             beside.unmap(1, range(block, BLOCK));
-                            beside.map(mapping(block, block, BLOCK, ONE_UP));
+                            beside.map(mapping(block, block - origin(), BLOCK, ONE_UP));
                         }
                         begun.store(true, Release);
                     }
@@ -133,7 +133,7 @@ fn read(scene: &Scene) -> Duration {
         let view = scene.tree.open(&section);
         scatter(stay, STAY, |at| {
             let ipa = Ipa::new(at);
-            view.translate(ipa).pa(ipa).map_or(0, |pa| pa.get())
+            view.translate(ipa).pa(ipa).map_or(0, Pa::get)
         });
         section.pass();
     }

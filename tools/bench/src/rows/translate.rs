@@ -3,11 +3,11 @@
 use crate::chase::{Chase, Random};
 use crate::comparison::{Comparison, Contender, Row, Target, time};
 use crate::peer;
-use crate::scene::{GIB, PAGE, PAGES, Scene, mapping, range};
+use crate::scene::{GIB, PAGE, PAGES, Scene, mapping, origin, range};
 use std::hint::black_box;
 use std::rc::Rc;
 use std::time::Duration;
-use types::{Height, Ipa};
+use types::{Height, Ipa, Pa};
 
 /// How many translations a pass does: each page four times, on average.
 const TIMES: u64 = 4 * PAGES;
@@ -23,11 +23,16 @@ fn circle() -> Vec<u64> {
     pages
 }
 
+/// Returns the address of each page, and the one that it leads to.
+fn leads(circle: &[u64]) -> impl Iterator<Item = (u64, u64)> {
+    (0..).zip(circle).map(|(page, next)| (origin() + page * PAGE, origin() + next * PAGE))
+}
+
 /// Makes a space of 1 GiB whose pages lead in a circle.
 fn ring(circle: &[u64]) -> Scene {
     let scene = Scene::new();
-    for (page, next) in (0..).zip(circle) {
-        scene.map(mapping(page * PAGE, next * PAGE, PAGE, Height::PAGE));
+    for (ipa, pa) in leads(circle) {
+        scene.map(mapping(ipa, pa, PAGE, Height::PAGE));
     }
     scene
 }
@@ -37,7 +42,7 @@ pub fn comparisons() -> Vec<Comparison> {
     let circle = circle();
     let ours = Rc::new(ring(&circle));
     let mut peer = peer::Space::new();
-    peer.map_pages((0..).zip(&circle).map(|(page, next)| (page * PAGE, next * PAGE)));
+    peer.map_pages(leads(&circle));
     let peer = Rc::new(peer);
     // SAFETY: the scene lives in each contender that chases.
     let chase = unsafe { Chase::through(&ours) };
@@ -48,20 +53,21 @@ pub fn comparisons() -> Vec<Comparison> {
 fn assert_agree(ours: &Scene, peer: &peer::Space, chase: Chase) {
     let mut random = Random::new(2);
     for _ in 0..1000 {
-        let ipa = random.next(18) * PAGE;
+        let ipa = origin() + random.next(18) * PAGE;
         let section = ours.section(0);
         let pa = ours.tree.open(&section).translate(Ipa::new(ipa)).pa(Ipa::new(ipa));
-        assert_eq!(pa.map(|pa| pa.get()), Some(chase.page(ipa)));
+        assert_eq!(pa.map(Pa::get), Some(chase.page(ipa)));
         assert_eq!(peer.translate(ipa), Some(chase.page(ipa)));
     }
-    assert_eq!(ours.sum_by_walk(range(0, GIB)), peer.sum_by_walk());
+    assert_eq!(ours.sum_by_walk(range(origin(), GIB)), peer.sum_by_walk());
 }
 
 /// Follows the circle, `next` being the way from one page to the next.
 #[inline(always)]
 fn follow(next: impl Fn(u64) -> u64) -> Duration {
+    let start = origin();
     time(|| {
-        let mut at = 0;
+        let mut at = start;
         for _ in 0..TIMES {
             at = next(at);
         }
@@ -72,11 +78,11 @@ fn follow(next: impl Fn(u64) -> u64) -> Duration {
 /// Adds up what `translate` says for addresses at random.
 #[inline(always)]
 fn scatter(translate: impl Fn(u64) -> u64) -> Duration {
-    let mut random = Random::new(3);
+    let (origin, mut random) = (origin(), Random::new(3));
     time(|| {
         let mut sum = 0u64;
         for _ in 0..TIMES {
-            sum = sum.wrapping_add(translate(random.next(18) * PAGE));
+            sum = sum.wrapping_add(translate(origin + random.next(18) * PAGE));
         }
         sum
     })
@@ -90,7 +96,7 @@ fn dependent(ours: &Rc<Scene>, peer: &Rc<peer::Space>, chase: Chase) -> Comparis
             let view = scene.tree.open(&section);
             follow(|at| {
                 let ipa = Ipa::new(at);
-                view.translate(ipa).pa(ipa).map_or(0, |pa| pa.get())
+                view.translate(ipa).pa(ipa).map_or(0, Pa::get)
             })
         }),
         Contender::new("translate/dependent/chase", TIMES, move || {
@@ -117,7 +123,7 @@ fn independent(ours: &Rc<Scene>, peer: &Rc<peer::Space>, chase: Chase) -> Compar
             let view = scene.tree.open(&section);
             scatter(|at| {
                 let ipa = Ipa::new(at);
-                view.translate(ipa).pa(ipa).map_or(0, |pa| pa.get())
+                view.translate(ipa).pa(ipa).map_or(0, Pa::get)
             })
         }),
         Contender::new("translate/independent/chase", TIMES, move || {
@@ -139,10 +145,13 @@ fn independent(ours: &Rc<Scene>, peer: &Rc<peer::Space>, chase: Chase) -> Compar
 fn ascending(ours: &Rc<Scene>, peer: &Rc<peer::Space>) -> Comparison {
     let (scene, asked, walked) = (Rc::clone(ours), Rc::clone(peer), Rc::clone(peer));
     let contenders = vec![
-        Contender::new("translate/ascending/ours", PAGES, move || time(|| scene.sum_by_walk(range(0, GIB)))),
+        Contender::new("translate/ascending/ours", PAGES, move || {
+            time(|| scene.sum_by_walk(range(origin(), GIB)))
+        }),
         Contender::new("translate/ascending/peer", PAGES, move || {
+            let origin = origin();
             time(|| {
-                let pages = (0..PAGES).map(|page| asked.translate(page * PAGE).unwrap_or(0));
+                let pages = (0..PAGES).map(|page| asked.translate(origin + page * PAGE).unwrap_or(0));
                 pages.fold(0u64, u64::wrapping_add)
             })
         }),
