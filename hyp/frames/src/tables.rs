@@ -1,6 +1,7 @@
 //! One space's tables: where `stage2` looks into them, and where new ones come from.
 
-use crate::{Frames, Kind, Order, Owner, Usage};
+use crate::{DirectMap, Frames, Kind, Order, Owner, Usage};
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use stage2::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, TablePa, TableSize};
 use types::FRAME_SIZE;
@@ -13,6 +14,8 @@ use types::FRAME_SIZE;
 #[derive(Debug)]
 pub struct Tables<'f> {
     frames: &'f Frames,
+    /// That of `frames`, within reach: it is needed at every look at an entry.
+    map: DirectMap,
     owner: Owner,
     limit: u32,
     used: AtomicU32,
@@ -21,7 +24,7 @@ pub struct Tables<'f> {
 impl<'f> Tables<'f> {
     /// Makes an empty set of tables of `owner` that may grow to `limit` frames of 4 KiB, the root included.
     pub const fn new(frames: &'f Frames, owner: Owner, limit: u32) -> Self {
-        Self { frames, owner, limit, used: AtomicU32::new(0) }
+        Self { frames, map: frames.map(), owner, limit, used: AtomicU32::new(0) }
     }
 
     /// Returns the frames that the tables are made of.
@@ -67,12 +70,19 @@ impl Entries for Tables<'_> {
         // SAFETY: a `TablePa` names a table that `take` below made and that has not been given back, and the index is
         // below its number of entries, both by the contract of `Entries`. Such memory is mapped, and accessed as
         // atomics and by the hardware's walker only.
-        unsafe { self.frames.map().word(pa) }
+        unsafe { self.map.word(pa) }
+    }
+
+    #[inline(always)]
+    fn slots(&self, table: TablePa, indices: Range<usize>) -> impl Iterator<Item = &AtomicU64> {
+        let pa = table.pa().wrapping_add(indices.start as u64 * size_of::<u64>() as u64);
+        // SAFETY: as for `slot`, for each of them; a table's entries stand side by side.
+        unsafe { self.map.words(pa, indices.len()) }.iter()
     }
 }
 
 impl Pages for Tables<'_> {
-    fn take(&self, size: TableSize, _: Purpose) -> Result<FreshTable, NoPages> {
+    fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
         let order = Order::of_bytes(size.bytes()).ok_or(NoPages)?;
         let frames = order.frames() as u32;
         self.charge(frames)?;
@@ -80,8 +90,10 @@ impl Pages for Tables<'_> {
             self.refund(frames);
             return Err(NoPages);
         };
-        // SAFETY: the run is ours alone, mapped, and of this size.
-        unsafe { self.frames.map().pointer(run.pa()).write_bytes(0, size.bytes() as usize) };
+        if purpose != Purpose::Split {
+            // SAFETY: the run is ours alone, mapped, and of this size.
+            unsafe { self.map.pointer(run.pa()).write_bytes(0, size.bytes() as usize) };
+        }
         Ok(FreshTable::new(run.into_pa(), size))
     }
 

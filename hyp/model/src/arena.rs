@@ -75,7 +75,7 @@ impl Entries for Arena {
 }
 
 impl Pages for Arena {
-    fn take(&self, size: TableSize, _: Purpose) -> Result<FreshTable, NoPages> {
+    fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
         let one_less = |left: usize| if left == usize::MAX { Some(left) } else { left.checked_sub(1) };
         self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).map_err(|_| NoPages)?;
         let mut state = self.state();
@@ -91,8 +91,10 @@ impl Pages for Arena {
         };
         state.in_use.insert(pa, size);
         drop(state);
+        // A table for a split may hold anything.
+        let content = if purpose == Purpose::Split { POISON } else { 0 };
         for word in self.words_of(pa, size) {
-            word.store(0, Ordering::Relaxed);
+            word.store(content, Ordering::Relaxed);
         }
         Ok(FreshTable::new(pa, size))
     }

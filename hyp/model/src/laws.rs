@@ -59,6 +59,12 @@ pub fn check<F: Format>(format: F, entry: Entry, height: Height) {
     assert_eq!(raw == 0, entry == Entry::Absent, "nothing else is zero");
 
     let live = canonical.live();
+    let pending = match live {
+        Some(Live::Leaf(leaf)) => leaf.attrs.marks.contains(Marks::PENDING),
+        Some(Live::Table(table)) => table.pending,
+        None => false,
+    };
+    assert_eq!(format.is_pending(raw, height), pending, "is_pending agrees with decode: {raw:#x}");
     let output = if let Some(Live::Leaf(leaf)) = live { Some(leaf.pa) } else { None };
     assert_eq!(F::output(raw, height), output, "output agrees with decode: {raw:#x} at {height:?}");
     if height > Height::PAGE {
@@ -99,6 +105,16 @@ fn check_leaf<F: Format>(format: F, leaf: Leaf, raw: u64, height: Height) {
     let moved = F::with_output(raw, height, other);
     assert_eq!(F::output(moved, height), Some(other), "with_output sets the address");
     assert_eq!(F::with_output(moved, height, leaf.pa), raw, "with_output changes nothing else");
+    for (raw, pa) in [(raw, leaf.pa), (moved, other)] {
+        let next = pa.wrapping_add(span::<F>(height));
+        if next.get() <= mask {
+            assert_eq!(
+                F::next_output(raw, height),
+                F::with_output(raw, height, next),
+                "what follows {raw:#x}"
+            );
+        }
+    }
 
     let settled = format.settled(raw, height);
     assert_eq!(format.settled(settled, height), settled, "settled is idempotent");

@@ -11,7 +11,7 @@ use types::{Height, Pa};
 /// - `decode(encode(e, h), h) == canonical(e, h)`, and `canonical` is idempotent;
 /// - `decode(0, h) == Entry::Absent`;
 /// - `decode` is total, and never takes a word that no `encode` makes for `Absent`;
-/// - `child`, `output` and `with_output` agree with `decode` and `encode`;
+/// - `child`, `output`, `with_output`, `next_output` and `is_pending` agree with `decode` and `encode`;
 /// - no encoding without a valid bit holds a usable address.
 pub trait Format: Copy + Debug + Send + Sync + 'static {
     /// Base-2 logarithm of the page size, and of a table's size but for a concatenated root.
@@ -50,6 +50,25 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
 
     /// Returns the leaf `raw` of `height` with the output address `pa`, which is aligned as the height asks.
     fn with_output(raw: u64, height: Height, pa: Pa) -> u64;
+
+    /// Returns the leaf `raw` of `height` with the output address that comes next, which is within the output size.
+    /// The inner loop of every fill: to be replaced where that is an addition.
+    #[inline(always)]
+    fn next_output(raw: u64, height: Height) -> u64 {
+        let next = |pa: Pa| pa.wrapping_add(crate::span::<Self>(height));
+        Self::output(raw, height).map_or(raw, |pa| Self::with_output(raw, height, next(pa)))
+    }
+
+    /// Tells whether the live entry `raw` of `height` is marked as pending; no other entry is. As for `child`: asked of
+    /// every link on the way to an entry that is to be changed.
+    #[inline(always)]
+    fn is_pending(self, raw: u64, height: Height) -> bool {
+        match self.decode(raw, height).live() {
+            Some(Live::Table(table)) => table.pending,
+            Some(Live::Leaf(leaf)) => leaf.attrs.marks.contains(Marks::PENDING),
+            None => false,
+        }
+    }
 
     /// Returns `raw` with the flags cleared that hardware may set by itself in it. Two words of one height that agree
     /// in this differ in accessed and dirty flags only.

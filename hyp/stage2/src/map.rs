@@ -18,8 +18,9 @@ use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
 use crate::tree::STEP_ENTRIES;
 use crate::{
     Attrs, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, MapError, Note, Owed, Pages,
-    Purpose, Scope, Slot, Table, TablePa, TableSize, View, Why, Work,
+    Purpose, Scope, Slot, Table, TablePa, TableSize, Tree, View, Why, Work,
 };
+use core::ops;
 use core::sync::atomic::Ordering::Relaxed;
 use types::{Height, Ipa, Pa, Range};
 
@@ -228,15 +229,12 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
 
     /// Fills entries of a linked table, up to the first that is not absent. Returns how many.
     fn fill_in_place(&self, fill: &Fill, run: &Run, first: Place) -> usize {
-        let words = fill.words(self.tree.format, run);
-        let mut done = 0;
-        for word in words {
-            let place = Place { index: first.index + done, ..first };
-            if self.tree.claim(place, word).is_err() {
-                break;
-            }
-            done += 1;
-        }
+        let entry = fill.entry(run.at);
+        let done = match run.height {
+            // Its step is then a constant.
+            Height::PAGE => self.tree.claim_run(first, run.len, entry, Height::PAGE),
+            height => self.tree.claim_run(first, run.len, entry, height),
+        };
         fill.count(self, run.height, done);
         done
     }
@@ -250,10 +248,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         let mut height = run.height;
         let first = tree.geometry.index(run.at, height);
         let lowest = new.tables[0];
-        for (index, word) in (first..).zip(fill.words(tree.format, run)) {
-            // Private until the link: no order needed (O9 is the link's).
-            tree.memory.slot(lowest, index).store(word, Relaxed);
-        }
+        tree.fill_private(lowest, first..first + run.len, fill.entry(run.at), height);
         let mut link = Table { pa: lowest.pa(), pending: false, why: fill.why };
         for &table in &new.tables[1..new.len] {
             height = height.above();
@@ -268,6 +263,59 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         tree.counters.count(self.cpu, Event::TableTaken, new.len as u64);
         fill.count(self, run.height, run.len);
         Ok(lowest)
+    }
+}
+
+impl<F: Format, M: Entries> Tree<F, M> {
+    /// Fills entries `indices` of a table that nobody else sees yet with `first` and what follows it: for leaves, each
+    /// the next output address.
+    pub(crate) fn fill_private(
+        &self,
+        table: TablePa,
+        indices: ops::Range<usize>,
+        first: Entry,
+        height: Height,
+    ) {
+        match height {
+            Height::PAGE => self.fill_private_at(table, indices, first, Height::PAGE),
+            height => self.fill_private_at(table, indices, first, height),
+        }
+    }
+
+    /// The inner loop: an addition and a store for each entry, where the format has it so and `height` is a constant.
+    #[inline(always)]
+    fn fill_private_at(&self, table: TablePa, indices: ops::Range<usize>, first: Entry, height: Height) {
+        let mut word = self.format.encode(first, height);
+        let slots = self.memory.slots(table, indices);
+        // Private until the link: no order needed (O9 is the link's).
+        if let Entry::Leaf(_) = first {
+            for slot in slots {
+                slot.store(word, Relaxed);
+                word = F::next_output(word, height);
+            }
+        } else {
+            for slot in slots {
+                slot.store(word, Relaxed);
+            }
+        }
+    }
+
+    /// Claims up to `len` entries from `place` on for `entry` and what follows it, up to the first that is not absent.
+    /// Returns how many.
+    #[inline(always)]
+    fn claim_run(&self, place: Place, len: usize, entry: Entry, height: Height) -> usize {
+        let is_leaf = matches!(entry, Entry::Leaf(_));
+        let mut word = self.format.encode(entry, height);
+        for done in 0..len {
+            let place = Place { index: place.index + done, ..place };
+            if self.claim(place, word).is_err() {
+                return done;
+            }
+            if is_leaf {
+                word = F::next_output(word, height);
+            }
+        }
+        len
     }
 }
 
@@ -304,25 +352,13 @@ impl Fill {
         }
     }
 
-    /// Returns the words for a run, in order.
-    #[inline(always)]
-    fn words<F: Format>(&self, format: F, run: &Run) -> impl Iterator<Item = u64> + use<F> {
-        let pa = self.pa(run.at);
-        let (word, is_memory) = match self.content {
-            Content::Memory { attrs, .. } => {
-                (format.encode(Entry::Leaf(Leaf { pa, attrs }), run.height), true)
-            }
-            Content::Note(note) => (format.encode(Entry::Note(note), run.height), false),
-            Content::Frozen => (format.encode(Entry::Frozen, run.height), false),
-        };
-        let height = run.height;
-        let step = span::<F>(height);
-        let mut next = pa; // a running sum: this is the inner loop of every fill
-        (0..run.len).map(move |_| {
-            let word = if is_memory { F::with_output(word, height, next) } else { word };
-            next = next.wrapping_add(step);
-            word
-        })
+    /// Returns what goes into the entry that begins at `at`.
+    fn entry(&self, at: Ipa) -> Entry {
+        match self.content {
+            Content::Memory { attrs, .. } => Entry::Leaf(Leaf { pa: self.pa(at), attrs }),
+            Content::Note(note) => Entry::Note(note),
+            Content::Frozen => Entry::Frozen,
+        }
     }
 
     fn is_memory(&self) -> bool {

@@ -8,6 +8,7 @@
 //! ```
 
 use crate::TableSize;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use types::Pa;
 
@@ -81,6 +82,14 @@ pub trait Entries {
     ///
     /// This is on every hot path: an addition, and nothing that can fail.
     fn slot(&self, table: TablePa, index: usize) -> Self::Slot<'_>;
+
+    /// Returns entries `indices` of `table`, in ascending order; all of them are below the number of entries.
+    ///
+    /// For loops: to be replaced where something can be looked up once for all of them.
+    #[inline(always)]
+    fn slots(&self, table: TablePa, indices: Range<usize>) -> impl Iterator<Item = Self::Slot<'_>> {
+        indices.map(move |index| self.slot(table, index))
+    }
 }
 
 /// What a table is wanted for.
@@ -90,7 +99,8 @@ pub enum Purpose {
     Root,
     /// A new mapping.
     Map,
-    /// To split a block: drawn from what was [reserved](Pages::reserve) when the block was made.
+    /// To split a block: drawn from what was [reserved](Pages::reserve) when the block was made. Every entry is written
+    /// before anybody sees the table, so it need not be zeroed.
     Split,
     /// To keep the entries of a table that is being collapsed, until they are given up or put back. Never linked.
     Scratch,
@@ -109,8 +119,9 @@ pub struct NoPages;
 /// Callable from several CPUs at once. Never called with a slot frozen, but for `take` and `reserve`, which must not
 /// wait.
 pub trait Pages {
-    /// Takes memory for a table: `size` bytes, aligned to `size`, all zero, and the zeroes visible to the hardware's
-    /// table walker (it is cache-coherent with us: a cacheable write is enough). May fail; does not wait.
+    /// Takes memory for a table: `size` bytes, aligned to `size`, all zero unless it is for [`Purpose::Split`], and the
+    /// zeroes visible to the hardware's table walker (it is cache-coherent with us: a cacheable write is enough). May
+    /// fail; does not wait.
     fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages>;
 
     /// Takes back a table that nobody can look at any more. Does not fail, wait or allocate. What the memory holds is
@@ -141,6 +152,11 @@ impl<T: Entries + ?Sized> Entries for &T {
     #[inline(always)]
     fn slot(&self, table: TablePa, index: usize) -> Self::Slot<'_> {
         T::slot(self, table, index)
+    }
+
+    #[inline(always)]
+    fn slots(&self, table: TablePa, indices: Range<usize>) -> impl Iterator<Item = Self::Slot<'_>> {
+        T::slots(self, table, indices)
     }
 }
 

@@ -8,7 +8,7 @@
 
 use crate::census::Event;
 use crate::geometry::span;
-use crate::{Entries, Entry, Format, Live, Slot, TablePa, Tree};
+use crate::{Entries, Entry, Format, Slot, TablePa, Tree};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use types::sync::o;
 use types::{CpuId, Height, Ipa, Range};
@@ -81,11 +81,7 @@ impl<F: Format, M: Entries> Tree<F, M> {
 
     /// Tells whether the invalidation of the change that made this entry is still under way.
     pub(crate) fn is_pending(&self, raw: u64, height: Height) -> bool {
-        match self.format.decode(raw, height).live() {
-            Some(Live::Table(table)) => table.pending,
-            Some(Live::Leaf(leaf)) => leaf.attrs.marks.contains(crate::Marks::PENDING),
-            None => false,
-        }
+        self.format.is_pending(raw, height)
     }
 
     /// Publishes `new` where the entry is absent; else returns what is there.

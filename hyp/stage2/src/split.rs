@@ -13,13 +13,11 @@
 //! pending bit keeps others from relying on a level hint here.
 
 use crate::census::Event;
-use crate::geometry::span;
 use crate::place::{PATIENCE, Place, Spot, covered};
 use crate::{
     Bbm, ChangeError, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, Live, Marks,
-    Note, Owed, Pages, Purpose, Rewrite, Scope, Slot, Table, TablePa, View, Why, Work,
+    Note, Owed, Pages, Purpose, Rewrite, Scope, Table, TablePa, View, Why, Work,
 };
-use core::sync::atomic::Ordering::Relaxed;
 use types::sync::mutant;
 use types::{Height, Ipa};
 
@@ -234,10 +232,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     }
 
     fn split_note(&self, note: Note, split: &Split, below: Height) -> bool {
-        let word = self.tree.format.encode(Entry::Note(note), below);
-        for index in 0..self.tree.geometry.entries(below) {
-            self.tree.memory.slot(split.table, index).store(word, Relaxed); // private until the link
-        }
+        self.tree.fill_private(split.table, 0..self.tree.geometry.entries(below), Entry::Note(note), below);
         let link = self.link(split, false);
         self.tree.replace(self.cpu, split.place, split.stamped, |_| link).is_ok()
     }
@@ -267,11 +262,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     /// Fills a table that nobody sees yet with what `block` maps.
     fn stamp(&self, table: TablePa, block: Leaf, below: Height) {
         let attrs = block.attrs.without(Marks::NO_TLB.union(Marks::PENDING));
-        let first = self.tree.format.encode(Entry::Leaf(Leaf { attrs, ..block }), below);
-        let step = span::<F>(below);
-        for index in 0..self.tree.geometry.entries(below) {
-            let word = F::with_output(first, below, block.pa.wrapping_add(index as u64 * step));
-            self.tree.memory.slot(table, index).store(word, Relaxed); // private until the link
-        }
+        let first = Entry::Leaf(Leaf { attrs, ..block });
+        self.tree.fill_private(table, 0..self.tree.geometry.entries(below), first, below);
     }
 }

@@ -26,6 +26,9 @@ use loom::sync::atomic::fence;
 #[cfg(all(feature = "lab", target_os = "none"))]
 compile_error!("the feature `lab` is for tests on the host and never part of an image");
 
+/// Whether this build has the laboratory in it. What is measured must not.
+pub const LAB: bool = cfg!(feature = "lab");
+
 #[cfg(feature = "lab")]
 mod lab;
 #[cfg(feature = "lab")]

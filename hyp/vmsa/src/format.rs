@@ -250,6 +250,26 @@ impl<G: Granule> Format for Vmsa<G> {
         raw & !(Self::ADDRESS & !offset | upper) | Self::address_bits(pa)
     }
 
+    #[inline(always)]
+    fn next_output(raw: u64, height: Height) -> u64 {
+        // Of the address bits that a sum can carry into, all stand in place below bit 48.
+        let step = 1 << stage2::shift::<Self>(height);
+        match G::UPPER {
+            Upper::None => raw.wrapping_add(step),
+            Upper::Low | Upper::Ds => {
+                let next = |pa: Pa| pa.wrapping_add(step);
+                Self::output(raw, height).map_or(raw, |pa| Self::with_output(raw, height, next(pa)))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn is_pending(self, raw: u64, _: Height) -> bool {
+        // The bit is the same in both kinds of descriptor.
+        let pending = (LEAF::VALID::SET + LEAF::PENDING::SET).value;
+        raw & pending == pending
+    }
+
     fn settled(self, raw: u64, height: Height) -> u64 {
         if Self::output(raw, height).is_none() {
             return raw;

@@ -23,6 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("aarch64", &["vmsa", "stage2", "types"]),
     ("x86_64", &["ept", "stage2", "types"]),
     ("monitor", &["aarch64", "x86_64", "vm", "space", "frames", "vmsa", "ept", "stage2", "abi", "types"]),
+    ("bench", &["space", "frames", "vmsa", "stage2", "types"]),
     ("guest-tests", &["abi"]),
     ("xtask", &[]),
 ];
@@ -173,6 +174,7 @@ mod tests {
             ("guest-tests", "types"),
             ("types", "abi"),
             ("stage2", "model"),
+            ("bench", "model"),
         ] {
             assert!(objection(&arrow(from, to, Purpose::Product)).is_some(), "{from} -> {to}");
         }

@@ -5,7 +5,7 @@
 //! the machine's end right after INIT-OK: that number is the same in every run. They are counted on one CPU, since CPUs
 //! that take turns spend whole turns waiting for each other, more or fewer of them by accident.
 
-use super::table::{Row, finish};
+use super::table::{Missed, Row, finish};
 use crate::board::{Board, Built};
 use crate::bundle::{self, One};
 use crate::console::{Console, Echo};
@@ -95,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Row::limit("start to guest entry, 1 GiB populated ahead", "s", entry, ENTRY_TARGET),
     ];
     println!("{}, {} CPUs, {}", args.cpu, args.smp, args.mem);
-    finish(&rows, args.json.as_deref())
+    finish(&rows, args.json.as_deref(), Missed::Fails)
 }
 
 /// The machine with the hypervisor.

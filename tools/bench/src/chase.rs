@@ -1,0 +1,58 @@
+//! The limit: loads, each from the address that the last one gave, through the tables that the library made.
+//!
+//! Nothing is checked, nothing but the address bits of an entry is looked at, and a physical address is an address in
+//! this process ([`crate::pool`]).
+
+use crate::scene::Scene;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Address bits 47 down to 12.
+const ADDRESS: u64 = 0xffff_ffff_f000;
+
+/// Tables to be chased through.
+#[derive(Clone, Copy)]
+pub struct Chase {
+    root: u64,
+}
+
+impl Chase {
+    /// Makes a chase through the tables of `scene`.
+    ///
+    /// # Safety
+    /// They stay, and every address that is asked for is mapped with a page.
+    pub unsafe fn through(scene: &Scene) -> Self {
+        Self { root: scene.tree.root().pa().get() }
+    }
+
+    /// Returns the address that the page of `ipa` goes to: four loads.
+    #[inline(always)]
+    pub fn page(self, ipa: u64) -> u64 {
+        let mut table = self.root;
+        for shift in [39, 30, 21, 12] {
+            let entry = table + (ipa >> shift & 511) * 8;
+            // SAFETY: an entry of a table, since all links on the way are there, by the contract of `through`.
+            let raw =
+                unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(entry as usize) }.load(Relaxed);
+            table = raw & ADDRESS;
+        }
+        table
+    }
+}
+
+/// Numbers at random, made in registers, and not dependent on any load.
+pub struct Random(u64);
+
+impl Random {
+    /// Makes the sequence that `seed` begins.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Returns the next number of `bits` bits.
+    #[inline(always)]
+    pub fn next(&mut self, bits: u32) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> (64 - bits)
+    }
+}
