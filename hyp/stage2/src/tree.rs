@@ -2,14 +2,14 @@
 
 use crate::census::{Counters, Event};
 use crate::geometry::span;
+use crate::parking::Parking;
 use crate::place::PATIENCE;
-use crate::sweep::{PARKING_PLACES, Parking};
 use crate::{
     Bbm, Census, ChangeError, Entries, Format, FreshTable, Geometry, NoPages, Pages, Purpose, Section,
     TablePa,
 };
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, o, spin_loop};
+use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, mutant, o, spin_loop};
 use types::{CpuId, CpuSet, Height, Ipa, Range};
 
 /// The most entries that one step of an operation touches, up to a table's worth.
@@ -30,7 +30,7 @@ pub struct Tree<F, M> {
     /// Batches of reducing writes whose invalidation is not complete.
     in_flight: AtomicU32,
     bbm: AtomicU8,
-    pub(crate) parking: [Parking; PARKING_PLACES],
+    pub(crate) parking: Parking,
 }
 
 impl<F: Format, M: Entries + Pages> Tree<F, M> {
@@ -49,7 +49,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             opened: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             bbm: AtomicU8::new(bbm as u8),
-            parking: core::array::from_fn(|_| Parking::new()),
+            parking: Parking::new(),
         })
     }
 }
@@ -105,7 +105,7 @@ impl<F: Format, M> Tree<F, M> {
     #[inline]
     fn mark_opened(&self, cpu: CpuId) {
         let me = CpuSet::EMPTY.with(cpu).bits();
-        if self.opened.load(Relaxed) & me == 0 {
+        if self.opened.load(Relaxed) & me == 0 && !mutant("looking-is-not-opening") {
             self.opened.fetch_or(me, Relaxed);
             // O6: a CPU is known as a reader before its first look at an entry. Pairs with O7.
             full_barrier(6);
@@ -137,14 +137,18 @@ impl<F: Format, M> Tree<F, M> {
         self.in_flight.load(o(12, Acquire)) > 1
     }
 
-    /// Starts a grace period for what was just unlinked; `None` where nobody else has ever looked at this tree.
-    pub(crate) fn grace<S: Section>(&self, section: &S) -> Option<S::Period> {
+    /// Returns who else might look at what was just unlinked; `None` where nobody else has ever looked at this tree.
+    pub(crate) fn other_readers(&self, cpu: CpuId) -> Option<CpuSet> {
         // O7: the unlink is before our look at who reads. Pairs with O6.
         full_barrier(7);
-        let others = CpuSet::from_bits(self.opened.load(Relaxed)).without(section.cpu());
-        if others.is_empty() {
-            return None;
-        }
+        let others = CpuSet::from_bits(self.opened.load(Relaxed)).without(cpu);
+        (!others.is_empty()).then_some(others)
+    }
+
+    /// Starts a grace period for what was just unlinked; `None` where nobody else has ever looked at this tree. For
+    /// who is going to wait: [`retire`](Tree::retire) lets it rest where that is better.
+    pub(crate) fn grace<S: Section>(&self, section: &S) -> Option<S::Period> {
+        let others = self.other_readers(section.cpu())?;
         self.counters.count(section.cpu(), Event::GracePeriod, 1);
         Some(section.period(others))
     }
