@@ -70,7 +70,7 @@ impl Batched {
     /// Begins and ends epochs, as far as that goes without waiting, until `wanted` has passed. `me` has nothing open.
     fn help(&self, me: CpuId, wanted: Epoch) {
         // O82: the last helper's notes, and the stays that it saw ended, are before ours. Pairs with itself.
-        if self.helping.swap(true, o(82, Acquire)) {
+        if self.helping.compare_exchange(false, true, o(82, Acquire), Relaxed).is_err() {
             return; // somebody else is at it; nobody waits for this flag
         }
         loop {
