@@ -24,8 +24,8 @@ use crate::batch::Lost;
 use crate::census::Event;
 use crate::geometry::span;
 use crate::place::{PATIENCE, Place, Spot, covered};
-use crate::sweep::Subtree;
-use crate::tree::Counted;
+use crate::sweep::{Grace, Subtree};
+use crate::tree::Underway;
 use crate::{
     Attrs, Bbm, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, Live, Marks, Owed,
     Pages, Purpose, Quiesced, Rewrite, Scope, Section, Slot, TablePa, Tree, View, Work,
@@ -199,12 +199,10 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         };
         drop(view);
         drop(flight);
-        let Committed { period, scratch, retiring } = done.inspect_err(|_| self.memory.release(1))?;
-        if let Some(period) = period {
-            section.wait(period);
-        }
-        self.retire_children(section.cpu(), &collapse, scratch, sink);
-        drop(retiring);
+        let Committed { grace, scratch, underway } = done.inspect_err(|_| self.memory.release(1))?;
+        let grace = grace.wait(section);
+        self.retire_children(section.cpu(), &collapse, scratch, grace, sink);
+        drop(underway);
         Ok(())
     }
 
@@ -214,11 +212,12 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     }
 
     /// Gives back the table, and hands over what its entries mapped where that was moved.
-    fn retire_children(
+    fn retire_children<P>(
         &self,
         cpu: CpuId,
         collapse: &Collapse,
         scratch: Option<TablePa>,
+        mut grace: Grace<'_, P>,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) {
         if let Some(scratch) = scratch {
@@ -231,14 +230,11 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             }
             self.memory.give_back(IdleTable::unseen(scratch, Geometry::<F>::table_size()));
         }
-        let subtree = Subtree {
-            table: collapse.table,
-            height: collapse.below,
-            base: collapse.ipa,
-            cursor: collapse.ipa,
-        };
-        let mut budget = usize::MAX; // a single table, every entry dead
-        self.sweep(cpu, subtree, &mut budget, &mut |_| {});
+        let subtree = Subtree::whole(collapse.table, collapse.below, collapse.ipa);
+        if !self.rests(subtree, &mut grace) {
+            let mut budget = usize::MAX; // a single table, every entry dead
+            self.sweep(cpu, subtree, &mut budget, &mut |_| {});
+        }
     }
 }
 
@@ -250,10 +246,10 @@ enum CollapseWay {
 
 /// What a commit leaves: the grace period under way, and the scratch page with what the children were.
 struct Committed<'t, P> {
-    period: Option<P>,
+    grace: Grace<'t, P>,
     scratch: Option<TablePa>,
     /// From before the unlink: whoever finds no page meanwhile knows that one is coming.
-    retiring: Counted<'t>,
+    underway: Underway<'t>,
 }
 
 impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
@@ -313,7 +309,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             return Err(tree.no_reserve(collapse.ipa));
         };
         let scratch = scratch.into_table();
-        let retiring = tree.retire();
+        let underway = tree.unlinking();
         let give_up = |taken: usize, raw_link: Option<u64>, error| {
             for index in usize::from(mutant("child-not-put-back"))..taken {
                 let raw = tree.memory.slot(scratch, index).load(Relaxed); // ours alone
@@ -350,7 +346,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             Owed::new(collapse.work::<F>(), ()).issue(cpu)
         };
         tree.counters.count(self.cpu, Event::Invalidation, 1);
-        let period = tree.grace(section);
+        let grace = tree.retire(section, 1, &mut None);
         ticket.wait(cpu).into_inner();
         let children = Children {
             memory: &tree.memory,
@@ -372,7 +368,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         self.publish(cpu, range.start(), range.end());
         self.bury(collapse);
         self.count_collapse(collapse);
-        Ok(Committed { period, scratch: Some(scratch), retiring })
+        Ok(Committed { grace, scratch: Some(scratch), underway })
     }
 
     fn collapse_by_hold<S: Section, I: Invalidate>(
@@ -388,7 +384,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             Some(live) => format.encode(Entry::Held(live), height),
             None => raw,
         };
-        let retiring = tree.retire();
+        let underway = tree.unlinking();
         let Ok(link) = tree.replace(self.cpu, collapse.link, collapse.raw_link, |raw| hold(raw, height))
         else {
             met("collapse lost its link to another writer");
@@ -421,7 +417,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         }
         let ticket = Owed::new(collapse.work::<F>(), ()).issue(cpu);
         tree.counters.count(self.cpu, Event::Invalidation, 1);
-        let period = tree.grace(section);
+        let grace = tree.retire(section, 1, &mut None);
         ticket.wait(cpu).into_inner();
         if attrs.marks.contains(Marks::NO_TLB) {
             attrs = attrs.without(Marks::NO_TLB);
@@ -433,7 +429,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let settled = Entry::from(block(attrs.without(Marks::PENDING)));
         tree.settle(collapse.link, format.encode(settled, height));
         self.count_collapse(collapse);
-        Ok(Committed { period, scratch: None, retiring })
+        Ok(Committed { grace, scratch: None, underway })
     }
 
     /// Takes one child by compare-exchange, as long as it is what it has to be.

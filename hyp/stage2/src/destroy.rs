@@ -8,6 +8,7 @@ use crate::census::Event;
 use crate::sweep::Subtree;
 use crate::tree::STEP_ENTRIES;
 use crate::{Entries, Format, Invalidate, Lost, Owed, Pages, Quiesced, Section, Tree};
+use types::sync::mutant;
 use types::{CpuId, Ipa};
 
 /// A tree that nobody else can look at, on its way back.
@@ -42,13 +43,16 @@ impl<F: Format, M: Entries + Pages> Remains<F, M> {
     ///
     /// Bounded by [`STEP_ENTRIES`] entries, up to a table's worth.
     pub fn sweep(&mut self, cpu: CpuId, sink: &mut impl FnMut(Quiesced<Lost<F>>)) -> bool {
-        if self.tree.sweep_parked(cpu, sink) {
+        let mut budget = STEP_ENTRIES;
+        if !mutant("destroy-forgets-what-rests") {
+            self.tree.sweep_remains(cpu, &mut budget, sink); // the grace period of the end was after every unlink
+        }
+        if budget == 0 {
             return false;
         }
         if let Some(cursor) = self.cursor {
             let (table, height) = (self.tree.root(), self.tree.geometry.top());
             let root = Subtree { table, height, base: Ipa::new(0), cursor };
-            let mut budget = STEP_ENTRIES;
             self.cursor = self.tree.sweep(cpu, root, &mut budget, sink);
         }
         self.cursor.is_none()

@@ -9,7 +9,7 @@
 //! | [`Format`] | what the bits mean, and which live rewrites are legal | `vmsa`, `ept`, the tiny format of `model` |
 //! | [`Entries`], [`Pages`] | where tables are, come from and go to | `frames`; host memory in `model` |
 //! | [`Invalidate`] | how a CPU discharges what a change owes | `aarch64`, `x86_64`; a recorder in `model` |
-//! | [`Quiescence`] | how readers are waited for | here: [`EntryEpoch`] |
+//! | [`Quiescence`] | how readers are waited for | here: [`EntryEpoch`] and three others |
 //!
 //! # The flow
 //! ```text
@@ -32,6 +32,7 @@
 //! | [`Tree::unmap`] | hardware, readers, owners | everything covered becomes absent |
 //! | [`Tree::protect`] | hardware, owners | rights, in place |
 //! | [`Tree::prune`] | hardware, readers | empty tables go back |
+//! | [`Tree::drain`] | nothing | what rests since an unlink goes back |
 //! | [`Tree::destroy`] | hardware, readers | the end |
 //!
 //! `sink` is given each lost leaf as [`Quiesced`]`<`[`Lost`]`>`: what a mapping's reference to a frame is dropped by.
@@ -48,7 +49,6 @@ mod collapse;
 mod destroy;
 mod edit;
 mod entry;
-mod epoch;
 mod error;
 mod format;
 mod geometry;
@@ -57,6 +57,7 @@ mod hold;
 mod map;
 mod memory;
 mod owed;
+mod parking;
 mod place;
 mod protect;
 mod prune;
@@ -75,7 +76,6 @@ pub use claim::Claim;
 pub use collapse::{Children, CollapseError, Mover};
 pub use destroy::Remains;
 pub use entry::{Attrs, Entry, Leaf, Live, Marks, Memory, Note, Owner, Share, Table, Why};
-pub use epoch::{EntryEpoch, InStay, Snapshot, Stay};
 pub use error::{ChangeError, MapError};
 pub use format::{Bbm, Format, Rewrite, by_the_book};
 pub use geometry::{BadGeometry, Geometry, TableSize, shift, span};
@@ -83,7 +83,11 @@ pub use hold::HeldLeaf;
 pub use map::Mapping;
 pub use memory::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, Slot, TablePa};
 pub use owed::{Class, Invalidate, Owed, Quiesced, Scope, Ticket, Work};
-pub use quiescence::{Quiescence, Section};
+pub use quiescence::{
+    AnyPeriod, AnyReading, AnySection, Asked, Attendance, Batched, BatchedStay, Counted, Counting,
+    EntryEpoch, Epoch, InStay, IpiRendezvous, Kick, Quiescence, ReaderCount, Section, Snapshot, Stay,
+    Stragglers, Waiting, Walking,
+};
 pub use take::Taken;
 pub use translate::Found;
 pub use tree::{STEP_ENTRIES, Tree, View};

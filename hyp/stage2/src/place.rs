@@ -8,7 +8,7 @@
 
 use crate::census::Event;
 use crate::geometry::span;
-use crate::{Entries, Entry, Format, Slot, TablePa, Tree};
+use crate::{Entries, Entry, Format, Live, Slot, TablePa, Tree};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use types::sync::o;
 use types::{CpuId, Height, Ipa, Range};

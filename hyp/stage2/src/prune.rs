@@ -6,7 +6,7 @@
 //! 1. Freeze every entry of the table, absent → frozen. One that is not absent: put all back, which is no change to
 //!    anybody, since frozen and absent are both nothing to the hardware, and clean.
 //! 2. Freeze the link. 3. Mark every entry dead. 4. Invalidate with the walk caches. 5. The link becomes absent.
-//! 6. Grace period; the table goes back.
+//! 6. Grace period, or a rest until the table's epoch has passed; the table goes back.
 
 use crate::batch::Batch;
 use crate::census::Event;
@@ -60,7 +60,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         range: Range,
         batch: &mut Batch,
     ) -> Ipa {
-        let (flight, retiring) = (self.depart(), self.retire());
+        let (flight, retiring) = (self.depart(), self.unlinking());
         let view = self.open(&*section);
         let spot = self.find(at, height, |_| false);
         if spot.place.height > height {
@@ -73,23 +73,23 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             return end;
         }
         let id = section.cpu();
+        let links = batch.links();
         self.counters.count(id, Event::Invalidation, 1);
         let ticket = batch.owed::<F>().issue(cpu);
-        let period = self.grace(&*section);
+        let grace = self.retire(&*section, links, &mut None);
         let batch = ticket.wait(cpu);
         self.vacate(id, &batch);
         drop(view);
         drop(flight);
-        if let Some(period) = period {
-            section.wait(period);
-        }
+        let mut grace = grace.wait(section);
         for (ipa, _, raw) in batch.iter::<F>() {
             if let (Some(child), Some(below)) = (F::child(raw), height.below()) {
-                let subtree =
-                    Subtree { table: TablePa::linked(child), height: below, base: ipa, cursor: ipa };
-                let mut budget = usize::MAX; // a single table, every entry dead
-                self.sweep(id, subtree, &mut budget, &mut |_| {});
                 self.counters.count(id, Event::Pruned, 1);
+                let subtree = Subtree::whole(TablePa::linked(child), below, ipa);
+                if !self.rests(subtree, &mut grace) {
+                    let mut budget = usize::MAX; // a single table, every entry dead
+                    self.sweep(id, subtree, &mut budget, &mut |_| {});
+                }
             }
         }
         batch.into_inner().clear();

@@ -110,7 +110,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         }) else {
             return if tree.is_retiring() { Splitting::Changed } else { Splitting::NoPages };
         };
-        let retiring = tree.retire();
+        let retiring = tree.unlinking();
         let table = table.into_table();
         let block = covered::<F>(ipa, spot.place.height);
         let hint =

@@ -3,37 +3,25 @@
 //! Invariant: a subtree is swept after its invalidation with the walk caches and after a grace period. Owners of
 //! slots stand in sections too, so no entry in it is frozen by then, and no hardware sets a flag in it.
 //!
-//! A subtree of more than one table may take more than a step. Its place is reserved before the unlink, in one of a
-//! few parking places of the tree; there the rest waits for any later step of any CPU, or for the tree's end.
+//! Who has unlinked either waits for the grace period and sweeps, or lets the subtree rest in a parking place until
+//! its epoch has passed: which of the two, the way of waiting says. A subtree of more than one table may take more
+//! than a step; its place is reserved before the unlink. Whatever rests is for any later step of any CPU, or for the
+//! tree's end.
+//!
+//! Neighbours: `parking`, the places; `quiescence`, which says when.
 
 use crate::census::Event;
 use crate::geometry::span;
+use crate::parking::Reserved;
 use crate::place::ABSENT;
+use crate::quiescence::Epoch;
 use crate::tree::STEP_ENTRIES;
-use crate::{Entries, Format, Geometry, IdleTable, Lost, Pages, Quiesced, Slot, TablePa, Tree};
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use types::sync::{AtomicU8, AtomicU64, o};
-use types::{CpuId, Height, Ipa, Pa};
+use crate::{Entries, Format, Geometry, IdleTable, Lost, Pages, Quiesced, Section, Slot, TablePa, Tree};
+use core::sync::atomic::Ordering::Relaxed;
+use types::sync::mutant;
+use types::{CpuId, Height, Ipa};
 
-/// How many large subtrees of one tree can be waiting at once.
-pub(crate) const PARKING_PLACES: usize = 4;
-
-const FREE: u8 = 0;
-/// Somebody has it: reserved for an unlink, or being swept.
-const TAKEN: u8 = 1;
-const PARKED: u8 = 2;
-
-/// A place for a subtree that is unlinked, clean and not yet swept.
-#[derive(Debug)]
-pub(crate) struct Parking {
-    state: AtomicU8,
-    height: AtomicU8,
-    table: AtomicU64,
-    base: AtomicU64,
-    cursor: AtomicU64,
-}
-
-/// A subtree that nobody can look at, or what is left of it.
+/// A subtree that is unlinked and clean, or what is left of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Subtree {
     pub(crate) table: TablePa,
@@ -45,84 +33,150 @@ pub(crate) struct Subtree {
     pub(crate) cursor: Ipa,
 }
 
-/// A parking place that is ours. Dropped, it is free.
+impl Subtree {
+    /// Names what a link that translated from `base` on led to.
+    pub(crate) fn whole(table: TablePa, height: Height, base: Ipa) -> Self {
+        Self { table, height, base, cursor: base }
+    }
+}
+
+/// What has to happen before tables that were just unlinked may be freed.
 #[derive(Debug)]
-pub(crate) struct Reserved<'t>(&'t Parking);
-
-impl Parking {
-    pub(crate) fn new() -> Self {
-        Self {
-            state: AtomicU8::new(FREE),
-            height: AtomicU8::new(0),
-            table: AtomicU64::new(0),
-            base: AtomicU64::new(0),
-            cursor: AtomicU64::new(0),
-        }
-    }
-
-    pub(crate) fn is_parked(&self) -> bool {
-        self.state.load(Relaxed) == PARKED
-    }
-
-    fn take(&self, from: u8) -> Option<Reserved<'_>> {
-        // O13: what whoever parked here wrote, and the grace period it waited for, are before our sweep. Pairs with O14.
-        self.state.compare_exchange(from, TAKEN, o(13, Acquire), Relaxed).ok().map(|_| Reserved(self))
-    }
+pub(crate) enum Grace<'t, P> {
+    /// Nothing: nobody else has ever looked at this tree.
+    Unneeded,
+    /// Their owner waits for readers.
+    Wait(P),
+    /// They rest in these places until the epoch has passed.
+    Until(Epoch, Reserved<'t>),
 }
 
-impl Reserved<'_> {
-    fn subtree(&self) -> Subtree {
-        Subtree {
-            table: TablePa::linked(Pa::new(self.0.table.load(Relaxed))),
-            height: Height::new(self.0.height.load(Relaxed)),
-            base: Ipa::new(self.0.base.load(Relaxed)),
-            cursor: Ipa::new(self.0.cursor.load(Relaxed)),
+impl<P> Grace<'_, P> {
+    /// Waits, where there is something to wait for. The caller owns no frozen slot and has no view.
+    pub(crate) fn wait<S: Section<Period = P>>(self, section: &mut S) -> Self {
+        match self {
+            Self::Wait(_) if mutant("free-before-grace") => Self::Unneeded,
+            Self::Wait(period) => {
+                section.wait(period);
+                Self::Unneeded
+            }
+            rest => rest,
         }
-    }
-
-    fn park(self, subtree: Subtree) {
-        self.0.table.store(subtree.table.pa().get(), Relaxed);
-        self.0.height.store(subtree.height.get(), Relaxed);
-        self.0.base.store(subtree.base.get(), Relaxed);
-        self.0.cursor.store(subtree.cursor.get(), Relaxed);
-        // O14: the subtree's description, and the end of its grace period. Pairs with O13.
-        self.0.state.store(PARKED, o(14, Release));
-        core::mem::forget(self);
-    }
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        self.0.state.store(FREE, o(14, Release)); // O14
     }
 }
 
 impl<F: Format, M: Entries + Pages> Tree<F, M> {
-    /// Reserves a place for a subtree that is about to be unlinked.
-    pub(crate) fn reserve_parking(&self) -> Option<Reserved<'_>> {
-        self.parking.iter().find_map(|place| place.take(FREE))
+    /// Begins the grace period of `links` subtrees that were just unlinked, or lets them rest where this way of
+    /// waiting does that and there is a place for each: `large`, reserved before the unlink, is one.
+    pub(crate) fn retire<'t, S: Section>(
+        &'t self,
+        section: &S,
+        links: usize,
+        large: &mut Option<Reserved<'t>>,
+    ) -> Grace<'t, S::Period> {
+        let Some(readers) = self.other_readers(section.cpu()) else { return Grace::Unneeded };
+        if let Some(epoch) = section.defer() {
+            let places = match large.take() {
+                Some(place) if links == 1 => Some(place),
+                _ => self.parking.reserve(section.cpu(), links),
+            };
+            if let Some(places) = places {
+                return Grace::Until(epoch, places);
+            }
+        }
+        self.counters.count(section.cpu(), Event::GracePeriod, 1);
+        Grace::Wait(section.period(readers))
     }
 
-    /// Sweeps one step's worth of what is parked. Returns whether there was anything.
-    pub(crate) fn sweep_parked(&self, cpu: CpuId, sink: &mut impl FnMut(Quiesced<Lost<F>>)) -> bool {
-        let Some(parked) = self.parking.iter().find_map(|place| place.take(PARKED)) else { return false };
-        let subtree = parked.subtree();
-        self.sweep_or_park(cpu, subtree, parked, sink);
+    /// Gives back what rests in this tree and whose epoch has passed: leaves and notes to `sink`, tables to their
+    /// memory. Returns whether anything still rests. Waits for nobody; where other CPUs have left, or passed a
+    /// quiescent point, since the unlink, nothing is left after two calls.
+    ///
+    /// For a CPU that idles or goes off, and before memory is said to have run out. Bounded by [`STEP_ENTRIES`]
+    /// entries.
+    pub fn drain<S: Section>(&self, section: &mut S, sink: &mut impl FnMut(Quiesced<Lost<F>>)) -> bool {
+        let mut budget = STEP_ENTRIES;
+        self.sweep_parked(section, &mut budget, sink);
+        self.is_draining()
+    }
+
+    /// Tells whether tables, and what they mapped, rest until they can go back: having no page is not final then.
+    pub fn is_draining(&self) -> bool {
+        self.parking.has_parked()
+    }
+
+    /// Sweeps what is parked and whose epoch has passed, until `budget` entries have been read.
+    pub(crate) fn sweep_parked<S: Section>(
+        &self,
+        section: &mut S,
+        budget: &mut usize,
+        sink: &mut impl FnMut(Quiesced<Lost<F>>),
+    ) {
+        let cpu = section.cpu();
+        let mut first_open = None;
+        self.sweep_where(cpu, budget, sink, |epoch| {
+            if first_open.is_some_and(|open| epoch >= open) {
+                return false; // a later one has not passed either
+            }
+            let passed = section.has_passed(epoch) || mutant("parked-swept-before-its-epoch");
+            if !passed {
+                first_open = Some(epoch);
+            }
+            passed
+        });
+    }
+
+    /// Sweeps what is parked, whatever its epoch. For a tree that nobody else can look at.
+    pub(crate) fn sweep_remains(
+        &self,
+        cpu: CpuId,
+        budget: &mut usize,
+        sink: &mut impl FnMut(Quiesced<Lost<F>>),
+    ) {
+        self.sweep_where(cpu, budget, sink, |_| true);
+    }
+
+    fn sweep_where(
+        &self,
+        cpu: CpuId,
+        budget: &mut usize,
+        sink: &mut impl FnMut(Quiesced<Lost<F>>),
+        mut may_be_swept: impl FnMut(Epoch) -> bool,
+    ) {
+        let mut after = 0;
+        while *budget > 0
+            && let Some((next, parked)) = self.parking.take(after)
+        {
+            after = next;
+            if may_be_swept(parked.epoch) {
+                let subtree = parked.subtree;
+                self.sweep_or_park(cpu, subtree, parked.into_place(), budget, sink);
+            } else {
+                parked.put_back();
+            }
+        }
+    }
+
+    /// Puts `subtree`, whose invalidation is complete, where it rests until its epoch has passed, if that is how its
+    /// grace period goes. Returns whether it rests; else the caller sweeps it now.
+    pub(crate) fn rests<P>(&self, subtree: Subtree, grace: &mut Grace<'_, P>) -> bool {
+        let Grace::Until(epoch, places) = grace else { return false };
+        places.split_one().expect("a place was reserved for each link").park(subtree, *epoch);
         true
     }
 
-    /// Sweeps one step's worth of `subtree`, and parks the rest. Returns whether there is a rest.
+    /// Sweeps `subtree` until `budget` entries have been read, and parks the rest. Returns whether there is a rest.
     pub(crate) fn sweep_or_park(
         &self,
         cpu: CpuId,
         subtree: Subtree,
         place: Reserved<'_>,
+        budget: &mut usize,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) -> bool {
-        let mut budget = STEP_ENTRIES;
-        match self.sweep(cpu, subtree, &mut budget, sink) {
+        match self.sweep(cpu, subtree, budget, sink) {
             Some(cursor) => {
-                place.park(Subtree { cursor, ..subtree });
+                place.park(Subtree { cursor, ..subtree }, Epoch::PASSED);
                 true
             }
             None => false,

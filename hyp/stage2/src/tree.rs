@@ -2,14 +2,14 @@
 
 use crate::census::{Counters, Event};
 use crate::geometry::span;
+use crate::parking::Parking;
 use crate::place::PATIENCE;
-use crate::sweep::{PARKING_PLACES, Parking};
 use crate::{
     Bbm, Census, ChangeError, Entries, Format, FreshTable, Geometry, MapError, NoPages, Pages, Purpose,
     Section, TablePa,
 };
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, o, spin_loop};
+use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, mutant, o, spin_loop};
 use types::{CpuId, CpuSet, Height, Ipa, Range};
 
 /// The most entries that one step of an operation touches, up to a table's worth.
@@ -36,7 +36,7 @@ pub struct Tree<F, M> {
     waiting: AtomicU32,
     /// Operations that have unlinked a table, or are about to, and have not given it back.
     retiring: AtomicU32,
-    pub(crate) parking: [Parking; PARKING_PLACES],
+    pub(crate) parking: Parking,
 }
 
 impl<F: Format, M: Entries + Pages> Tree<F, M> {
@@ -58,7 +58,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             logs: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             retiring: AtomicU32::new(0),
-            parking: core::array::from_fn(|_| Parking::new()),
+            parking: Parking::new(),
         })
     }
 }
@@ -129,7 +129,7 @@ impl<F: Format, M> Tree<F, M> {
     #[inline]
     fn mark_opened(&self, cpu: CpuId) {
         let me = CpuSet::EMPTY.with(cpu).bits();
-        if self.opened.load(Relaxed) & me == 0 {
+        if self.opened.load(Relaxed) & me == 0 && !mutant("looking-is-not-opening") {
             self.opened.fetch_or(me, Relaxed);
             // O6: a CPU is known as a reader before its first look at an entry. Pairs with O7.
             full_barrier(6);
@@ -187,13 +187,13 @@ impl<F: Format, M> Tree<F, M> {
 
     /// Counts an operation that unlinks tables, from before it does until they are given back. Whoever finds no page for
     /// a table meanwhile is told to come again, and not that there is none.
-    pub(crate) fn retire(&self) -> Counted<'_> {
-        Counted::new(&self.retiring)
+    pub(crate) fn unlinking(&self) -> Underway<'_> {
+        Underway::new(&self.retiring)
     }
 
     /// Tells whether tables are on their way back.
     pub(crate) fn is_retiring(&self) -> bool {
-        self.retiring.load(Relaxed) != 0 || self.parking.iter().any(Parking::is_parked)
+        self.retiring.load(Relaxed) != 0 || self.parking.has_parked()
     }
 
     /// Says why there is no page for a table: some may be on their way back.
@@ -230,14 +230,18 @@ impl<F: Format, M> Tree<F, M> {
         Ok(())
     }
 
-    /// Starts a grace period for what was just unlinked; `None` where nobody else has ever looked at this tree.
-    pub(crate) fn grace<S: Section>(&self, section: &S) -> Option<S::Period> {
+    /// Returns who else might look at what was just unlinked; `None` where nobody else has ever looked at this tree.
+    pub(crate) fn other_readers(&self, cpu: CpuId) -> Option<CpuSet> {
         // O7: the unlink is before our look at who reads. Pairs with O6.
         full_barrier(7);
-        let others = CpuSet::from_bits(self.opened.load(Relaxed)).without(section.cpu());
-        if others.is_empty() {
-            return None;
-        }
+        let others = CpuSet::from_bits(self.opened.load(Relaxed)).without(cpu);
+        (!others.is_empty()).then_some(others)
+    }
+
+    /// Starts a grace period for what was just unlinked; `None` where nobody else has ever looked at this tree. For
+    /// who is going to wait: [`retire`](Tree::retire) lets it rest where that is better.
+    pub(crate) fn grace<S: Section>(&self, section: &S) -> Option<S::Period> {
+        let others = self.other_readers(section.cpu())?;
         self.counters.count(section.cpu(), Event::GracePeriod, 1);
         Some(section.period(others))
     }
@@ -256,16 +260,16 @@ impl Drop for Flight<'_> {
 
 /// Something that is counted while this lives.
 #[derive(Debug)]
-pub(crate) struct Counted<'t>(&'t AtomicU32);
+pub(crate) struct Underway<'t>(&'t AtomicU32);
 
-impl<'t> Counted<'t> {
+impl<'t> Underway<'t> {
     fn new(count: &'t AtomicU32) -> Self {
         count.fetch_add(1, Relaxed);
         Self(count)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Underway<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -277,7 +281,7 @@ impl Drop for Counted<'_> {
 pub(crate) struct Patience<'t> {
     spins: u32,
     waiting: &'t AtomicU32,
-    counted: Option<Counted<'t>>,
+    counted: Option<Underway<'t>>,
 }
 
 impl Patience<'_> {
@@ -295,7 +299,7 @@ impl Patience<'_> {
             return Err(ChangeError::Busy { ipa, height });
         }
         let waiting = self.waiting;
-        self.counted.get_or_insert_with(|| Counted::new(waiting));
+        self.counted.get_or_insert_with(|| Underway::new(waiting));
         section.pass();
         // Under a model checker every wait is as long as it takes the others to get on.
         let spins = if cfg!(loom) { 1 } else { 1u32 << self.spins };

@@ -8,7 +8,8 @@
 //! 2. Freeze entries from there on, in one table. A link frozen takes the whole subtree with it.
 //! 3. Invalidate, and start a grace period where a link was frozen. Both may be under way together.
 //! 4. Store absent. Now nothing is owned any more.
-//! 5. Wait for the grace period, outside the section; sweep the subtrees.
+//! 5. Wait for the grace period, outside the section, and sweep the subtrees; or let them rest until their epoch has
+//!    passed, and a later step sweeps them.
 //! 6. Hand over the leaves.
 //!
 //! Who maps below a link that we have just frozen maps into a dead table: to everybody else, that was before the
@@ -16,10 +17,11 @@
 
 use crate::batch::Batch;
 use crate::census::Event;
+use crate::parking::Reserved;
 use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
 use crate::split::Splitting;
-use crate::sweep::{Reserved, Subtree};
-use crate::tree::{Counted, STEP_ENTRIES};
+use crate::sweep::{Grace, Subtree};
+use crate::tree::{STEP_ENTRIES, Underway};
 use crate::{
     ChangeError, Entries, Entry, Format, Invalidate, Lost, Pages, Quiesced, Section, TablePa, Tree, View, Why,
 };
@@ -29,7 +31,7 @@ use types::{CpuId, Height, Ipa, Range};
 enum Collected<'t> {
     /// Entries are frozen and in the batch; they end before `next`. With a place to park, where a large subtree is among
     /// them; counted as retiring.
-    Frozen { next: Ipa, parking: Option<Reserved<'t>>, retiring: Counted<'t> },
+    Frozen { next: Ipa, parking: Option<Reserved<'t>>, underway: Underway<'t> },
     /// Nothing is mapped before this address.
     Nothing { next: Ipa },
     /// A block reaches beyond the range.
@@ -43,10 +45,11 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// when the call began. Go on from there with a further call until it is the end.
     ///
     /// Each leaf and note that was there goes to `sink`, when no CPU can reach it any more; where it is part of a
-    /// large subtree, perhaps to the sink of a later call or of another CPU's.
+    /// subtree that is large, or rests until its epoch has passed, perhaps to the sink of a later call (of this, or of
+    /// [`drain`](Tree::drain)) or of another CPU's.
     ///
-    /// Bounded by [`STEP_ENTRIES`] entries to walk and as many to sweep, four invalidations (three of them for a block
-    /// to split) and one grace period.
+    /// Bounded by [`STEP_ENTRIES`] entries to walk and twice as many to sweep, four invalidations (three of them for a
+    /// block to split) and one grace period.
     ///
     /// # Errors
     /// [`ChangeError`]; nothing from the address it names on was changed.
@@ -58,8 +61,10 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) -> Result<Ipa, ChangeError> {
         self.check(range)?;
-        if self.sweep_parked(section.cpu(), sink) {
-            return Ok(range.start());
+        let mut budget = STEP_ENTRIES;
+        self.sweep_parked(section, &mut budget, sink);
+        if budget == 0 {
+            return Ok(range.start()); // a step's worth of others' work is a step
         }
         let mut at = range.start();
         let mut patience = self.patience();
@@ -70,15 +75,13 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             let flight = self.depart();
             let view = self.open(&*section);
             let blocked = match view.collect(rest, &mut batch) {
-                Collected::Frozen { next, parking, retiring } => {
-                    let (batch, period) = self.break_batch(section, cpu, &mut batch);
+                Collected::Frozen { next, mut parking, underway } => {
+                    let (batch, grace) = self.break_batch(section, cpu, &mut batch, &mut parking);
                     drop(view);
                     drop(flight);
-                    if let Some(period) = period {
-                        section.wait(period);
-                    }
-                    let rest = self.hand_over_batch(section.cpu(), &batch, parking, sink);
-                    drop(retiring);
+                    let grace = grace.wait(section);
+                    let rest = self.hand_over_batch(section.cpu(), &batch, grace, parking, sink);
+                    drop(underway);
                     // Where part of a subtree is left, the caller comes again for it.
                     return Ok(if rest { at } else { next });
                 }
@@ -106,26 +109,28 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
 
     /// The second pass: invalidates, and makes the entries absent. Where a link is among them, the grace period for
     /// what was below it is under way on return.
-    fn break_batch<'b, S: Section, I: Invalidate>(
-        &self,
+    fn break_batch<'b, 't, S: Section, I: Invalidate>(
+        &'t self,
         section: &S,
         cpu: &I,
         batch: &'b mut Batch,
-    ) -> (Quiesced<&'b mut Batch>, Option<S::Period>) {
-        let has_links = batch.links() > 0;
+        parking: &mut Option<Reserved<'t>>,
+    ) -> (Quiesced<&'b mut Batch>, Grace<'t, S::Period>) {
+        let links = batch.links();
         self.counters.count(section.cpu(), Event::Invalidation, 1);
         let ticket = batch.owed::<F>().issue(cpu);
-        let period = if has_links { self.grace(section) } else { None };
+        let grace = if links > 0 { self.retire(section, links, parking) } else { Grace::Unneeded };
         let batch = ticket.wait(cpu);
         self.vacate(section.cpu(), &batch);
-        (batch, period)
+        (batch, grace)
     }
 
-    /// Hands over what was in the entries. Returns whether part of a subtree is left.
-    fn hand_over_batch(
+    /// Hands over what was in the entries. Returns whether part of a subtree is left for this caller to sweep.
+    fn hand_over_batch<P>(
         &self,
         cpu: CpuId,
         batch: &Quiesced<&mut Batch>,
+        mut grace: Grace<'_, P>,
         mut parking: Option<Reserved<'_>>,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) -> bool {
@@ -136,9 +141,15 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
                 sink(batch.part(Lost::new(ipa, raw, place.height, self.format)));
                 continue;
             };
-            let subtree = Subtree { table: TablePa::linked(child), height, base: ipa, cursor: ipa };
+            let subtree = Subtree::whole(TablePa::linked(child), height, ipa);
+            if self.rests(subtree, &mut grace) {
+                continue;
+            }
             match parking.take() {
-                Some(place) => rest |= self.sweep_or_park(cpu, subtree, place, sink),
+                Some(place) => {
+                    let mut budget = STEP_ENTRIES;
+                    rest |= self.sweep_or_park(cpu, subtree, place, &mut budget, sink);
+                }
                 None => {
                     let mut budget = usize::MAX; // a single table: `may_unlink`
                     self.sweep(cpu, subtree, &mut budget, sink);
@@ -154,7 +165,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
     fn collect(&self, range: Range, batch: &mut Batch) -> Collected<'t> {
         let mut at = range.start();
         let mut touched = 0;
-        let retiring = self.tree.retire();
+        let underway = self.tree.unlinking();
         while at < range.end() && touched < STEP_ENTRIES {
             let mut parking = None;
             let spot = self.tree.find(at, Height::PAGE, |place| {
@@ -171,7 +182,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             let blocked = self.freeze_window(batch, range, spot.place, parking.is_some());
             let next = batch.end::<F>().min(range.end());
             if !batch.is_empty() {
-                return Collected::Frozen { next, parking, retiring };
+                return Collected::Frozen { next, parking, underway };
             }
             if next <= at && blocked {
                 return Collected::Blocked { ipa: at, height: spot.place.height };
@@ -186,7 +197,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
     /// table, which is swept at once; for a larger subtree there must be a place to park.
     fn may_unlink(&self, height: Height, parking: &mut Option<Reserved<'t>>) -> bool {
         if height.get() > 1 && parking.is_none() {
-            *parking = self.tree.reserve_parking();
+            *parking = self.tree.parking.reserve(self.cpu, 1);
         }
         height.get() == 1 || parking.is_some()
     }
