@@ -4,12 +4,13 @@
 //! | | |
 //! | --- | --- |
 //! | [`Flat`] | what a space translates, as a list |
-//! | [`Judge`] | which rule a list of effects breaks |
+//! | [`Judge`] | which rule a list of effects breaks, instruction by instruction |
 //! | [`laws`] | what every format must obey |
 //! | [`Arena`] | table memory, for any number of threads |
 //! | `Cells` | table memory under the model checker loom, with `--cfg loom` only |
 //! | [`Jitter`] | the same, yielding between a look and what comes of it |
 //! | [`Machine`] | memory, CPU and sections that record effects |
+//! | [`Sequence`] | the instructions of an invalidation, right or with one flaw |
 //! | [`Rig`] | a tree on a machine, driven step by step, with both oracles beside it |
 //! | [`suite`] | sequences of operations, for any format, and for several in step |
 //! | [`Tiny`] | a format with shuffled bits |
@@ -20,21 +21,25 @@
 mod arena;
 #[cfg(loom)]
 mod cells;
+mod effect;
 mod flat;
 mod jitter;
 mod judge;
 pub mod laws;
 mod machine;
 mod rig;
+mod sequence;
 pub mod suite;
 mod tiny;
 
 pub use arena::Arena;
 #[cfg(loom)]
 pub use cells::{Cell, Cells};
+pub use effect::{Effect, Op, Reach, Tlbi};
 pub use flat::{Content, Flat, Stretch};
 pub use jitter::{Jitter, Jittery};
-pub use judge::{Judge, Violation};
-pub use machine::{Effect, Hardware, Machine, Watched, WatchedStay, range};
+pub use judge::{Judge, Style, Violation};
+pub use machine::{Hardware, Machine, Watched, WatchedStay, range};
 pub use rig::Rig;
+pub use sequence::{Flaw, Instructions, Sequence};
 pub use tiny::Tiny;

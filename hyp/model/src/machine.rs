@@ -1,73 +1,17 @@
 //! [`Machine`]: table memory, CPU and read sections that record what is done with them, for the [judge](crate::judge).
 //!
-//! For one host thread. A fake that records does not ignore: every write, invalidation, grace period, take and
-//! give-back is in the list, in order.
+//! For one host thread. A fake that records does not ignore: every write, barrier, invalidation, grace period, take
+//! and give-back is in the list, in order. Invalidation is recorded as instructions: those of a
+//! [`Sequence`], or of a CPU crate.
 
-use crate::Arena;
+use crate::{Arena, Effect, Instructions, Sequence};
 use stage2::{
     Entries, EntryEpoch, FreshTable, IdleTable, Invalidate, NoPages, Pages, Purpose, Quiescence, Section,
     Slot, Snapshot, Stay, TablePa, TableSize, Work,
 };
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
-use types::{CpuId, CpuSet, Ipa, Pa, Range};
-
-/// Something that was done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Effect {
-    /// A table was taken.
-    Take {
-        /// Where.
-        table: Pa,
-        /// How large.
-        size: TableSize,
-    },
-    /// A table was given back.
-    GiveBack {
-        /// Where.
-        table: Pa,
-    },
-    /// An entry was written.
-    Write {
-        /// The table.
-        table: Pa,
-        /// The index in it.
-        index: usize,
-        /// What it was.
-        old: u64,
-        /// What it is.
-        new: u64,
-    },
-    /// An invalidation was started: entry writes so far are visible to it.
-    Begin {
-        /// What is invalidated.
-        work: Work,
-        /// Which invalidation.
-        id: usize,
-    },
-    /// An invalidation is complete.
-    Complete {
-        /// Which invalidation.
-        id: usize,
-    },
-    /// A grace period was started.
-    Grace {
-        /// Which grace period.
-        id: usize,
-    },
-    /// A grace period is over.
-    GraceOver {
-        /// Which grace period.
-        id: usize,
-    },
-    /// A lost leaf or note came out.
-    Handed {
-        /// The addresses that it was for.
-        range: Range,
-    },
-    /// A step of an operation ended: nothing may be frozen or owed.
-    StepEnd,
-}
+use types::{CpuId, CpuSet, Ipa, Range};
 
 /// Memory, CPU and read sections of one host thread.
 #[derive(Debug)]
@@ -78,6 +22,7 @@ pub struct Machine {
     hardware: Cell<Option<Hardware>>,
     /// Tables in reserve for splits. Who has drawn one and gives it back has it below zero for a moment at most.
     reserved: Cell<i64>,
+    instructions: RefCell<Box<dyn Instructions>>,
 }
 
 /// What the hardware does to an entry by itself: given the word, returns it with more flags set.
@@ -89,6 +34,9 @@ struct Log {
     next: usize,
 }
 
+/// The CPU that a [`Machine`] records as.
+const CPU: CpuId = CpuId::BOOT;
+
 impl Machine {
     /// Makes a machine with `bytes` bytes of table memory.
     pub fn new(bytes: u64) -> Self {
@@ -98,12 +46,18 @@ impl Machine {
             log: RefCell::default(),
             hardware: Cell::new(None),
             reserved: Cell::new(0),
+            instructions: RefCell::new(Box::new(Sequence::RIGHT)),
         }
     }
 
     /// Has the hardware act on an entry just before each compare-exchange of it, where a race would be lost.
     pub fn set_hardware(&self, hardware: Hardware) {
         self.hardware.set(Some(hardware));
+    }
+
+    /// Sets the instructions that invalidation is made of.
+    pub fn set_instructions(&self, instructions: impl Instructions + 'static) {
+        self.instructions.replace(Box::new(instructions));
     }
 
     /// Returns the table memory.
@@ -152,7 +106,7 @@ pub struct Watched<'a> {
 
 impl Watched<'_> {
     fn wrote(self, old: u64, new: u64) {
-        self.machine.push(Effect::Write { table: self.table.pa(), index: self.index, old, new });
+        self.machine.push(Effect::Write { cpu: CPU, table: self.table.pa(), index: self.index, old, new });
     }
 }
 
@@ -222,10 +176,14 @@ impl Invalidate for Machine {
     fn begin(&self, work: Work) -> usize {
         let id = self.next_id();
         self.push(Effect::Begin { work, id });
+        let effects = self.instructions.borrow_mut().begin(CPU, work, id);
+        self.log.borrow_mut().effects.extend(effects);
         id
     }
 
     fn complete(&self, id: usize) {
+        let effects = self.instructions.borrow_mut().complete(CPU, id);
+        self.log.borrow_mut().effects.extend(effects);
         self.push(Effect::Complete { id });
     }
 }

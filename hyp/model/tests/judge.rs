@@ -2,11 +2,11 @@
 //!
 //! All in the tiny format: a root of two blocks of two pages, and tables by hand.
 
-use model::{Effect, Judge, Tiny, range};
+use model::{Effect, Flaw, Judge, Sequence, Tiny, range};
 use stage2::{
     Attrs, Bbm, Class, Entry, Format, Geometry, Leaf, Live, Marks, Memory, Scope, Table, Why, Work,
 };
-use types::{Access, Height, Pa, Range};
+use types::{Access, CpuId, Height, Pa, Range};
 
 const ROOT: Pa = Pa::new(0x10_0000);
 const TABLE: Pa = Pa::new(0x20_0000);
@@ -46,7 +46,8 @@ fn link(pending: bool) -> Entry {
 }
 
 fn write(table: Pa, index: usize, height: Height, old: Entry, new: Entry) -> Effect {
-    Effect::Write { table, index, old: Tiny.encode(old, height), new: Tiny.encode(new, height) }
+    let (old, new) = (Tiny.encode(old, height), Tiny.encode(new, height));
+    Effect::Write { cpu: CpuId::BOOT, table, index, old, new }
 }
 
 /// Changes the first block's entry in the root.
@@ -66,9 +67,22 @@ fn take() -> Effect {
 const BACK: Effect = Effect::GiveBack { table: TABLE };
 const GRACE: [Effect; 2] = [Effect::Grace { id: 9 }, Effect::GraceOver { id: 9 }];
 
-fn invalidate(class: Class, range: Range, hint: Option<Height>) -> [Effect; 2] {
-    let work = Work { class, scope: Scope::Range { range, hint } };
-    [Effect::Begin { work, id: 1 }, Effect::Complete { id: 1 }]
+/// The instructions of an invalidation: those that begin it, and those that complete it.
+fn halves(work: Work) -> [Vec<Effect>; 2] {
+    [Sequence::RIGHT.first(CpuId::BOOT, work), Sequence::RIGHT.last(CpuId::BOOT, work)]
+}
+
+fn work(class: Class, range: Range, hint: Option<Height>) -> Work {
+    Work { class, scope: Scope::Range { range, hint } }
+}
+
+fn invalidate(class: Class, range: Range, hint: Option<Height>) -> Vec<Effect> {
+    halves(work(class, range, hint)).concat()
+}
+
+/// What makes new entries visible.
+fn publish() -> Vec<Effect> {
+    invalidate(Class::Publish, range(0, PAGE_SIZE), None)
 }
 
 fn first_block() -> Range {
@@ -77,12 +91,13 @@ fn first_block() -> Range {
 
 /// A table with a page in it is linked.
 fn mapped_page() -> Vec<Effect> {
-    vec![take(), page(0, Entry::Absent, ram(0x8000)), root(Entry::Absent, link(false))]
+    let made = [take(), page(0, Entry::Absent, ram(0x8000)), root(Entry::Absent, link(false))];
+    story(&[&made, &publish()])
 }
 
 /// A block is mapped.
 fn mapped_block() -> Vec<Effect> {
-    vec![root(Entry::Absent, ram(0x8000))]
+    story(&[&[root(Entry::Absent, ram(0x8000))], &publish()])
 }
 
 fn story(parts: &[&[Effect]]) -> Vec<Effect> {
@@ -94,7 +109,10 @@ fn good_break_invalidate_make() {
     let broken = page(0, ram(0x8000), Entry::Frozen);
     let clean = invalidate(Class::Leaves, range(0, PAGE_SIZE), Some(PAGE));
     let made = page(0, Entry::Frozen, ram(0x9000));
-    good(Bbm::Level0, &story(&[&mapped_page(), &[broken], &clean, &[made, Effect::StepEnd]]));
+    let rest = story(&[&[broken], &clean, &[made], &publish(), &[Effect::StepEnd]]);
+    good(Bbm::Level0, &story(&[&mapped_page(), &rest]));
+    let unpublished = story(&[&[broken], &clean, &[made, Effect::StepEnd]]);
+    bad(Bbm::Level0, &story(&[&mapped_page(), &unpublished]), "not visible to table walkers");
 }
 
 #[test]
@@ -107,9 +125,9 @@ fn bad_make_before_the_invalidation() {
 #[test]
 fn bad_absent_before_the_invalidation_is_complete() {
     let broken = page(0, ram(0x8000), Entry::Frozen);
-    let [begin, complete] = invalidate(Class::Leaves, range(0, PAGE_SIZE), None);
+    let [begin, complete] = halves(work(Class::Leaves, range(0, PAGE_SIZE), None));
     let absent = page(0, Entry::Frozen, Entry::Absent);
-    let effects = story(&[&mapped_page(), &[broken, begin, absent, complete]]);
+    let effects = story(&[&mapped_page(), &[broken], &begin, &[absent], &complete]);
     bad(Bbm::Level0, &effects, "before the invalidation was complete");
 }
 
@@ -121,34 +139,34 @@ fn bad_absent_over_a_live_entry() {
 
 #[test]
 fn bad_invalidation_begun_before_the_break() {
-    let [begin, complete] = invalidate(Class::Leaves, range(0, PAGE_SIZE), None);
+    let [begin, complete] = halves(work(Class::Leaves, range(0, PAGE_SIZE), None));
     let broken = page(0, ram(0x8000), Entry::Frozen);
     let absent = page(0, Entry::Frozen, Entry::Absent);
-    let effects = story(&[&mapped_page(), &[begin, broken, complete, absent]]);
+    let effects = story(&[&mapped_page(), &begin, &[broken], &complete, &[absent]]);
     bad(Bbm::Level0, &effects, "before the invalidation was complete");
 }
 
-fn broken_then(work: [Effect; 2]) -> Vec<Effect> {
+fn broken_then(work: &[Effect]) -> Vec<Effect> {
     let broken = page(0, ram(0x8000), Entry::Frozen);
-    story(&[&mapped_page(), &[broken], &work, &[page(0, Entry::Frozen, Entry::Absent)]])
+    story(&[&mapped_page(), &[broken], work, &[page(0, Entry::Frozen, Entry::Absent)]])
 }
 
 #[test]
 fn bad_invalidation_of_another_range() {
     let elsewhere = invalidate(Class::Leaves, range(PAGE_SIZE, PAGE_SIZE), None);
-    bad(Bbm::Level0, &broken_then(elsewhere), "before the invalidation was complete");
+    bad(Bbm::Level0, &broken_then(&elsewhere), "before the invalidation was complete");
 }
 
 #[test]
 fn bad_local_invalidation_of_something_taken_away() {
     let local = invalidate(Class::Relax, range(0, PAGE_SIZE), None);
-    bad(Bbm::Level0, &broken_then(local), "before the invalidation was complete");
+    bad(Bbm::Level0, &broken_then(&local), "before the invalidation was complete");
 }
 
 #[test]
 fn bad_level_hint_for_another_height() {
     let wrong = invalidate(Class::Leaves, first_block(), Some(BLOCK));
-    bad(Bbm::Level0, &broken_then(wrong), "before the invalidation was complete");
+    bad(Bbm::Level0, &broken_then(&wrong), "before the invalidation was complete");
 }
 
 #[test]
@@ -197,8 +215,14 @@ fn bad_grace_period_begun_before_the_unlink() {
 fn bad_table_given_back_with_its_leaves_invalidated_only() {
     let leaves = invalidate(Class::Leaves, first_block(), None);
     bad(Bbm::Level0, &unlinked_then(&story(&[&leaves, &GRACE, &[BACK]])), "before walk caches");
-    let hinted = invalidate(Class::Tables, first_block(), Some(PAGE));
-    bad(Bbm::Level0, &unlinked_then(&story(&[&hinted, &GRACE, &[BACK]])), "before walk caches");
+    let hinted = |flaw| {
+        let sequence = Sequence::with(flaw, PAGE_SIZE);
+        let work = work(Class::Tables, first_block(), None);
+        let clean = [sequence.first(CpuId::BOOT, work), sequence.last(CpuId::BOOT, work)].concat();
+        unlinked_then(&story(&[&clean, &GRACE, &[BACK]]))
+    };
+    bad(Bbm::Level0, &hinted(Flaw::HintAnyway), "level hint is for height 0");
+    bad(Bbm::Level0, &hinted(Flaw::LastLevel), "last-level form");
     let short = invalidate(Class::Tables, range(0, PAGE_SIZE), None);
     bad(Bbm::Level0, &unlinked_then(&story(&[&short, &GRACE, &[BACK]])), "before walk caches");
 }
@@ -211,7 +235,7 @@ fn bad_table_given_back_while_it_is_linked() {
 #[test]
 fn good_end_of_a_tree_is_one_invalidation_of_the_tag() {
     let work = Work { class: Class::Tables, scope: Scope::Tag };
-    let tag = [Effect::Begin { work, id: 1 }, Effect::Complete { id: 1 }];
+    let tag = halves(work).concat();
     let root_back = Effect::GiveBack { table: ROOT };
     good(Bbm::Level0, &story(&[&mapped_page(), &tag, &GRACE, &[BACK, root_back]]));
     bad(Bbm::Level0, &story(&[&mapped_page(), &tag, &[BACK]]), "before its grace period");

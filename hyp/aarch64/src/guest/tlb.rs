@@ -15,6 +15,7 @@ use super::tlbi::{
 use crate::barrier::{dsb_ish, dsb_ishst, dsb_nsh, isb};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use stage2::{Class, Invalidate, Scope, Work};
+use types::sync::{keeps, mutant};
 use types::{Height, Range};
 
 /// What TLB maintenance instructions a CPU has, beyond those of Armv8.0. The least of all CPUs counts.
@@ -101,9 +102,13 @@ const MOST_BY_RANGE: u64 = 1 << 21;
 
 /// Empties the TLBs of all CPUs of every guest's translations, and waits until that is complete: when VMIDs begin anew.
 pub fn flush_all() {
-    dsb_ishst(); // O70
+    if keeps(70) {
+        dsb_ishst(); // O70
+    }
     alle1is();
-    dsb_ish(); // O72
+    if keeps(72) {
+        dsb_ish(); // O72
+    }
     isb();
 }
 
@@ -112,6 +117,9 @@ impl<T: Tag> Broadcast<'_, T> {
     /// TLB holds anything under that.
     fn tagged<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
         let wanted = self.tag.borrow()?;
+        if mutant("vmid-read-before-dsb") {
+            dsb_ishst();
+        }
         let before = read_vttbr();
         let result = if before == wanted {
             work()
@@ -148,6 +156,10 @@ impl<T: Tag> Broadcast<'_, T> {
         let mut count = 0;
         while at < range.end() {
             let operand = at.get() >> 12 | level;
+            if mutant("stage-1-tlbi-for-stage-2") {
+                vmalle1is();
+                break;
+            }
             // The last-level form leaves walk caches alone, and needs to know that there is nothing else to remove.
             if hint.is_some() {
                 ipas2le1is(operand);
@@ -172,6 +184,7 @@ impl<T: Tag> Broadcast<'_, T> {
         };
         let mut at = range.start().align_down(1 << self.granule_shift);
         let mut left = (range.end().get() - at.get()).div_ceil(1 << self.granule_shift);
+        left -= u64::from(mutant("tlbi-range-one-page-short"));
         let mut scale = 3;
         while left > 0 {
             if left == 1 {
@@ -233,6 +246,7 @@ impl<T: Tag> Broadcast<'_, T> {
         };
         // Below a link that changed, a hint would leave the walk caches and the other size's entries alone.
         let hint = if class == Class::Leaves { hint } else { None };
+        let hint = if mutant("level-hint-for-tables") { hint.or(Some(Height::PAGE)) } else { hint };
         let height = hint.map_or(0, Height::get);
         let step_shift = self.granule_shift + u32::from(height) * self.index_bits;
         let steps = range.len().div_ceil(1 << step_shift);
@@ -255,7 +269,9 @@ impl<T: Tag> Invalidate for Broadcast<'_, T> {
     fn begin(&self, work: Work) -> Pending {
         // O70: our entry writes are visible to every table walker before the tag is read and anything is invalidated.
         // Pairs with O51.
-        dsb_ishst();
+        if keeps(70) && (!mutant("vmid-read-before-dsb") || work.class == Class::Publish) {
+            dsb_ishst();
+        }
         match (work.class, work.scope) {
             (Class::Publish, _) => {
                 // The exception return synchronises this CPU's context; other CPUs fault once more at worst.
@@ -273,29 +289,43 @@ impl<T: Tag> Invalidate for Broadcast<'_, T> {
         match pending {
             Pending::Nothing => {}
             Pending::Local => {
-                dsb_nsh(); // O71, for this CPU
+                if keeps(71) {
+                    dsb_nsh(); // O71, for this CPU
+                }
                 let _ = self.tagged(vmalle1);
-                dsb_nsh();
+                if keeps(72) {
+                    dsb_nsh(); // O72, for this CPU
+                }
                 isb();
             }
             Pending::LocalEverything => {
-                dsb_nsh(); // O72, for this CPU
+                if keeps(72) {
+                    dsb_nsh(); // O72, for this CPU
+                }
                 isb();
             }
             Pending::Stage2 => {
-                dsb_ish(); // O71: stage-2 entries are gone everywhere before the combined ones go
+                if keeps(71) && !mutant("missing-middle-dsb") {
+                    dsb_ish(); // O71: stage-2 entries are gone everywhere before the combined ones go
+                }
                 // None: a rollover has emptied all TLBs meanwhile.
                 let _ = self.tagged(vmalle1is);
-                dsb_ish(); // O72: complete everywhere before anything is reused
+                if keeps(72) {
+                    dsb_ish(); // O72: complete everywhere before anything is reused
+                }
                 isb();
             }
             Pending::Everything => {
-                dsb_ish(); // O72
+                if keeps(72) {
+                    dsb_ish(); // O72
+                }
                 isb();
             }
         }
     }
 }
 
+#[cfg(test)]
+mod judged;
 #[cfg(test)]
 mod tests;

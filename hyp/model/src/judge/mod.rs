@@ -1,0 +1,344 @@
+//! The judge: reads a list of [`Effect`]s and says which rule it breaks, if any.
+//!
+//! One automaton for each entry that the hardware can reach:
+//!
+//! ```text
+//! Clean ──(valid word)──▶ Live ──(taken away)──▶ Broken ──(its Cleaning is complete)──▶ Clean
+//!                          ▲├──(weakened)──▶ Weak ──(the same)──▶ Live
+//!                          └┴──(exactly what was there is put back)── Broken
+//! ```
+//!
+//! with the instructions between the two in [`cleaning`], and one for each table: taken → linked → unlinked →
+//! (invalidated, and a grace period) → given back, in [`table`]. What may become what is in [`entry`]. The rules are
+//! written from the manual and the protocol, not from the library: `Format::decode` is all that is shared.
+
+mod cleaning;
+mod entry;
+mod table;
+
+use crate::{Effect, Reach, Tlbi};
+use cleaning::{Alone, Cleaning};
+use stage2::{Bbm, Format, Geometry, span};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use types::{CpuId, CpuSet, Height, Ipa, Pa, Range, Vmid};
+
+/// What the rules say against.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation(pub String);
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+macro_rules! require {
+    ($condition:expr, $($message:tt)*) => {
+        if !$condition {
+            return Err(crate::judge::Violation(format!($($message)*)));
+        }
+    };
+}
+use require;
+
+/// How CPUs are made to forget.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Style {
+    /// Instructions that act on every CPU.
+    Broadcast,
+    /// Each CPU leaves the guest, and invalidates its own before it enters again (INVEPT).
+    Interrupt,
+    /// The same on AArch64, where table walks go on behind an exit until a DSB.
+    InterruptArm,
+}
+
+/// An entry that TLBs may know better than the tables.
+#[derive(Clone, Debug)]
+struct Unclean {
+    cleaning: Cleaning,
+    /// What the entry was, where it is not valid any more; `None` where it is weaker than it was.
+    broken: Option<u64>,
+    /// What it owed before it was broken.
+    before: Option<Box<Unclean>>,
+}
+
+/// Where a table hangs, or hung.
+#[derive(Clone, Copy, Debug)]
+struct Spot {
+    ipa: Ipa,
+    height: Height,
+    parent: Option<(Pa, usize)>,
+}
+
+/// What an unlinked table waits for.
+#[derive(Clone, Debug)]
+struct Unlinked {
+    at: Spot,
+    span: Option<Range>,
+    cleaning: Cleaning,
+    graces: BTreeSet<usize>,
+    is_quiescent: bool,
+}
+
+/// The state of one tree.
+#[derive(Debug)]
+pub struct Judge<F> {
+    format: F,
+    geometry: Geometry<F>,
+    bbm: Bbm,
+    style: Style,
+    vmid: Vmid,
+    words: BTreeMap<Pa, BTreeMap<usize, u64>>,
+    linked: BTreeMap<Pa, Spot>,
+    unlinked: BTreeMap<Pa, Unlinked>,
+    unclean: BTreeMap<(Pa, usize), Unclean>,
+    /// What tables that are still linked may be given back by: the end of the whole tree.
+    end: Unlinked,
+    /// CPUs that made absent entries valid and have not had a DSB since.
+    unpublished: CpuSet,
+    /// The CPUs that ever entered, where that is known.
+    entered: Option<CpuSet>,
+    /// The CPUs in a guest of the space.
+    inside: CpuSet,
+    /// Of the interrupt styles: CPUs that may hold something, ones that must invalidate before they enter, and ones
+    /// that may have table walks under way.
+    holding: CpuSet,
+    indebted: CpuSet,
+    walking: CpuSet,
+    /// CPUs with an invalidation of everything, not waited for.
+    emptying: CpuSet,
+}
+
+impl<F: Format> Judge<F> {
+    /// The tag of the space that is judged, where nothing else is said.
+    pub const VMID: Vmid = Vmid(1);
+
+    /// Makes the judge of the tree with the root `root`, on CPUs that broadcast.
+    pub fn new(format: F, geometry: Geometry<F>, bbm: Bbm, root: Pa) -> Self {
+        let at = Spot { ipa: Ipa::new(0), height: geometry.top(), parent: None };
+        let end = Unlinked {
+            at,
+            span: None,
+            cleaning: Cleaning::of_everything(),
+            graces: BTreeSet::new(),
+            is_quiescent: false,
+        };
+        Self {
+            format,
+            geometry,
+            bbm,
+            style: Style::Broadcast,
+            vmid: Self::VMID,
+            words: BTreeMap::from([(root, BTreeMap::new())]),
+            linked: BTreeMap::from([(root, at)]),
+            unlinked: BTreeMap::new(),
+            unclean: BTreeMap::new(),
+            end,
+            unpublished: CpuSet::EMPTY,
+            entered: None,
+            inside: CpuSet::EMPTY,
+            holding: CpuSet::EMPTY,
+            indebted: CpuSet::EMPTY,
+            walking: CpuSet::EMPTY,
+            emptying: CpuSet::EMPTY,
+        }
+    }
+
+    /// The same, in another style of invalidation.
+    #[must_use]
+    pub fn in_style(self, style: Style) -> Self {
+        Self { style, ..self }
+    }
+
+    /// The same, of a space with the tag `vmid`.
+    #[must_use]
+    pub fn with_tag(self, vmid: Vmid) -> Self {
+        Self { vmid, ..self }
+    }
+
+    /// The same, where no CPU has entered a guest of the space so far: then it is known who may hold what.
+    #[must_use]
+    pub fn entered_by_nobody(self) -> Self {
+        Self { entered: Some(CpuSet::EMPTY), ..self }
+    }
+
+    /// Judges what was done next.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn judge(&mut self, effects: &[Effect]) -> Result<(), Violation> {
+        for (n, &effect) in effects.iter().enumerate() {
+            self.step(effect)
+                .map_err(|Violation(what)| Violation(format!("effect {n}, {effect:x?}: {what}")))?;
+        }
+        Ok(())
+    }
+
+    /// Judges one thing that was done.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn step(&mut self, effect: Effect) -> Result<(), Violation> {
+        match effect {
+            Effect::Take { table, .. } => {
+                self.words.insert(table, BTreeMap::new());
+            }
+            Effect::GiveBack { table } => return self.give_back(table),
+            Effect::Write { cpu, table, index, old, new } => {
+                return self.write(cpu, (table, index), old, new);
+            }
+            Effect::Dsb { cpu, reach } => self.dsb(cpu, reach),
+            Effect::Tlbi { cpu, tlbi } => self.tlbi(cpu, &tlbi),
+            Effect::Invept { cpu } => self.emptied(cpu),
+            Effect::Entered { cpu } => return self.enter(cpu),
+            Effect::Left { cpu } => return self.leave(cpu),
+            Effect::Grace { id } => self.waiting().for_each(|table| {
+                table.graces.insert(id);
+            }),
+            Effect::GraceOver { id } => {
+                self.waiting().for_each(|table| table.is_quiescent |= table.graces.contains(&id));
+            }
+            Effect::Handed { range } => return self.handed(range),
+            Effect::StepEnd => return self.step_end(),
+            // Each TLB invalidation says its tag; the others are for the reader.
+            Effect::VmidSwitch { .. }
+            | Effect::Isb { .. }
+            | Effect::Kick { .. }
+            | Effect::Begin { .. }
+            | Effect::Complete { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn alone(&self, cpu: CpuId) -> Alone {
+        match self.entered {
+            Some(entered) if entered.without(cpu).is_empty() => Alone::Yes,
+            _ => Alone::No,
+        }
+    }
+
+    fn dsb(&mut self, cpu: CpuId, reach: Reach) {
+        let alone = self.alone(cpu);
+        if reach >= Reach::Ishst {
+            self.unpublished = self.unpublished.without(cpu);
+        }
+        if reach != Reach::Ishst {
+            self.walking = self.walking.without(cpu);
+            if self.emptying.contains(cpu) {
+                self.emptying = self.emptying.without(cpu);
+                self.emptied(cpu);
+            }
+        }
+        self.each_cleaning(|cleaning, _| cleaning.waited(cpu, reach, alone));
+    }
+
+    fn tlbi(&mut self, cpu: CpuId, tlbi: &Tlbi) {
+        let (alone, ours) = (self.alone(cpu), self.vmid);
+        match self.style {
+            Style::Broadcast => {
+                self.each_cleaning(|cleaning, span| cleaning.issued(cpu, tlbi, ours, span, alone));
+            }
+            Style::InterruptArm
+                if tlbi.op.takes_everything() && (tlbi.vmid == ours || tlbi.op.is_for_every_tag()) =>
+            {
+                self.emptying = self.emptying.with(cpu);
+            }
+            Style::Interrupt | Style::InterruptArm => {}
+        }
+    }
+
+    /// Acts on everything that waits for an invalidation, with what may be cached of it; forgets what is clean.
+    fn each_cleaning(&mut self, mut act: impl FnMut(&mut Cleaning, Option<Range>)) {
+        let mut unclean = std::mem::take(&mut self.unclean);
+        unclean.retain(|key, unclean| {
+            let Some((range, _)) = self.place(*key) else { return false };
+            act(&mut unclean.cleaning, Some(range));
+            if let Some(before) = &mut unclean.before {
+                act(&mut before.cleaning, Some(range));
+            }
+            !unclean.cleaning.is_clean()
+        });
+        self.unclean = unclean;
+        for table in self.waiting() {
+            act(&mut table.cleaning, table.span);
+        }
+    }
+
+    /// This CPU holds nothing of what was so far.
+    fn emptied(&mut self, cpu: CpuId) {
+        self.indebted = self.indebted.without(cpu);
+        self.holding = self.holding.without(cpu);
+        if self.inside.contains(cpu) {
+            self.holding = self.holding.with(cpu);
+        }
+        self.each_cleaning(|cleaning, _| {
+            if cleaning.holders.contains(cpu) {
+                cleaning.let_go(cpu);
+            }
+        });
+    }
+
+    fn enter(&mut self, cpu: CpuId) -> Result<(), Violation> {
+        if let Some(entered) = &mut self.entered {
+            *entered = entered.with(cpu);
+        }
+        self.inside = self.inside.with(cpu);
+        self.holding = self.holding.with(cpu);
+        self.walking = self.walking.with(cpu);
+        require!(
+            !self.indebted.contains(cpu),
+            "CPU {} enters a guest with translations that were taken away while it was outside",
+            cpu.index()
+        );
+        Ok(())
+    }
+
+    fn leave(&mut self, cpu: CpuId) -> Result<(), Violation> {
+        self.inside = self.inside.without(cpu);
+        require!(
+            self.style != Style::InterruptArm || !self.walking.contains(cpu),
+            "CPU {} says that it is outside with table walks under way: no DSB",
+            cpu.index()
+        );
+        let mut owes = false;
+        if self.style != Style::Broadcast {
+            self.each_cleaning(|cleaning, _| {
+                if cleaning.holders.contains(cpu) {
+                    owes = true;
+                    cleaning.let_go(cpu);
+                }
+            });
+        }
+        if owes {
+            self.indebted = self.indebted.with(cpu);
+        }
+        Ok(())
+    }
+
+    /// Notes, in the interrupt styles, who may hold what has just been taken away.
+    fn held(&mut self, cleaning: &mut Cleaning) {
+        if self.style == Style::Broadcast {
+            return;
+        }
+        cleaning.held_by(self.inside);
+        for cpu in self.holding.iter().filter(|cpu| !self.inside.contains(*cpu)) {
+            self.indebted = self.indebted.with(cpu);
+        }
+    }
+
+    /// Returns what an entry of a table that is or was linked translates, and its height.
+    fn place(&self, (table, index): (Pa, usize)) -> Option<(Range, Height)> {
+        let Spot { ipa, height, .. } =
+            *self.linked.get(&table).or_else(|| self.unlinked.get(&table).map(|table| &table.at))?;
+        let start = ipa.wrapping_add(index as u64 * span::<F>(height));
+        Some((Range::block_around(start, span::<F>(height)), height))
+    }
+
+    /// Names an entry, and tells its story.
+    fn story(&self, key: (Pa, usize)) -> String {
+        let place = self.place(key).map(|(range, height)| format!(" ({range:x?}, height {})", height.get()));
+        let owed = self.unclean.get(&key).map_or_else(String::new, |unclean| unclean.cleaning.to_string());
+        format!("entry {} of {:x?}{}: {owed}", key.1, key.0, place.unwrap_or_default())
+    }
+}
