@@ -5,7 +5,7 @@
 
 use crate::bank::Frame;
 use crate::{Frames, Kind, Order, Owner, Run, Usage, Word};
-use core::sync::atomic::Ordering::{AcqRel, Acquire};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use types::sync::{AtomicU64, o};
 use types::{CpuId, FRAME_SIZE, MAX_CPUS, Pa};
 
@@ -28,6 +28,13 @@ fn unpack(word: u64) -> Option<(Pa, Order)> {
     Some((Pa::new(word - low), order))
 }
 
+impl Kept {
+    /// Tells whether any CPU keeps a run.
+    pub(crate) fn any(&self) -> bool {
+        self.0.iter().any(|slot| slot.load(o(26, Acquire)) != 0) // O26
+    }
+}
+
 impl Frames {
     /// Keeps a run, zeroed by the caller, for `cpu`'s next fault, in place of what it kept before.
     pub fn keep(&self, cpu: CpuId, run: Run<'_>) {
@@ -36,9 +43,10 @@ impl Frames {
         for record in self.records(Frame::of(pa), order) {
             record.store(word);
         }
-        self.recount(order, kind, Kind::Kept);
-        // O26: the run is zeroed, and its records say so, before it can be taken. Pairs with itself.
-        let before = self.kept.0[cpu.index()].swap(pack(pa, order), o(26, AcqRel));
+        let before = self.recounted(order, kind, Kind::Kept, || {
+            // O26: the run is zeroed, and its records say so, before it can be taken. Pairs with itself.
+            self.kept.0[cpu.index()].swap(pack(pa, order), o(26, AcqRel))
+        });
         run.into_pa();
         if let Some((pa, order)) = unpack(before) {
             self.free_whole(pa, order);
@@ -50,20 +58,31 @@ impl Frames {
         let slot = &self.kept.0[cpu.index()];
         let word = slot.load(o(26, Acquire)); // O26
         let (pa, _) = unpack(word).filter(|(_, kept)| *kept == order)?;
-        slot.compare_exchange(word, 0, o(26, AcqRel), o(26, Acquire)).ok()?; // O26
-        self.recount(order, Kind::Kept, usage.kind());
-        Some(self.stamp(Frame::of(pa), order, usage))
+        self.picked_up(usage.kind(), cpu); // before it is out of the slot: nobody shall find neither it nor us
+        if slot.compare_exchange(word, 0, o(26, AcqRel), o(26, Acquire)).is_err() {
+            self.published(usage.kind(), cpu); // O26
+            return None;
+        }
+        self.recounted(order, Kind::Kept, usage.kind(), || ());
+        Some(self.stamp(Frame::of(pa), order, usage, cpu))
     }
 
-    /// Puts all that CPUs keep on the free lists. Returns whether there was anything.
+    /// Puts all that CPUs keep, zeroed runs and [stocks](crate::stock), on the free lists. Returns whether there was
+    /// anything.
     pub fn drain_kept(&self) -> bool {
         let mut drained = false;
+        let by = CpuId::BOOT;
         for slot in &self.kept.0 {
+            if slot.load(Relaxed) == 0 {
+                continue;
+            }
+            self.picked_up(Kind::Guest, by); // it is in our hand until it is on a list
             if let Some((pa, order)) = unpack(slot.swap(0, o(26, AcqRel))) {
                 self.free_whole(pa, order); // O26
                 drained = true;
             }
+            self.published(Kind::Guest, by);
         }
-        drained
+        self.drain_stocks(by) || drained
     }
 }

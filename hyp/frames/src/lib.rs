@@ -29,6 +29,7 @@ mod layout;
 mod order;
 mod pool;
 mod run;
+mod stock;
 mod store;
 mod tables;
 #[cfg(test)]

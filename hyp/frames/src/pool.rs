@@ -86,14 +86,14 @@ impl Pool {
         }
     }
 
-    /// Counts frames of one kind in or out of use.
+    /// Counts frames of one kind in or out of use. Wraps: what was taken out of stocks is counted elsewhere.
     pub(crate) fn count(&mut self, kind: Kind, frames: u64) {
-        self.used[kind as usize] += frames;
+        self.used[kind as usize] = self.used[kind as usize].wrapping_add(frames);
     }
 
     /// The opposite of [`Pool::count`].
     pub(crate) fn uncount(&mut self, kind: Kind, frames: u64) {
-        self.used[kind as usize] = self.used[kind as usize].saturating_sub(frames);
+        self.used[kind as usize] = self.used[kind as usize].wrapping_sub(frames);
     }
 
     /// Returns the largest order that can be taken now.

@@ -2,7 +2,7 @@
 
 use crate::{Frames, Kind, Order};
 use core::mem;
-use types::Pa;
+use types::{CpuId, Pa};
 
 /// A run of frames just allocated: naturally aligned, contiguous, of folios of at most 2 MiB, and its holder's alone.
 ///
@@ -15,11 +15,17 @@ pub struct Run<'f> {
     pa: Pa,
     order: Order,
     kind: Kind,
+    /// On whose behalf it counts as in hand.
+    by: CpuId,
 }
 
 impl<'f> Run<'f> {
-    pub(crate) const fn new(frames: &'f Frames, pa: Pa, order: Order, kind: Kind) -> Self {
-        Self { frames, pa, order, kind }
+    pub(crate) const fn new(frames: &'f Frames, pa: Pa, order: Order, kind: Kind, by: CpuId) -> Self {
+        Self { frames, pa, order, kind, by }
+    }
+
+    pub(crate) const fn by(&self) -> CpuId {
+        self.by
     }
 
     pub(crate) const fn kind(&self) -> Kind {
@@ -40,7 +46,7 @@ impl<'f> Run<'f> {
     /// frozen the entry by now, so that a CPU which finds no memory, and nobody about to publish any, finds the entry.
     pub fn into_pa(self) -> Pa {
         let pa = self.pa;
-        self.frames.published(self.kind);
+        self.frames.published(self.kind, self.by);
         mem::forget(self);
         pa
     }

@@ -4,13 +4,12 @@ use crate::bank::{Frame, Memory};
 use crate::kept::Kept;
 use crate::layout::Layout;
 use crate::pool::Pool;
+use crate::stock::{STOCK, Stocks};
 use crate::{DirectMap, FrameError, Kind, Order, Owner, PaRange, Record, Run, Word};
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use spin::Mutex;
-use types::Pa;
-use types::sync::{AtomicU64, o};
+use types::{CpuId, Pa};
 
 /// What a run is allocated for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -55,22 +54,36 @@ pub struct Stats {
     pub tables: u64,
     /// Frames of the hypervisor's heap and stacks.
     pub monitor: u64,
-    /// Frames that CPUs keep for their next fault, zeroed.
+    /// Frames that CPUs keep for their next faults: zeroed runs, and stocks of single frames.
     pub kept: u64,
     /// The largest order that can be allocated now; `None` where nothing is free.
     pub largest: Option<Order>,
 }
 
+/// Why the free lists have no run.
+enum Shortage {
+    /// CPUs keep some frames, which would do once they are on the lists.
+    Kept,
+    /// Nothing is free, but for what is in somebody's hands.
+    Used {
+        /// How many runs those are.
+        in_hand: u64,
+    },
+}
+
+/// How often an allocation takes back what CPUs keep before it gives up: they may fill their stocks meanwhile.
+const DRAINS: u32 = 16;
+
 /// All frames of the machine's RAM.
 ///
 /// Shared by all CPUs. Inside is one spin lock, around the free lists only: it is held for a number of steps that
-/// grows with the number of orders and with nothing else, and nobody who holds it waits for anything.
+/// grows with the number of orders and with nothing else (where memory has run out, with the number of CPUs too), and
+/// nobody who holds it waits for anything. Faults on single pages pass by it, by their CPU's [stock](crate::stock).
 pub struct Frames {
     memory: Memory,
     pool: Mutex<Pool>,
-    /// Runs for guests that are allocated and not yet published. Grows with the pool locked.
-    unpublished: AtomicU64,
     pub(crate) kept: Kept,
+    stocks: Stocks,
 }
 
 impl fmt::Debug for Frames {
@@ -106,7 +119,7 @@ impl Frames {
         for gap in layout.free() {
             pool.put_range(&memory, gap);
         }
-        Ok(Self { memory, pool: Mutex::new(pool), unpublished: AtomicU64::new(0), kept: Kept::new() })
+        Ok(Self { memory, pool: Mutex::new(pool), kept: Kept::new(), stocks: Stocks::new() })
     }
 
     /// Returns the direct map over this memory.
@@ -126,45 +139,103 @@ impl Frames {
     /// Allocates a run, contents undefined. The records of a guest's run have one reference each, for the mapping to
     /// come. What CPUs have [kept](Frames::keep) is used before this fails. Errors: [`FrameError::Exhausted`].
     pub fn allocate(&self, order: Order, usage: Usage) -> Result<Run<'_>, FrameError> {
-        let run = match self.take(order, usage) {
-            Err(_) if self.drain_kept() => self.take(order, usage),
-            taken => taken,
-        }?;
-        Ok(self.stamp(run, order, usage))
+        self.allocate_by(CpuId::BOOT, order, usage)
     }
 
-    fn take(&self, order: Order, usage: Usage) -> Result<Frame, FrameError> {
+    /// Allocates a run as [`Frames::allocate`] does, for a fault on `cpu`, which calls: single frames out of its stock.
+    pub fn allocate_on(&self, cpu: CpuId, order: Order, usage: Usage) -> Result<Run<'_>, FrameError> {
+        if order != Order::FRAME || usage.kind() != Kind::Guest {
+            return self.allocate_by(cpu, order, usage);
+        }
+        if let Some(frame) = self.stocks.take(cpu) {
+            return Ok(self.stamp(frame, order, usage, cpu));
+        }
+        self.fill_stock(cpu);
+        match self.stocks.take(cpu) {
+            Some(frame) => Ok(self.stamp(frame, order, usage, cpu)),
+            None => self.allocate_by(cpu, order, usage),
+        }
+    }
+
+    fn allocate_by(&self, by: CpuId, order: Order, usage: Usage) -> Result<Run<'_>, FrameError> {
+        for _ in 0..DRAINS {
+            match self.take(by, order, usage) {
+                Ok(run) => return Ok(self.stamp(run, order, usage, by)),
+                Err(Shortage::Used { in_hand: unpublished }) => {
+                    return Err(FrameError::Exhausted { order, unpublished });
+                }
+                Err(Shortage::Kept) => {
+                    self.drain_kept();
+                }
+            }
+        }
+        // CPUs fill their stocks as fast as we empty them: there is memory.
+        Err(FrameError::Exhausted { order, unpublished: self.unpublished().max(1) })
+    }
+
+    fn take(&self, by: CpuId, order: Order, usage: Usage) -> Result<Frame, Shortage> {
         let mut pool = self.pool.lock();
         let Some(run) = pool.take(&self.memory, order) else {
-            return Err(FrameError::Exhausted { order, unpublished: self.unpublished() });
+            // In this order, with the lists locked: whatever is in none of these places is counted as in hand.
+            let kept = self.kept.any() || self.stocks.any();
+            return Err(if kept { Shortage::Kept } else { Shortage::Used { in_hand: self.unpublished() } });
         };
         pool.count(usage.kind(), order.frames());
-        if usage.kind() == Kind::Guest {
-            self.unpublished.fetch_add(1, Relaxed);
-        }
+        self.picked_up(usage.kind(), by);
         Ok(run)
     }
 
+    /// Fills `cpu`'s stock, as far as memory in one piece goes.
+    fn fill_stock(&self, cpu: CpuId) {
+        let mut pool = self.pool.lock();
+        let orders = (0..=STOCK.get()).rev().filter_map(Order::new);
+        let run = orders.map(|order| (order, pool.take(&self.memory, order)));
+        if let Some((order, Some(first))) = run.into_iter().find(|(_, run)| run.is_some()) {
+            pool.count(Kind::Kept, order.frames());
+            self.stocks.fill(cpu, first, order.frames());
+        }
+    }
+
+    /// Puts all stocks on the free lists. Returns whether there was anything.
+    pub(crate) fn drain_stocks(&self, by: CpuId) -> bool {
+        let mut drained = false;
+        for cpu in (0..types::MAX_CPUS).filter_map(CpuId::new) {
+            if let Some((first, left)) = self.stocks.empty(by, cpu) {
+                for frame in (first.0..first.0 + left).map(Frame) {
+                    self.free(frame, Order::FRAME, Kind::Kept);
+                }
+                self.stocks.put_down(by);
+                drained = true;
+            }
+        }
+        drained
+    }
+
     /// Writes the records of a run that is the caller's.
-    pub(crate) fn stamp(&self, run: Frame, order: Order, usage: Usage) -> Run<'_> {
+    pub(crate) fn stamp(&self, run: Frame, order: Order, usage: Usage, by: CpuId) -> Run<'_> {
         let word = Word::allocated(usage.kind(), usage.owner(), order.folio());
         for record in self.records(run, order) {
             record.store(word);
         }
-        Run::new(self, run.pa(), order, usage.kind())
+        Run::new(self, run.pa(), order, usage.kind(), by)
     }
 
-    /// Returns how many runs are allocated for guests and not yet published.
+    /// Returns how many runs are allocated for guests and not yet published, or on their way back to the free lists.
     pub fn unpublished(&self) -> u64 {
-        // O24: who finds nobody about to publish finds what was published, or at least frozen for it. Pairs with O25.
-        self.unpublished.load(o(24, Acquire))
+        self.stocks.in_hand()
     }
 
-    /// Notes that a run has found its place.
-    pub(crate) fn published(&self, kind: Kind) {
+    /// Counts a run for a guest as in `by`'s hand.
+    pub(crate) fn picked_up(&self, kind: Kind, by: CpuId) {
         if kind == Kind::Guest {
-            // O25: the entry was frozen before the run counts as published. Pairs with O24.
-            self.unpublished.fetch_sub(1, o(25, Release));
+            self.stocks.pick_up(by);
+        }
+    }
+
+    /// Notes that a run that `by` had in hand has found its place.
+    pub(crate) fn published(&self, kind: Kind, by: CpuId) {
+        if kind == Kind::Guest {
+            self.stocks.put_down(by);
         }
     }
 
@@ -200,12 +271,14 @@ impl Frames {
         }
     }
 
-    /// Returns how many frames are where. The numbers belong to one moment.
+    /// Returns how many frames are where. The numbers belong to one moment, but for faults on pages meanwhile.
     pub fn stats(&self) -> Stats {
         let pool = self.pool.lock();
         let used = |kind: Kind| pool.used[kind as usize];
-        let (guest, tables, monitor) = (used(Kind::Guest), used(Kind::Table), used(Kind::Monitor));
-        let kept = used(Kind::Kept);
+        // What was taken out of stocks is counted there, and not with the lists locked.
+        let taken = self.stocks.taken();
+        let (guest, kept) = (used(Kind::Guest).wrapping_add(taken), used(Kind::Kept).wrapping_sub(taken));
+        let (tables, monitor) = (used(Kind::Table), used(Kind::Monitor));
         let total = self.memory.frames();
         let reserved = total - pool.free - guest - tables - monitor - kept;
         Stats { total, reserved, free: pool.free, guest, tables, monitor, kept, largest: pool.largest() }
@@ -215,7 +288,7 @@ impl Frames {
     pub(crate) fn free_unpublished(&self, run: &Run<'_>) {
         self.free_whole(run.pa(), run.order());
         // Later than the frames are on the lists: who finds neither them nor us has not missed them.
-        self.published(run.kind());
+        self.published(run.kind(), run.by());
     }
 
     /// Frees a run that is the caller's alone, without references.
@@ -228,14 +301,12 @@ impl Frames {
         self.free(run, order, kind);
     }
 
-    /// Counts frames under another kind, and a run for a guest as unpublished.
-    pub(crate) fn recount(&self, order: Order, was: Kind, is: Kind) {
+    /// Counts frames under another kind, and does `work` with the lists locked.
+    pub(crate) fn recounted<T>(&self, order: Order, was: Kind, is: Kind, work: impl FnOnce() -> T) -> T {
         let mut pool = self.pool.lock();
         pool.uncount(was, order.frames());
         pool.count(is, order.frames());
-        if is == Kind::Guest {
-            self.unpublished.fetch_add(1, Relaxed);
-        }
+        work()
     }
 
     /// Puts a run whose words say `Inside` on the free lists.

@@ -238,7 +238,7 @@ impl<'f, F: Format> Space<'f, F> {
             self.tally.count(cpu.id(), Event::Kept);
             return Ok(run);
         }
-        let run = self.frames.allocate(order, usage).map_err(|error| match error {
+        let run = self.frames.allocate_on(cpu.id(), order, usage).map_err(|error| match error {
             FrameError::Exhausted { unpublished, .. } => unpublished,
             _ => 0,
         })?;

@@ -224,3 +224,59 @@ proptest! {
         prop_assert_eq!(machine.stats(), before);
     }
 }
+
+#[test]
+fn a_stock_is_taken_from_by_its_cpu_and_emptied_by_whoever_finds_nothing_else() {
+    let machine = small();
+    let before = machine.stats();
+    let other = types::CpuId::new(3).unwrap();
+    let first = machine.allocate_on(other, Order::FRAME, GUEST).unwrap();
+    let second = machine.allocate_on(other, Order::FRAME, GUEST).unwrap();
+    assert_eq!(second.pa(), first.pa().wrapping_add(FRAME_SIZE), "side by side");
+    let stats = machine.stats();
+    assert_eq!((stats.guest, stats.kept), (before.guest + 2, before.kept + 30));
+    assert_eq!(machine.unpublished(), 2);
+    // All the rest, the stock's too, comes to whoever asks.
+    let mut runs = vec![first, second];
+    while let Ok(run) = machine.allocate(Order::FRAME, GUEST) {
+        runs.push(run);
+    }
+    assert_eq!(runs.len() as u64, before.free);
+    let stats = machine.stats();
+    assert_eq!((stats.free, stats.kept, stats.guest), (0, 0, before.free));
+    drop(runs);
+    machine.drain_kept();
+    assert_eq!(machine.stats(), before);
+}
+
+#[test]
+fn cpus_that_empty_each_others_stocks_lose_no_frame_and_share_none() {
+    let machine = small();
+    let before = machine.stats();
+    let rounds = if cfg!(miri) { 4 } else { 200 };
+    thread::scope(|s| {
+        for n in 0..4 {
+            let machine = &machine;
+            s.spawn(move || {
+                let cpu = types::CpuId::new(n).unwrap();
+                for round in 0..rounds {
+                    let runs: Vec<_> =
+                        (0..40).filter_map(|_| machine.allocate_on(cpu, Order::FRAME, GUEST).ok()).collect();
+                    for run in &runs {
+                        machine.write(run.pa(), &[n as u8; 16]).unwrap();
+                    }
+                    if round % 4 == n {
+                        machine.drain_kept();
+                    }
+                    for run in &runs {
+                        let mut bytes = [0; 16];
+                        machine.read(run.pa(), &mut bytes).unwrap();
+                        assert_eq!(bytes, [n as u8; 16], "another CPU has the same frame");
+                    }
+                }
+            });
+        }
+    });
+    machine.drain_kept();
+    assert_eq!((machine.stats(), machine.unpublished()), (before, 0));
+}

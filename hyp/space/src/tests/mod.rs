@@ -186,6 +186,7 @@ fn break_all_blocks(machine: &Machine) -> Vec<frames::Run<'_>> {
 
 /// Takes all free frames but `n`.
 fn leave_free(machine: &Machine, n: u64) -> Vec<frames::Run<'_>> {
+    machine.drain_kept();
     let mut held = Vec::new();
     for order in (0..=18).rev().filter_map(frames::Order::new) {
         while machine.stats().free >= n + order.frames() {
