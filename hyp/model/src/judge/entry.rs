@@ -36,7 +36,10 @@ impl<F: Format> Judge<F> {
             return Ok(());
         }
         match (from.live(), to.live()) {
-            (None, None) => self.require_clean(key, to),
+            (None, None) => {
+                self.frozen.remove(&key);
+                self.require_clean(key, to)
+            }
             (None, Some(live)) => self.make(&change, from, live, to),
             (Some(live), None) => {
                 require!(
@@ -44,6 +47,7 @@ impl<F: Format> Judge<F> {
                     "{to:?} stored over a live entry: it must be frozen until it is clean"
                 );
                 self.break_entry(&change, old, live);
+                self.frozen.insert(key, old);
                 if let Live::Table(link) = live {
                     self.unlink(link, range, cpu);
                 }
@@ -80,11 +84,10 @@ impl<F: Format> Judge<F> {
         self.link(live, change.key, change.range, change.height)
     }
 
-    /// Tells whether a broken entry has got back exactly what it was, flags of the hardware at least: then TLBs are
-    /// right about it, and it owes what it owed before.
+    /// Tells whether a frozen entry has got back exactly what it was, flags of the hardware at least: then TLBs that hold
+    /// it yet are right about it, it owes what it owed before, and nobody was promised that it is visible by now.
     fn put_back(&mut self, change: &Change, live: Live) -> bool {
-        let Some(unclean) = self.unclean.get(&change.key) else { return false };
-        let Some(raw) = unclean.broken else { return false };
+        let Some(raw) = self.frozen.remove(&change.key) else { return false };
         let same = match (self.format.decode(raw, change.height).live(), live) {
             (Some(Live::Leaf(was)), Live::Leaf(is)) => {
                 let flags = Marks::YOUNG | Marks::DIRTY;

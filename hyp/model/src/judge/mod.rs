@@ -93,6 +93,8 @@ pub struct Judge<F> {
     linked: BTreeMap<Pa, Spot>,
     unlinked: BTreeMap<Pa, Unlinked>,
     unclean: BTreeMap<(Pa, usize), Unclean>,
+    /// What entries were before they were frozen, clean by now or not.
+    frozen: BTreeMap<(Pa, usize), u64>,
     /// What tables that are still linked may be given back by: the end of the whole tree.
     end: Unlinked,
     /// CPUs that made absent entries valid and have not had a DSB since.
@@ -134,6 +136,7 @@ impl<F: Format> Judge<F> {
             linked: BTreeMap::from([(root, at)]),
             unlinked: BTreeMap::new(),
             unclean: BTreeMap::new(),
+            frozen: BTreeMap::new(),
             end,
             unpublished: CpuSet::EMPTY,
             entered: None,
