@@ -1,13 +1,10 @@
 //! What a tree is made of, and what was done to it: counters for statistics.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use types::{CpuId, Height};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use types::{CpuId, Height, MAX_CPUS};
 
 /// One more than the greatest height that any format has.
 pub const HEIGHTS: usize = 6;
-/// CPUs share counters by number modulo this, so that parallel faults seldom meet on a line.
-const SHARDS: usize = 8;
-
 /// What is counted beside leaves by height.
 #[derive(Clone, Copy)]
 pub(crate) enum Event {
@@ -25,11 +22,11 @@ const EVENTS: usize = 8;
 /// How many classes of time entries are counted in: class *n* is below 2ⁿ ticks, the last is everything longer.
 pub const BLACKOUTS: usize = 24;
 
-/// The counters of a tree. Each is a sum over CPUs and exact when nobody is changing the tree.
+/// The counters of a tree. Each is a sum over CPUs and exact when nobody is changing the tree. A CPU's part is written by
+/// that CPU only, which is in one section at a time: so it counts by a load and a store, and nobody else's is on its line.
 #[derive(Debug)]
 pub(crate) struct Counters {
-    shards: [Shard; SHARDS],
-    blackouts: [AtomicU64; BLACKOUTS],
+    shards: [Shard; MAX_CPUS],
 }
 
 #[repr(align(128))]
@@ -37,6 +34,7 @@ pub(crate) struct Counters {
 struct Shard {
     leaves: [AtomicU64; HEIGHTS],
     events: [AtomicU64; EVENTS],
+    blackouts: [AtomicU32; BLACKOUTS],
 }
 
 impl Counters {
@@ -46,35 +44,36 @@ impl Counters {
                 Shard {
                     leaves: [const { AtomicU64::new(0) }; HEIGHTS],
                     events: [const { AtomicU64::new(0) }; EVENTS],
+                    blackouts: [const { AtomicU32::new(0) }; BLACKOUTS],
                 }
-            }; SHARDS],
-            blackouts: [const { AtomicU64::new(0) }; BLACKOUTS],
+            }; MAX_CPUS],
         }
     }
 
     /// Counts one entry that was invalid for `ticks` between break and make.
-    pub(crate) fn blackout(&self, ticks: u64) {
+    pub(crate) fn blackout(&self, cpu: CpuId, ticks: u64) {
         let class = (u64::BITS - ticks.leading_zeros()) as usize;
-        self.blackouts[class.min(BLACKOUTS - 1)].fetch_add(1, Relaxed);
+        let counter = &self.shard(cpu).blackouts[class.min(BLACKOUTS - 1)];
+        counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
     fn shard(&self, cpu: CpuId) -> &Shard {
-        &self.shards[cpu.index() % SHARDS]
+        &self.shards[cpu.index()]
     }
 
     /// Counts `n` leaves more at `height`.
     pub(crate) fn gained(&self, cpu: CpuId, height: Height, n: u64) {
-        self.shard(cpu).leaves[usize::from(height.get())].fetch_add(n, Relaxed);
+        add(&self.shard(cpu).leaves[usize::from(height.get())], n);
     }
 
     /// Counts `n` leaves fewer at `height`.
     pub(crate) fn lost(&self, cpu: CpuId, height: Height, n: u64) {
-        self.shard(cpu).leaves[usize::from(height.get())].fetch_sub(n, Relaxed);
+        add(&self.shard(cpu).leaves[usize::from(height.get())], n.wrapping_neg());
     }
 
     /// Counts `n` events.
     pub(crate) fn count(&self, cpu: CpuId, event: Event, n: u64) {
-        self.shard(cpu).events[event as usize].fetch_add(n, Relaxed);
+        add(&self.shard(cpu).events[event as usize], n);
     }
 
     /// Adds up. Single shards may have wrapped below zero; the sums are right.
@@ -97,9 +96,16 @@ impl Counters {
             grace_periods: events(Event::GracePeriod),
             lost_races: events(Event::LostRace),
             collapses: events(Event::Collapse),
-            blackouts: core::array::from_fn(|n| self.blackouts[n].load(Relaxed)),
+            blackouts: core::array::from_fn(|n| {
+                self.shards.iter().map(|shard| u64::from(shard.blackouts[n].load(Relaxed))).sum()
+            }),
         }
     }
+}
+
+/// Adds to a counter that only this CPU writes.
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
 /// What a tree is made of, and what was done to it so far.

@@ -363,7 +363,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let marks = attrs.marks.difference(Marks::YOUNG | Marks::DIRTY) | flags;
         let block = Entry::Leaf(Leaf { pa, attrs: Attrs { marks, ..attrs } });
         tree.settle(collapse.link, tree.format.encode(block, collapse.link.height));
-        tree.counters.blackout(cpu.ticks().wrapping_sub(since));
+        tree.counters.blackout(self.cpu, cpu.ticks().wrapping_sub(since));
         let range = covered::<F>(collapse.ipa, collapse.link.height);
         self.publish(cpu, range.start(), range.end());
         self.bury(collapse);

@@ -127,6 +127,7 @@ impl Bbm {
 
 /// Tells how the live entry `from` may become `to` by the rule of the Arm manual, which is [`Format::rewrite`]'s unless
 /// the format has its own. For formats whose own rule differs in part.
+#[inline]
 pub fn by_the_book(from: Entry, to: Entry, bbm: Bbm) -> Rewrite {
     let Some(from) = from.live() else { return Rewrite::InPlace };
     // The break itself: allowed at any time, and what follows it waits for the invalidation.

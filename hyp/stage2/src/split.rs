@@ -13,7 +13,7 @@
 //! pending bit keeps others from relying on a level hint here.
 
 use crate::census::Event;
-use crate::place::{PATIENCE, Place, Spot, covered};
+use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
 use crate::{
     Bbm, ChangeError, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, Live, Marks,
     Note, Owed, Pages, Purpose, Rewrite, Scope, Table, TablePa, View, Why, Work,
@@ -75,12 +75,12 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             if place.height <= height {
                 return Ok(());
             }
-            let outcome = match self.tree.format.decode(spot.raw, place.height) {
-                Entry::Absent => return Ok(()),
-                Entry::Leaf(_) | Entry::Note(_) => self.split_spot(cpu, ipa, spot, why),
-                _ => Splitting::Changed,
-            };
+            if spot.raw == ABSENT {
+                return Ok(());
+            }
+            let outcome = self.split_spot(cpu, ipa, spot, why);
             match outcome {
+                Splitting::Done if place.height.below() == Some(height) => return Ok(()),
                 Splitting::Done => {}
                 Splitting::NoPages => return Err(ChangeError::NoPages { ipa, height: place.height }),
                 Splitting::Changed => {
@@ -110,7 +110,8 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         }) else {
             return if tree.is_retiring() { Splitting::Changed } else { Splitting::NoPages };
         };
-        let retiring = tree.unlinking();
+        // First what needs no table: whatever stands right behind all the stores into it waits for them.
+        let flight = tree.depart_unlinking();
         let table = table.into_table();
         let block = covered::<F>(ipa, spot.place.height);
         let hint =
@@ -124,15 +125,13 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         };
         let done = match entry {
             Entry::Leaf(leaf) => {
+                let way = self.way(leaf, &split);
                 self.stamp(table, leaf, below);
-                let flight = tree.depart();
-                let done = match self.way(leaf, &split) {
+                match way {
                     Way::Break => self.split_by_break(cpu, &mut split),
                     Way::Hold => self.split_by_hold(cpu, &mut split),
                     Way::Direct => self.split_direct(cpu, &mut split),
-                };
-                drop(flight);
-                done
+                }
             }
             Entry::Note(note) => self.split_note(note, &split, below),
             _ => false,
@@ -144,7 +143,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             });
             return Splitting::Changed;
         }
-        drop(retiring);
+        drop(flight);
         tree.counters.count(self.cpu, Event::TableTaken, 1);
         if let Entry::Leaf(_) = entry {
             tree.counters.count(self.cpu, Event::Split, 1);
@@ -156,12 +155,14 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
 
     fn way(&self, leaf: Leaf, split: &Split) -> Way {
         let (format, height, bbm) = (self.tree.format, split.place.height, self.tree.bbm());
-        let uncached = Leaf { attrs: leaf.attrs.with(Marks::NO_TLB), ..leaf };
         let direct = format.rewrite(Entry::Leaf(leaf), Entry::Table(split.link), height, bbm);
-        let held = format.rewrite(Entry::Leaf(leaf), Entry::Leaf(uncached), height, bbm);
+        let held = || {
+            let uncached = Leaf { attrs: leaf.attrs.with(Marks::NO_TLB), ..leaf };
+            format.rewrite(Entry::Leaf(leaf), Entry::Leaf(uncached), height, bbm)
+        };
         if direct < Rewrite::BreakBeforeMake {
             Way::Direct
-        } else if bbm == Bbm::Level1 && held < Rewrite::BreakBeforeMake {
+        } else if bbm == Bbm::Level1 && held() < Rewrite::BreakBeforeMake {
             Way::Hold
         } else {
             Way::Break
@@ -179,7 +180,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             self.restamp(split, was);
         }
         self.tree.settle(split.place, self.link(split, false));
-        self.tree.counters.blackout(cpu.ticks().wrapping_sub(since));
+        self.tree.counters.blackout(self.cpu, cpu.ticks().wrapping_sub(since));
         true
     }
 

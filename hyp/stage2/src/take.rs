@@ -65,7 +65,7 @@ impl<'v, F: Format, M: Entries + Pages, R> View<'v, F, M, R> {
         tree.counters.count(self.cpu, Event::Invalidation, 1);
         let since = cpu.ticks();
         Owed::new(Work { class: Class::Leaves, scope }, ()).discharge(cpu).into_inner();
-        tree.counters.blackout(cpu.ticks().wrapping_sub(since));
+        tree.counters.blackout(self.cpu, cpu.ticks().wrapping_sub(since));
         Ok(Taken { view: self, ipa, place: spot.place, leaf, next: raw, _flight: flight })
     }
 }

@@ -12,6 +12,11 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, mutant, o, spin_loop};
 use types::{CpuId, CpuSet, Height, Ipa, Range};
 
+/// One operation that retires tables, in the count of what is under way.
+const RETIRING: u64 = 1 << 32;
+/// One batch in flight, in the same count.
+const IN_FLIGHT: u64 = 1;
+
 /// The most entries that one step of an operation touches, up to a table's worth.
 pub const STEP_ENTRIES: usize = 1 << 16;
 
@@ -27,15 +32,14 @@ pub struct Tree<F, M> {
     root: FreshTable,
     /// The CPUs that have ever opened a view. Bits are only ever set.
     opened: AtomicU64,
-    /// Batches of reducing writes whose invalidation is not complete.
-    in_flight: AtomicU32,
+    /// Below [`RETIRING`], batches of reducing writes whose invalidation is not complete; above, operations that have
+    /// unlinked a table, or are about to, and have not given it back. In one word, since a split is both.
+    under_way: AtomicU64,
     bbm: AtomicU8,
     /// Dirty logs that run.
     logs: AtomicU32,
     /// Operations that wait for the outcome of somebody's entry.
-    waiting: AtomicU32,
-    /// Operations that have unlinked a table, or are about to, and have not given it back.
-    retiring: AtomicU32,
+    waiting: AtomicU64,
     pub(crate) parking: Parking,
 }
 
@@ -53,11 +57,10 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             counters: Counters::new(),
             root,
             opened: AtomicU64::new(0),
-            in_flight: AtomicU32::new(0),
+            under_way: AtomicU64::new(0),
             bbm: AtomicU8::new(bbm as u8),
             logs: AtomicU32::new(0),
-            waiting: AtomicU32::new(0),
-            retiring: AtomicU32::new(0),
+            waiting: AtomicU64::new(0),
             parking: Parking::new(),
         })
     }
@@ -173,27 +176,36 @@ impl<F: Format, M> Tree<F, M> {
 
     /// Counts a batch of reducing writes, before the first of them and until its invalidation is complete.
     pub(crate) fn depart(&self) -> Flight<'_> {
+        self.flight(IN_FLIGHT)
+    }
+
+    /// As [`Self::depart`] and [`Self::unlinking`] in one, for an operation that takes a table and may give it back.
+    pub(crate) fn depart_unlinking(&self) -> Flight<'_> {
+        self.flight(IN_FLIGHT | RETIRING)
+    }
+
+    fn flight(&self, step: u64) -> Flight<'_> {
         // Relaxed: whoever sees one of the writes sees this too, since the write is a release (O10).
-        self.in_flight.fetch_add(1, Relaxed);
-        Flight(&self.in_flight)
+        self.under_way.fetch_add(step, Relaxed);
+        Flight { under_way: &self.under_way, step }
     }
 
     /// Tells whether other batches than the caller's own are in flight. The caller has met an entry that is as it
     /// wants it: then the batch that made it so is among them, or complete.
     pub(crate) fn others_in_flight(&self, _own: &Flight<'_>) -> bool {
         // O12: a batch that is no longer counted has completed its invalidation before. Pairs with O15.
-        self.in_flight.load(o(12, Acquire)) > 1
+        self.under_way.load(o(12, Acquire)) % RETIRING > 1
     }
 
     /// Counts an operation that unlinks tables, from before it does until they are given back. Whoever finds no page for
     /// a table meanwhile is told to come again, and not that there is none.
     pub(crate) fn unlinking(&self) -> Underway<'_> {
-        Underway::new(&self.retiring)
+        Underway::new(&self.under_way, RETIRING)
     }
 
     /// Tells whether tables are on their way back.
     pub(crate) fn is_retiring(&self) -> bool {
-        self.retiring.load(Relaxed) != 0 || self.parking.has_parked()
+        self.under_way.load(Relaxed) >= RETIRING || self.parking.has_parked()
     }
 
     /// Says why there is no page for a table: some may be on their way back.
@@ -224,7 +236,7 @@ impl<F: Format, M> Tree<F, M> {
             section.wait(period);
         }
         let mut patience = self.patience();
-        while self.in_flight.load(o(12, Acquire)) != 0 {
+        while !self.under_way.load(o(12, Acquire)).is_multiple_of(RETIRING) {
             patience.wait(section, self.geometry.reach().start(), self.geometry.top())?;
         }
         Ok(())
@@ -249,29 +261,35 @@ impl<F: Format, M> Tree<F, M> {
 
 /// A batch of reducing writes that is counted as in flight.
 #[derive(Debug)]
-pub(crate) struct Flight<'t>(&'t AtomicU32);
+pub(crate) struct Flight<'t> {
+    under_way: &'t AtomicU64,
+    step: u64,
+}
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         // O15: our invalidation is complete before we are no longer counted. Pairs with O12.
-        self.0.fetch_sub(1, o(15, Release));
+        self.under_way.fetch_sub(self.step, o(15, Release));
     }
 }
 
 /// Something that is counted while this lives.
 #[derive(Debug)]
-pub(crate) struct Underway<'t>(&'t AtomicU32);
+pub(crate) struct Underway<'t> {
+    count: &'t AtomicU64,
+    step: u64,
+}
 
 impl<'t> Underway<'t> {
-    fn new(count: &'t AtomicU32) -> Self {
-        count.fetch_add(1, Relaxed);
-        Self(count)
+    fn new(count: &'t AtomicU64, step: u64) -> Self {
+        count.fetch_add(step, Relaxed);
+        Self { count, step }
     }
 }
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.count.fetch_sub(self.step, Relaxed);
     }
 }
 
@@ -280,7 +298,7 @@ impl Drop for Underway<'_> {
 #[derive(Debug)]
 pub(crate) struct Patience<'t> {
     spins: u32,
-    waiting: &'t AtomicU32,
+    waiting: &'t AtomicU64,
     counted: Option<Underway<'t>>,
 }
 
@@ -299,7 +317,7 @@ impl Patience<'_> {
             return Err(ChangeError::Busy { ipa, height });
         }
         let waiting = self.waiting;
-        self.counted.get_or_insert_with(|| Underway::new(waiting));
+        self.counted.get_or_insert_with(|| Underway::new(waiting, 1));
         section.pass();
         // Under a model checker every wait is as long as it takes the others to get on.
         let spins = if cfg!(loom) { 1 } else { 1u32 << self.spins };
