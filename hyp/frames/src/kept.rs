@@ -13,8 +13,8 @@ use types::{CpuId, FRAME_SIZE, MAX_CPUS, Pa};
 pub(crate) struct Kept([AtomicU64; MAX_CPUS]);
 
 impl Kept {
-    pub(crate) const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; MAX_CPUS])
+    pub(crate) fn new() -> Self {
+        Self(core::array::from_fn(|_| AtomicU64::new(0)))
     }
 }
 

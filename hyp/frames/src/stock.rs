@@ -33,7 +33,7 @@ struct Stock {
 }
 
 impl Stock {
-    const fn new() -> Self {
+    fn new() -> Self {
         Self { run: AtomicU64::new(0), in_hand: AtomicU64::new(0), taken: AtomicU64::new(0) }
     }
 }
@@ -54,8 +54,8 @@ fn unpack(word: u64) -> Option<(Frame, u64)> {
 }
 
 impl Stocks {
-    pub(crate) const fn new() -> Self {
-        Self([const { Stock::new() }; MAX_CPUS])
+    pub(crate) fn new() -> Self {
+        Self(core::array::from_fn(|_| Stock::new()))
     }
 
     /// Tells whether any CPU has frames at hand.

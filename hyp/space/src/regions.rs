@@ -60,10 +60,10 @@ struct Draft {
 }
 
 impl Regions {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             edition: AtomicUsize::new(0),
-            arrays: [const { Array::new() }; 2],
+            arrays: core::array::from_fn(|_| Array::new()),
             changing: AtomicBool::new(false),
         }
     }
@@ -137,7 +137,7 @@ impl Regions {
 }
 
 impl Slot {
-    const fn new() -> Self {
+    fn new() -> Self {
         Self {
             start: AtomicU64::new(0),
             end: AtomicU64::new(0),
@@ -149,8 +149,8 @@ impl Slot {
 }
 
 impl Array {
-    const fn new() -> Self {
-        Self { len: AtomicUsize::new(0), slots: [const { Slot::new() }; MAX_REGIONS] }
+    fn new() -> Self {
+        Self { len: AtomicUsize::new(0), slots: core::array::from_fn(|_| Slot::new()) }
     }
 
     fn find(&self, ipa: Ipa) -> Option<(Region, u64)> {

@@ -33,8 +33,9 @@ pub(crate) struct Tally {
 struct Shard([AtomicU64; EVENTS]);
 
 impl Tally {
-    pub(crate) const fn new() -> Self {
-        Self { shards: [const { Shard([const { AtomicU64::new(0) }; EVENTS]) }; SHARDS] }
+    pub(crate) fn new() -> Self {
+        let shard = |_| Shard(core::array::from_fn(|_| AtomicU64::new(0)));
+        Self { shards: core::array::from_fn(shard) }
     }
 
     pub(crate) fn count(&self, cpu: CpuId, event: Event) {

@@ -15,9 +15,15 @@
 //! is invalidated, or its first walk sees the new entries.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+#[cfg(not(loom))]
 use spin::Mutex;
-use types::sync::{AtomicU64, full_barrier, o};
+#[cfg(loom)]
+use types::sync::Mutex;
+use types::sync::{AtomicU64, full_barrier, mutant, o};
 use types::{CpuId, MAX_CPUS, Vmid};
+
+/// The CPUs that there is a place for. A model checker's threads are few, and its atomics large.
+const SEATS: usize = if cfg!(loom) { 2 } else { MAX_CPUS };
 
 /// How many bits this machine's VMIDs have (ID_AA64MMFR1_EL1.VMIDBits). The least of all CPUs counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,12 +69,12 @@ pub struct Tag(AtomicU64);
 
 impl Tag {
     /// Makes the tag of a space that has never run.
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self(AtomicU64::new(Stamp::NONE.0))
     }
 
     fn load(&self) -> Stamp {
-        Stamp(self.0.load(o(50, Acquire))) // O50
+        Stamp(self.0.load(Relaxed))
     }
 }
 
@@ -85,9 +91,9 @@ pub struct Vmids {
     last: u16,
     generation: AtomicU64,
     /// What each CPU runs under.
-    active: [AtomicU64; MAX_CPUS],
+    active: [AtomicU64; SEATS],
     /// What each CPU invalidates under.
-    borrowed: [AtomicU64; MAX_CPUS],
+    borrowed: [AtomicU64; SEATS],
     slow: Mutex<Slow>,
 }
 
@@ -97,25 +103,25 @@ struct Slow {
     /// The next VMID of this generation; beyond `last` when they have run out.
     next: u32,
     /// What was in use at the last rollover, each with the stamp that its space has now.
-    reserved: [Stamp; 2 * MAX_CPUS],
+    reserved: [Stamp; 2 * SEATS],
 }
 
 impl Vmids {
     /// Makes the allocator of a machine with VMIDs of that many bits.
-    pub const fn new(bits: VmidBits) -> Self {
+    pub fn new(bits: VmidBits) -> Self {
         Self::up_to(match bits {
-            VmidBits::Eight => u8::MAX as u16,
+            VmidBits::Eight => u16::from(u8::MAX),
             VmidBits::Sixteen => u16::MAX,
         })
     }
 
-    const fn up_to(last: u16) -> Self {
+    fn up_to(last: u16) -> Self {
         Self {
             last,
             generation: AtomicU64::new(Stamp::FIRST_GENERATION),
-            active: [const { AtomicU64::new(Stamp::IDLE.0) }; MAX_CPUS],
-            borrowed: [const { AtomicU64::new(Stamp::IDLE.0) }; MAX_CPUS],
-            slow: Mutex::new(Slow { next: 1, reserved: [Stamp::NONE; 2 * MAX_CPUS] }),
+            active: core::array::from_fn(|_| AtomicU64::new(Stamp::IDLE.0)),
+            borrowed: core::array::from_fn(|_| AtomicU64::new(Stamp::IDLE.0)),
+            slow: Mutex::new(Slow { next: 1, reserved: [Stamp::NONE; 2 * SEATS] }),
         }
     }
 
@@ -127,7 +133,7 @@ impl Vmids {
     pub fn activate(&self, cpu: CpuId, tag: &Tag, flush: impl FnOnce()) -> Vmid {
         let stamp = tag.load();
         let active = &self.active[cpu.index()];
-        if stamp.generation() == self.generation.load(o(55, Acquire)) {
+        if stamp.generation() == self.generation.load(Relaxed) {
             let was = active.load(Relaxed);
             // A rollover takes what is here and leaves nothing: then this fails, and the slow path finds out. Where it
             // comes later, it takes this stamp.
@@ -143,8 +149,9 @@ impl Vmids {
         let mut stamp = tag.load();
         if stamp.generation() != self.generation.load(Relaxed) {
             stamp = self.renew(&mut slow, stamp, flush);
-            // O50: whoever sees the VMID has the rollover behind it that made it free. Pairs with the load of a tag.
-            tag.0.store(stamp.0, o(50, Release));
+            // Relaxed: a rollover sends every CPU through this lock before it runs anything, so who sees the VMID has the
+            // rollover behind it that made it free.
+            tag.0.store(stamp.0, Relaxed);
         }
         self.active[cpu.index()].store(stamp.0, Relaxed);
         // O51: the VMID can be seen before the first walk under it. Pairs with the barrier between entry writes and the
@@ -175,7 +182,7 @@ impl Vmids {
         borrowed.store(stamp.0, Relaxed);
         // O52: what we borrow can be seen before we look whether it is of this generation. Pairs with O53.
         full_barrier(52);
-        if stamp.generation() == self.generation.load(o(55, Acquire)) {
+        if stamp.generation() == self.generation.load(Relaxed) {
             return Some(stamp.vmid());
         }
         let slow = self.slow.lock();
@@ -205,7 +212,9 @@ impl Vmids {
             return Stamp::new(self.generation.load(Relaxed), vmid);
         }
         self.roll_over(slow);
-        flush();
+        if !mutant("rollover-without-flush") {
+            flush();
+        }
         // This rollover may have found the old stamp in use.
         self.keep(slow, old).unwrap_or_else(|| {
             let vmid = self.next_free(slow).unwrap_or(self.last); // fewer are reserved than there are
@@ -246,22 +255,26 @@ impl Vmids {
     /// Begins a generation: what CPUs are using is reserved, all other VMIDs are free once the TLBs are empty.
     fn roll_over(&self, slow: &mut Slow) {
         let generation = self.generation.load(Relaxed) + 1;
-        self.generation.store(generation, o(55, Release));
+        self.generation.store(generation, Relaxed);
         // O53: the new generation can be seen before we look who is borrowing. Pairs with O52.
         full_barrier(53);
-        let (running, borrowing) = slow.reserved.split_at_mut(MAX_CPUS);
+        let (running, borrowing) = slow.reserved.split_at_mut(SEATS);
         for (reserved, active) in running.iter_mut().zip(&self.active) {
             match Stamp(active.swap(Stamp::NONE.0, Relaxed)) {
                 Stamp::NONE => {} // not activated since the last rollover: runs what was reserved then
+                _ if mutant("running-not-reserved") => *reserved = Stamp::NONE,
                 stamp => *reserved = stamp,
             }
         }
         for (reserved, borrowed) in borrowing.iter_mut().zip(&self.borrowed) {
-            *reserved = Stamp(borrowed.load(o(53, Acquire)));
+            let stamp = Stamp(borrowed.load(o(53, Acquire)));
+            *reserved = if mutant("borrowed-not-reserved") { Stamp::NONE } else { stamp };
         }
         slow.next = 1;
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod interleaved;
+#[cfg(all(test, not(loom)))]
 mod tests;
