@@ -48,9 +48,9 @@ enum Command {
     /// Run every test: on the host, Linux boots, payloads in a VM, bad input
     Test(tests::Args),
     /// Check that each numbered memory ordering has a test that fails without it
-    Weaken(Only),
+    Weaken(lab::Args),
     /// Check that each wrong version of the protocol is caught by its test
-    Mutants(Only),
+    Mutants(lab::Args),
     /// Run the tests of the data structures under Miri
     Miri,
     /// Run the tests with threads under ThreadSanitizer
@@ -72,21 +72,13 @@ enum Command {
     Ci(ci::Args),
 }
 
-/// Which of the rows.
-#[derive(clap::Args)]
-struct Only {
-    /// Only these, separated by commas: the numbers of orderings, the names of mutants
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    only: Vec<String>,
-}
-
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Test(args) => tests::run(&args),
-        Command::Weaken(args) => lab::run::<lab::Orderings>(&args.only),
-        Command::Mutants(args) => lab::run::<lab::Mutants>(&args.only),
+        Command::Weaken(args) => lab::run::<lab::Orderings>(&args),
+        Command::Mutants(args) => lab::run::<lab::Mutants>(&args),
         Command::Miri => nightly::run_miri(),
         Command::Tsan => nightly::run_tsan(),
         Command::Soak(args) => soak::run(&args),

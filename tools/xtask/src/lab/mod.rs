@@ -2,7 +2,8 @@
 //!
 //! A test build can relax one numbered ordering or follow one mutant of the protocol (`types::sync`), chosen when it is
 //! run. A table in the book says which test catches it. Here each such test is run twice: as the code is, when it must
-//! pass, and with the one thing wrong, when it must fail. So no row of the tables can quietly become untrue.
+//! pass, and with the one thing wrong, when it must fail. So no row of the tables can quietly become untrue. Rows are
+//! tried side by side, one on each CPU.
 //!
 //! ```text
 //! docs/*.md ─ rows ─▶ Row ─▶ Trial: pass as it is, fail with the wrong ─▶ a line, a count
@@ -20,12 +21,27 @@ pub(crate) use mutants::Mutants;
 pub(crate) use programs::LOOM;
 pub(crate) use weaken::Orderings;
 
-use crate::process::interrupted;
 use crate::tests::{AlreadySaid, Cases};
 use anyhow::{Result, bail};
 use row::{Row, Tests};
 use std::collections::BTreeSet;
 use trial::Lab;
+
+/// Which rows are tried, and how often.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only these, separated by commas: the numbers of orderings, the names of mutants
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Have each test catch it this often, to see that it does not by luck
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    times: u32,
+}
+
+impl Args {
+    /// Every row, once.
+    pub(crate) const ALL: Self = Self { only: Vec::new(), times: 1 };
+}
 
 /// What can be made wrong: the orderings, or the mutants.
 pub(crate) trait Wrongs {
@@ -44,16 +60,17 @@ pub(crate) trait Wrongs {
 }
 
 /// Runs those that `only` names, or all, and prints the counts.
-pub(crate) fn run<W: Wrongs>(only: &[String]) -> Result<()> {
+pub(crate) fn run<W: Wrongs>(args: &Args) -> Result<()> {
     let mut cases = Cases::new(None);
-    add::<W>(&mut cases, only)?;
+    add::<W>(&mut cases, args)?;
     let summary = cases.finish();
     println!("{summary}");
     if summary.failed > 0 { Err(AlreadySaid.into()) } else { Ok(()) }
 }
 
 /// Adds a test for each wrong that `only` names, or for all of them, to `cases`.
-pub(crate) fn add<W: Wrongs>(cases: &mut Cases, only: &[String]) -> Result<()> {
+pub(crate) fn add<W: Wrongs>(cases: &mut Cases, args: &Args) -> Result<()> {
+    let only = &args.only;
     let all = W::rows()?;
     let strays = strays::<W>(&all, &W::in_code()?);
     if let Some(unknown) = only.iter().find(|name| !all.iter().any(|row| row.is(name))) {
@@ -67,24 +84,20 @@ pub(crate) fn add<W: Wrongs>(cases: &mut Cases, only: &[String]) -> Result<()> {
         let verdict = if strays.is_empty() { Ok(agreed) } else { Err(strays.join("\n     ")) };
         cases.verdict(row::path(&all), &verdict);
     }
-    let mut lab = Lab::build(cases, &rows)?;
+    let lab = Lab::build(cases, &rows, args.times)?;
+    let mut testable = Vec::new();
     let mut untested = 0;
     for row in rows {
-        if interrupted() {
-            break;
-        }
         match &row.tests {
             Tests::None(reason) => {
                 untested += 1;
                 cases.say(&format!("--   {}: not testable: {reason}", row.name));
             }
-            Tests::Named(tests) => {
-                cases.doing(&row.name);
-                let verdict = lab.try_row(W::VARIABLE, row, tests);
-                cases.verdict(&row.name, &verdict);
-            }
+            Tests::Named(tests) => testable.push((row, &tests[..])),
         }
     }
+    cases.doing("each test as it is, and with one thing wrong");
+    lab.try_rows(W::VARIABLE, &testable, |row, verdict| cases.verdict(&row.name, verdict));
     if untested > 0 {
         cases.say(&format!("{untested} of the {}s cannot be tested, for the reasons given", W::NOUN));
     }

@@ -77,7 +77,7 @@ impl Programs {
     }
 
     /// Finds who holds a test. Tests that a macro makes for each format have one name in several modules, and are
-    /// meant all.
+    /// meant all, where `name` is not `module::name`.
     pub(super) fn find(&self, test: &Named) -> Result<Vec<Match<'_>>> {
         let programs = if test.runner == Runner::Loom { &self.loom } else { &self.host };
         let found: Vec<_> = programs.iter().filter_map(|program| program.find(&test.name)).collect();
@@ -90,7 +90,8 @@ impl Programs {
 
 impl Program {
     fn find(&self, name: &str) -> Option<Match<'_>> {
-        let is_it = |full: &&str| *full == name || full.rsplit("::").next() == Some(name);
+        let is_it =
+            |full: &&str| full.strip_suffix(name).is_some_and(|path| path.is_empty() || path.ends_with("::"));
         let tests: Vec<&str> = self.tests.iter().map(String::as_str).filter(is_it).collect();
         (!tests.is_empty()).then_some(Match { program: self, tests })
     }
@@ -160,6 +161,7 @@ mod tests {
     fn a_test_is_found_by_its_own_name_in_every_module_and_with_its_own_runner() {
         let names = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
         assert_eq!(found("splits", Runner::Host), names(&["arm::splits", "x86::splits"]));
+        assert_eq!(found("arm::splits", Runner::Host), names(&["arm::splits"]));
         assert_eq!(found("splits", Runner::Loom), names(&["loom::splits"]));
         assert_eq!(found("merges", Runner::Miri), names(&["merges"]));
         assert_eq!(found("unsplits", Runner::Loom), None);

@@ -3,6 +3,7 @@
 //! | a cell of `test` | means |
 //! | --- | --- |
 //! | `` `name`, `other` `` | each of these catches it, in what `cargo test` runs |
+//! | `` `module::name` `` | the test of that name in this module alone |
 //! | `` `name` (loom) `` | a test of the model checker |
 //! | `` `name` (Miri) `` | a test that Miri runs |
 //! | `` `name` (loom; a hang counts) `` | a run that does not end has caught it, too |

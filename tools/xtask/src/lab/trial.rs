@@ -7,23 +7,32 @@ use crate::process::{Process, interrupted};
 use crate::setup::{self, Need};
 use crate::tests::Cases;
 use crate::{paths, shell};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, bail};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a run may take before it counts as one that does not end. The longest takes a twentieth of it.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// How a row went: who caught it, or each reason why it was not caught.
+pub(super) type Verdict = Result<String, String>;
+
+/// How a test went as the code is; whoever asks first runs it, and who else asks waits for that.
+type AsItIs = Arc<OnceLock<Result<Run, String>>>;
+
 /// The test programs, and what is known of their tests.
 pub(super) struct Lab {
     programs: Programs,
-    /// How each test went as the code is.
-    as_it_is: BTreeMap<Named, Run>,
+    as_it_is: Mutex<BTreeMap<Named, AsItIs>>,
+    /// How often each test must catch what is wrong.
+    times: u32,
 }
 
 /// How a run went.
@@ -36,7 +45,7 @@ enum Run {
 
 impl Lab {
     /// Builds the programs that the tests of `rows` are in.
-    pub(super) fn build(cases: &Cases, rows: &[&Row]) -> Result<Self> {
+    pub(super) fn build(cases: &Cases, rows: &[&Row], times: u32) -> anyhow::Result<Self> {
         cases.doing("building the tests");
         let tests: Vec<&Named> = rows
             .iter()
@@ -48,17 +57,44 @@ impl Lab {
         if tests.iter().any(|test| test.runner == Runner::Miri) {
             setup::ensure(&[Need::Nightly])?;
         }
-        Ok(Self { programs: Programs::build(&tests)?, as_it_is: BTreeMap::new() })
+        Ok(Self { programs: Programs::build(&tests)?, as_it_is: Mutex::default(), times })
+    }
+
+    /// Tries each row, as many at a time as there are CPUs, and tells how it went, in the order of the rows.
+    pub(super) fn try_rows(
+        &self,
+        variable: &str,
+        rows: &[(&Row, &[Named])],
+        mut tell: impl FnMut(&Row, &Verdict),
+    ) {
+        let next = AtomicUsize::new(0);
+        let (sender, verdicts) = mpsc::channel();
+        thread::scope(|scope| {
+            for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+                let (sender, next) = (sender.clone(), &next);
+                scope.spawn(move || {
+                    while let Some((n, (row, tests))) = take(rows, next) {
+                        if interrupted() || sender.send((n, self.try_row(variable, row, tests))).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            let (mut early, mut told) = (BTreeMap::new(), 0);
+            for (n, verdict) in verdicts {
+                early.insert(n, verdict);
+                while let Some(verdict) = early.remove(&told) {
+                    tell(rows[told].0, &verdict);
+                    told += 1;
+                }
+            }
+        });
     }
 
     /// Runs each test of the row: each must pass as the code is, and fail with `variable` set to the row's value.
     /// Returns who caught it, or each reason why it was not.
-    pub(super) fn try_row(
-        &mut self,
-        variable: &str,
-        row: &Row,
-        tests: &[Named],
-    ) -> std::result::Result<String, String> {
+    fn try_row(&self, variable: &str, row: &Row, tests: &[Named]) -> Verdict {
         let (mut catchers, mut objections) = (Vec::new(), Vec::new());
         for test in tests {
             match self.try_test(variable, row, test) {
@@ -72,42 +108,59 @@ impl Lab {
         }
     }
 
-    /// Returns which test caught it and how fast; an error where none did.
-    fn try_test(&mut self, variable: &str, row: &Row, test: &Named) -> Result<String> {
+    /// Returns which test caught it and how fast; an error where it did not, or not each time.
+    fn try_test(&self, variable: &str, row: &Row, test: &Named) -> anyhow::Result<String> {
         let found = self.programs.find(test)?;
-        let as_it_is = match self.as_it_is.get(test) {
-            Some(run) => *run,
-            None => {
-                let run = run(&found, test, None, &log(&format!("as-it-is-{}", test.name))?)?;
-                self.as_it_is.insert(test.clone(), run);
-                run
-            }
-        };
         let name = &test.name;
+        let as_it_is = self.as_it_is(test, &found).map_err(anyhow::Error::msg)?;
         if as_it_is != Run::Passed {
-            let log = paths::display(&log(&format!("as-it-is-{name}"))?);
-            bail!("{name} fails with nothing wrong: {log}");
+            bail!("{name} fails with nothing wrong: {}", paths::display(&log("as-it-is", test)?));
         }
-        let started = Instant::now();
-        let log = log(&format!("{}-{name}", row.name))?;
-        let run = run(&found, test, Some((variable, &row.value)), &log)?;
-        let seconds = started.elapsed().as_secs_f64();
-        match (run, test.hang) {
-            (Run::Failed, _) => Ok(format!("{name} ({seconds:.1} s)")),
-            (Run::Hung, Hang::Caught) => Ok(format!("{name}, which did not end")),
-            (Run::Hung, Hang::Error) => {
-                bail!(
-                    "{name} did not end within {} s, and its row does not say that this counts",
-                    LIMIT.as_secs()
-                )
+        let log = log(&row.name, test)?;
+        let mut longest = Duration::ZERO;
+        let mut last = Run::Failed;
+        for time in 1..=self.times {
+            let started = Instant::now();
+            last = run(&found, test, Some((variable, &row.value)), &log)?;
+            longest = longest.max(started.elapsed());
+            match (last, test.hang) {
+                (Run::Failed, _) | (Run::Hung, Hang::Caught) => {}
+                (Run::Hung, Hang::Error) => {
+                    let seconds = LIMIT.as_secs();
+                    bail!("{name} did not end within {seconds} s, and its row does not say that this counts")
+                }
+                (Run::Passed, _) if time == 1 => {
+                    bail!("{name} passes all the same: {}", paths::display(&log))
+                }
+                (Run::Passed, _) => {
+                    bail!("{name} catches it by luck: it passed when it was run for the {time}. time")
+                }
             }
-            (Run::Passed, _) => bail!("{name} passes all the same: {}", paths::display(&log)),
         }
+        Ok(match last {
+            Run::Hung => format!("{name}, which did not end"),
+            _ => format!("{name} ({:.1} s)", longest.as_secs_f64()),
+        })
+    }
+
+    fn as_it_is(&self, test: &Named, found: &[Match<'_>]) -> Result<Run, String> {
+        let known = {
+            let mut all = self.as_it_is.lock().unwrap_or_else(PoisonError::into_inner);
+            all.entry(test.clone()).or_default().clone()
+        };
+        let go = || run(found, test, None, &log("as-it-is", test)?);
+        known.get_or_init(|| go().map_err(|error| format!("{error:#}"))).clone()
     }
 }
 
+/// Takes the next of `rows`, with its number.
+fn take<'r, T: Copy>(rows: &'r [T], next: &AtomicUsize) -> Option<(usize, T)> {
+    let n = next.fetch_add(1, Ordering::Relaxed);
+    rows.get(n).map(|row| (n, *row))
+}
+
 /// Runs the tests, one program after the other, until one fails.
-fn run(found: &[Match<'_>], test: &Named, wrong: Option<(&str, &str)>, log: &PathBuf) -> Result<Run> {
+fn run(found: &[Match<'_>], test: &Named, wrong: Option<(&str, &str)>, log: &PathBuf) -> anyhow::Result<Run> {
     let file = File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
     for found in found {
         let mut command = match test.runner {
@@ -133,7 +186,7 @@ fn run(found: &[Match<'_>], test: &Named, wrong: Option<(&str, &str)>, log: &Pat
 }
 
 /// Runs the command, and ends it with all that it has started if it takes too long or the user asks to stop.
-fn within_limit(mut command: Command) -> Result<Run> {
+fn within_limit(mut command: Command) -> anyhow::Result<Run> {
     let line = shell::line(&command);
     command.process_group(0);
     let mut process = Process::start(command)?;
@@ -155,11 +208,12 @@ fn within_limit(mut command: Command) -> Result<Run> {
     }
 }
 
-/// Returns the file for what a run prints.
-fn log(name: &str) -> Result<PathBuf> {
+/// Returns the file for what a run of `test` prints, with `wrong` wrong.
+fn log(wrong: &str, test: &Named) -> anyhow::Result<PathBuf> {
     let folder = paths::target().join("test-logs");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    Ok(folder.join(format!("{name}.log")))
+    let runner = format!("{:?}", test.runner).to_lowercase();
+    Ok(folder.join(format!("{wrong}-{}-{runner}.log", test.name.replace("::", "-"))))
 }
 
 #[cfg(test)]

@@ -97,8 +97,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Reports if extent == Extent::Quick => Ok(()),
             Group::Reports => reports::run(&mut cases),
             Group::Weaken | Group::Mutants | Group::Miri | Group::Tsan if extent == Extent::Quick => Ok(()),
-            Group::Weaken => lab::add::<lab::Orderings>(&mut cases, &[]),
-            Group::Mutants => lab::add::<lab::Mutants>(&mut cases, &[]),
+            Group::Weaken => lab::add::<lab::Orderings>(&mut cases, &lab::Args::ALL),
+            Group::Mutants => lab::add::<lab::Mutants>(&mut cases, &lab::Args::ALL),
             Group::Miri => nightly::add_miri(&mut cases),
             Group::Tsan => nightly::add_tsan(&mut cases),
         };
