@@ -54,7 +54,7 @@ const LINK_BIT: u64 = 1 << 11;
 /// Returns what the address bits of `raw` are inverted by: all of them where it is not present.
 #[inline(always)]
 fn inversion(raw: u64) -> u64 {
-    if raw & RIGHTS == 0 && !mutant("ept_plain_veil") { ADDRESS } else { 0 }
+    if raw & RIGHTS == 0 && !mutant("ept-plain-veil") { ADDRESS } else { 0 }
 }
 
 const fn offset(height: Height) -> u64 {
@@ -62,7 +62,7 @@ const fn offset(height: Height) -> u64 {
 }
 
 fn encode_link(table: Table) -> u64 {
-    let accessed = !mutant("ept_link_old");
+    let accessed = !mutant("ept-link-old");
     let fields = LINK::RIGHTS::All
         + LINK::ACCESSED.val(u64::from(accessed))
         + LINK::LINK::SET
@@ -82,7 +82,7 @@ fn decode_link(raw: u64) -> Option<Table> {
 
 /// Returns the payload as it is stored, or back.
 fn inverted(payload: u32) -> u32 {
-    if mutant("ept_plain_note") { payload } else { !payload }
+    if mutant("ept-plain-note") { payload } else { !payload }
 }
 
 fn encode_note(note: Note) -> u64 {
@@ -112,7 +112,7 @@ impl Ept {
 
     /// Returns what can be given of the rights `access`; never one more.
     pub fn expressible(self, access: Access) -> Access {
-        if access.contains(Access::READ) || mutant("ept_write_alone") {
+        if access.contains(Access::READ) || mutant("ept-write-alone") {
             access
         } else if self.features.contains(Features::EXECUTE_ONLY) {
             access & Access::EXEC

@@ -10,7 +10,7 @@ mod deferred;
 mod readers;
 
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::sync::atomic::Ordering;
 use loom::thread;
 use model::{Cells, Tiny, range};
 use stage2::{

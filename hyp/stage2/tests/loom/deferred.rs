@@ -56,7 +56,7 @@ fn an_epoch_that_another_cpu_helps_on_outlasts_every_stay_too() {
                 let _ = me.has_passed(epoch);
             })
         };
-        let mut me = shared.way.enter(cpu(0));
+        let me = shared.way.enter(cpu(0));
         shared.thing.unlink();
         let epoch = me.defer().expect("batched");
         drop(me); // the helper may get by without us

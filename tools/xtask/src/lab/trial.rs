@@ -154,7 +154,7 @@ impl Lab {
 }
 
 /// Takes the next of `rows`, with its number.
-fn take<'r, T: Copy>(rows: &'r [T], next: &AtomicUsize) -> Option<(usize, T)> {
+fn take<T: Copy>(rows: &[T], next: &AtomicUsize) -> Option<(usize, T)> {
     let n = next.fetch_add(1, Ordering::Relaxed);
     rows.get(n).map(|row| (n, *row))
 }
