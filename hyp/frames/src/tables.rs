@@ -62,19 +62,27 @@ impl Entries for Tables<'_> {
 
     #[inline(always)]
     fn slot(&self, table: TablePa, index: usize) -> &AtomicU64 {
-        let pa = table.pa().wrapping_add(index as u64 * size_of::<u64>() as u64);
-        debug_assert!(
-            self.frames.record(pa).is_ok_and(|record| record.load().kind() == Kind::Table),
-            "{pa} is in no table"
-        );
-        // SAFETY: a `TablePa` names a table that `take` below made and that has not been given back, and the index is
-        // below its number of entries, both by the contract of `Entries`. Such memory is mapped, and accessed as
-        // atomics and by the hardware's walker only.
-        unsafe { self.map.word(pa) }
+        self.finder()(table, index)
     }
 
     #[inline(always)]
-    fn slots(&self, table: TablePa, indices: Range<usize>) -> impl Iterator<Item = &AtomicU64> {
+    fn finder<'e>(&'e self) -> impl Fn(TablePa, usize) -> &'e AtomicU64 {
+        let map = self.map;
+        move |table, index| {
+            let pa = table.pa().wrapping_add(index as u64 * size_of::<u64>() as u64);
+            debug_assert!(
+                self.frames.record(pa).is_ok_and(|record| record.load().kind() == Kind::Table),
+                "{pa} is in no table"
+            );
+            // SAFETY: a `TablePa` names a table that `take` below made and that has not been given back, and the index
+            // is below its number of entries, both by the contract of `Entries`. Such memory is mapped, and accessed as
+            // atomics and by the hardware's walker only.
+            unsafe { map.word(pa) }
+        }
+    }
+
+    #[inline(always)]
+    fn slots(&self, table: TablePa, indices: Range<usize>) -> impl ExactSizeIterator<Item = &AtomicU64> {
         let pa = table.pa().wrapping_add(indices.start as u64 * size_of::<u64>() as u64);
         // SAFETY: as for `slot`, for each of them; a table's entries stand side by side.
         unsafe { self.map.words(pa, indices.len()) }.iter()

@@ -83,11 +83,20 @@ pub trait Entries {
     /// This is on every hot path: an addition, and nothing that can fail.
     fn slot(&self, table: TablePa, index: usize) -> Self::Slot<'_>;
 
+    /// Returns what does as [`Entries::slot`] does, for a walk of several looks.
+    ///
+    /// To be replaced where `slot` itself reads something to find its way: read once, it is in a register for all looks,
+    /// where between two loads of entries, which are ordered, it would be read again.
+    #[inline(always)]
+    fn finder<'e>(&'e self) -> impl Fn(TablePa, usize) -> Self::Slot<'e> {
+        |table, index| self.slot(table, index)
+    }
+
     /// Returns entries `indices` of `table`, in ascending order; all of them are below the number of entries.
     ///
     /// For loops: to be replaced where something can be looked up once for all of them.
     #[inline(always)]
-    fn slots(&self, table: TablePa, indices: Range<usize>) -> impl Iterator<Item = Self::Slot<'_>> {
+    fn slots(&self, table: TablePa, indices: Range<usize>) -> impl ExactSizeIterator<Item = Self::Slot<'_>> {
         indices.map(move |index| self.slot(table, index))
     }
 }
@@ -155,7 +164,12 @@ impl<T: Entries + ?Sized> Entries for &T {
     }
 
     #[inline(always)]
-    fn slots(&self, table: TablePa, indices: Range<usize>) -> impl Iterator<Item = Self::Slot<'_>> {
+    fn finder<'e>(&'e self) -> impl Fn(TablePa, usize) -> Self::Slot<'e> {
+        T::finder(self)
+    }
+
+    #[inline(always)]
+    fn slots(&self, table: TablePa, indices: Range<usize>) -> impl ExactSizeIterator<Item = Self::Slot<'_>> {
         T::slots(self, table, indices)
     }
 }

@@ -1,7 +1,7 @@
 //! Translation: from an address to the entry that decides about it, in as many loads as the tree has heights.
 
 use crate::geometry::{shift, span};
-use crate::{Entries, Entry, Format, Pages, Slot, TablePa, Tree, View};
+use crate::{Entries, Entry, Format, Pages, Slot, TablePa, View};
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering::Acquire;
@@ -66,11 +66,9 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     /// One acquire load per height. Never waits, never allocates, never fails.
     #[inline]
     pub fn translate(&self, ipa: Ipa) -> Found<F> {
-        self.tree.walk_to(ipa)
+        self.walk_to(ipa)
     }
-}
 
-impl<F: Format, M: Entries> Tree<F, M> {
     /// Unrolled by hand, once for each height that a root can have: a loop over heights takes twice as long, since
     /// shift and bound are then computed in the chain of dependent loads.
     #[inline(always)]
@@ -79,7 +77,8 @@ impl<F: Format, M: Entries> Tree<F, M> {
         if !self.geometry.reaches(ipa) {
             return Found::new(0, top);
         }
-        let mut table = self.root();
+        let slot = self.tree.memory.finder();
+        let mut table = self.root;
         let mut index;
         macro_rules! root {
             ($height:literal) => {
@@ -89,7 +88,7 @@ impl<F: Format, M: Entries> Tree<F, M> {
         macro_rules! descend {
             ($height:literal) => {
                 // O8: a table's contents are seen as they were when it was linked. Pairs with O9.
-                let raw = self.memory.slot(table, index).load(o(8, Acquire));
+                let raw = slot(table, index).load(o(8, Acquire));
                 let Some(child) = F::child(raw) else { return Found::new(raw, Height::new($height)) };
                 table = TablePa::linked(child);
                 index =
@@ -122,6 +121,6 @@ impl<F: Format, M: Entries> Tree<F, M> {
             _ => return Found::new(0, top), // no shape has such a root
         }
         // O8, for the leaf: what it maps was prepared (zeroed, cleaned) before it was published.
-        Found::new(self.memory.slot(table, index).load(o(8, Acquire)), Height::PAGE)
+        Found::new(slot(table, index).load(o(8, Acquire)), Height::PAGE)
     }
 }

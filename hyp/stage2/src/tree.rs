@@ -126,7 +126,8 @@ impl<F: Format, M> Tree<F, M> {
     #[inline]
     pub fn open<'t, 's, S: Section>(&'t self, section: &'s S) -> View<'t, F, M, S::Reading<'s>> {
         self.mark_opened(section.cpu());
-        View { tree: self, cpu: section.cpu(), _reading: section.read() }
+        let (geometry, root) = (self.geometry, self.root());
+        View { tree: self, geometry, root, cpu: section.cpu(), _reading: section.read() }
     }
 
     #[inline]
@@ -333,6 +334,10 @@ impl Patience<'_> {
 #[derive(Debug)]
 pub struct View<'t, F, M, R> {
     pub(crate) tree: &'t Tree<F, M>,
+    /// The tree's, which never change: here they are in registers, where in the tree they would be read again between two
+    /// loads of entries.
+    pub(crate) geometry: Geometry<F>,
+    pub(crate) root: TablePa,
     pub(crate) cpu: CpuId,
     _reading: R,
 }

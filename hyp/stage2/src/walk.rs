@@ -116,7 +116,7 @@ pub trait Visitor<F: Format> {
     /// To be replaced by who counts or sums: what is kept in local variables over a run costs nothing for each entry,
     /// where a closure's captured variables go to memory and back.
     #[inline(always)]
-    fn run<M: Entries>(&mut self, run: &mut Run<'_, F, M>) -> Answer {
+    fn run<S: ExactSizeIterator<Item: Slot>>(&mut self, run: &mut Run<F, S>) -> Answer {
         for visit in run {
             let answer = self.visit(&visit);
             if !matches!(answer, Answer::Continue | Answer::Descend) {
@@ -139,40 +139,44 @@ impl<F: Format, V: FnMut(&Visit<F>) -> Answer> Visitor<F> for EachEntry<V> {
 
 /// Page entries of one table, each read when it is asked for.
 #[derive(Debug)]
-pub struct Run<'r, F, M> {
-    memory: &'r M,
+pub struct Run<F, S> {
     table: TablePa,
-    index: usize,
+    /// The entries that are left.
+    slots: S,
+    /// The index behind the last of them: an index of our own would be one more thing to count in every loop.
     end: usize,
     /// The address of entry 0.
     base: Ipa,
     dead: u64,
-    is_dead: bool,
+    /// The entry that was found dead.
+    dead_at: Option<usize>,
     format: PhantomData<F>,
 }
 
-impl<F: Format, M> Run<'_, F, M> {
+impl<F: Format, S: ExactSizeIterator> Run<F, S> {
+    /// Returns the index of the entry that comes next.
+    #[inline(always)]
+    fn index(&self) -> usize {
+        self.end - self.slots.len()
+    }
+
     #[inline(always)]
     fn ipa(&self, index: usize) -> Ipa {
         self.base.wrapping_add((index as u64) << shift::<F>(Height::PAGE))
     }
 }
 
-impl<F: Format, M: Entries> Iterator for Run<'_, F, M> {
+impl<F: Format, S: ExactSizeIterator<Item: Slot>> Iterator for Run<F, S> {
     type Item = Visit<F>;
 
     #[inline(always)]
     fn next(&mut self) -> Option<Visit<F>> {
-        let index = self.index;
-        if index == self.end {
-            return None;
-        }
-        let raw = self.memory.slot(self.table, index).load(o(8, Acquire)); // O8
+        let raw = self.slots.next()?.load(o(8, Acquire)); // O8
         if raw == self.dead {
-            self.is_dead = true;
+            self.dead_at = Some(self.index() - 1);
             return None;
         }
-        self.index = index + 1;
+        let index = self.index() - 1;
         let found = Found::new(raw, Height::PAGE);
         Some(Visit { ipa: self.ipa(index), found, table: self.table, index })
     }
@@ -273,24 +277,23 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         let len = ((range.end().get() - 1 - ipa.get()) / span) as usize + 1;
         *budget = budget.saturating_sub(len);
         let mut run = Run {
-            memory: &self.tree.memory,
             table,
-            index,
+            slots: self.tree.memory.slots(table, index..index + len),
             end: index + len,
             base: ipa.wrapping_add(0u64.wrapping_sub(index as u64 * span)),
             dead: self.tree.format.encode(Entry::Dead, Height::PAGE),
-            is_dead: false,
+            dead_at: None,
             format: PhantomData,
         };
         loop {
             let answer = visitor.run(&mut run);
-            if run.is_dead {
-                return Break(Leave::Restart(run.ipa(run.index).max(range.start()), Height::PAGE));
+            if let Some(index) = run.dead_at {
+                return Break(Leave::Restart(run.ipa(index).max(range.start()), Height::PAGE));
             }
             if matches!(answer, Answer::Continue | Answer::Descend) {
                 return Continue(());
             }
-            let last = index.max(run.index.saturating_sub(1));
+            let last = index.max(run.index().saturating_sub(1));
             let ipa = run.ipa(last);
             let last = Place { table, index: last, height: Height::PAGE };
             self.insist(last, ipa, ipa.max(range.start()), answer, visitor)?;

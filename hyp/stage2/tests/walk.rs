@@ -5,7 +5,7 @@ mod common;
 use common::{BLOCK, GIB, PAGE, mapping, pages, rig};
 use model::{Machine, range};
 use stage2::{
-    Answer, Bbm, Entries, Entry, EntryEpoch, Format, Mapping, Quiescence, Run, STEP_ENTRIES, Visit, Visitor,
+    Answer, Bbm, Entry, EntryEpoch, Format, Mapping, Quiescence, Run, STEP_ENTRIES, Slot, Visit, Visitor,
     WalkEnd, Walked,
 };
 use types::{CpuId, Height, Ipa, Pa};
@@ -165,7 +165,7 @@ impl<F: Format> Visitor<F> for Sum {
         Answer::Descend
     }
 
-    fn run<M: Entries>(&mut self, run: &mut Run<'_, F, M>) -> Answer {
+    fn run<S: ExactSizeIterator<Item: Slot>>(&mut self, run: &mut Run<F, S>) -> Answer {
         let mut pages = 0;
         let mut answer = Answer::Continue;
         for visit in run {

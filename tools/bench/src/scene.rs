@@ -171,7 +171,7 @@ impl Visitor<Format> for Sum {
     }
 
     #[inline(always)]
-    fn run<M: stage2::Entries>(&mut self, run: &mut stage2::Run<'_, Format, M>) -> Answer {
+    fn run<S: ExactSizeIterator<Item: stage2::Slot>>(&mut self, run: &mut stage2::Run<Format, S>) -> Answer {
         let mut sum = self.0;
         for visit in run {
             sum = sum.wrapping_add(visit.pa().map_or(0, Pa::get));
