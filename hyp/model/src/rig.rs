@@ -1,7 +1,7 @@
 //! [`Rig`]: a tree on a recording machine, with both oracles beside it. Every operation is driven to its end step by
 //! step; after each step the judge reads what was done, and after each operation the tree is compared with the list.
 
-use crate::{Content, Flat, Judge, Machine};
+use crate::{Content, Flat, Judge, Machine, Style};
 use stage2::{
     Attrs, Bbm, ChangeError, CollapseError, Format, Geometry, HEIGHTS, MapError, Mapping, Note, Quiescence,
     STEP_ENTRIES, Tree, Why,
@@ -30,6 +30,18 @@ impl<'m, F: Format> Rig<'m, F> {
         let _ = tree.open(&other);
         drop(other);
         Self { machine, tree, flat: Flat::new(), judge }
+    }
+
+    /// The same, on CPUs that are made to forget in another style.
+    #[must_use]
+    pub fn in_style(self, style: Style) -> Self {
+        Self { judge: self.judge.in_style(style), ..self }
+    }
+
+    /// The same, where no CPU has entered a guest of the space so far: then it is known who may hold what.
+    #[must_use]
+    pub fn entered_by_nobody(self) -> Self {
+        Self { judge: self.judge.entered_by_nobody(), ..self }
     }
 
     /// Returns the machine.

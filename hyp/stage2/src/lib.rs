@@ -9,6 +9,7 @@
 //! | [`Format`] | what the bits mean, and which live rewrites are legal | `vmsa`, `ept`, the tiny format of `model` |
 //! | [`Entries`], [`Pages`] | where tables are, come from and go to | `frames`; host memory in `model` |
 //! | [`Invalidate`] | how a CPU discharges what a change owes | `aarch64`, `x86_64`; a recorder in `model` |
+//! | [`Interrupt`] | how a CPU is made to leave its guest, where no instruction reaches its TLB | the CPU crates |
 //! | [`Quiescence`] | how readers are waited for | here: [`EntryEpoch`] and three others |
 //!
 //! # The flow
@@ -59,6 +60,7 @@ mod memory;
 mod owed;
 mod parking;
 mod place;
+mod presence;
 mod protect;
 mod prune;
 mod quiescence;
@@ -83,6 +85,7 @@ pub use hold::HeldLeaf;
 pub use map::Mapping;
 pub use memory::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, Slot, TablePa};
 pub use owed::{Class, Invalidate, Owed, Quiesced, Scope, Ticket, Work};
+pub use presence::{Interrupt, Presence, Request};
 pub use quiescence::{
     AnyPeriod, AnyReading, AnySection, Asked, Attendance, Batched, BatchedStay, Counted, Counting,
     EntryEpoch, Epoch, InStay, IpiRendezvous, Kick, Quiescence, ReaderCount, Section, Snapshot, Stay,

@@ -6,6 +6,8 @@
 
 #[path = "loom/deferred.rs"]
 mod deferred;
+#[path = "loom/presence.rs"]
+mod presence;
 #[path = "loom/readers.rs"]
 mod readers;
 

@@ -15,7 +15,7 @@
 //! | [`IpiRendezvous`] | nothing to others | the same | interrupts whoever is walking, and waits for its answer |
 //! | [`Batched`] | as `EntryEpoch` | nothing | does not wait: what it unlinked rests until its epoch has passed |
 //!
-//! [`Waiting`] is any of the four, chosen at run time. docs/quiescence.md has the whole picture.
+//! [`Waiting`] is any of the four, chosen at run time. docs/protocol/waiting.md has the whole picture.
 //!
 //! Neighbours: `tree` and `sweep`, which wait and free by it; `space`, which replaces region maps by it.
 
@@ -34,12 +34,12 @@ pub use waiting::{AnyPeriod, AnyReading, AnySection, Waiting};
 use types::{CpuId, CpuSet, MAX_CPUS};
 
 /// The CPUs that there is a line of counters for. A model checker's threads have small stacks and few CPUs.
-const SEATS: usize = if cfg!(loom) { 4 } else { MAX_CPUS };
+pub(crate) const SEATS: usize = if cfg!(loom) { 4 } else { MAX_CPUS };
 
 /// What one CPU writes and others only read, on a cache line of its own (two, since CPUs fetch neighbours).
 #[repr(align(128))]
 #[derive(Debug)]
-struct Line<T>(T);
+pub(crate) struct Line<T>(pub(crate) T);
 
 /// A number for a time at whose end something may be freed. Later ones are greater.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
