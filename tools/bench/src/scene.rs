@@ -127,6 +127,15 @@ impl Scene {
         view.split(&NoTlb, Ipa::new(ipa), Height::PAGE, Why::DirtyLog).expect("the pool has pages");
     }
 
+    /// Makes the pages at `ipa` one block, as CPU `n`.
+    ///
+    /// # Panics
+    /// Where they are no block.
+    pub fn collapse(&self, n: usize, ipa: u64) {
+        let mut section = self.epoch.enter(cpu(n));
+        self.tree.collapse(&mut section, &NoTlb, Ipa::new(ipa), ONE_UP).expect("the pages are side by side");
+    }
+
     /// Adds up the output addresses of all pages in `range`, by the walker.
     pub fn sum_by_walk(&self, range: Range) -> u64 {
         let section = self.epoch.enter(CpuId::BOOT);

@@ -2,7 +2,7 @@
 
 use crate::chase::{Chase, Random};
 use crate::comparison::{Comparison, Contender, Row, Target};
-use crate::scene::{BLOCK, GIB, ONE_UP, PAGE, PAGES, Scene, mapping, origin, range};
+use crate::scene::{BLOCK, GIB, ONE_UP, PAGE, PAGES, Scene, mapping, origin};
 use stage2::Section;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -104,8 +104,7 @@ pub fn disturbed() -> Vec<Comparison> {
                     while !done.load(Relaxed) {
                         for block in (origin()..origin() + GIB).step_by(BLOCK as usize) {
                             beside.split(1, block);
-                            beside.unmap(1, range(block, BLOCK));
-                            beside.map(mapping(block, block - origin(), BLOCK, ONE_UP));
+                            beside.collapse(1, block);
                         }
                         begun.store(true, Release);
                     }

@@ -3,11 +3,11 @@
 
 use crate::comparison::{Comparison, Contender, Row, Target, time};
 use crate::scene::cpu;
-use stage2::{EntryEpoch, Quiescence, Section};
+use stage2::{Batched, EntryEpoch, IpiRendezvous, Quiescence, ReaderCount, Section};
 use std::hint::black_box;
 use std::sync::atomic::Ordering::{Release, SeqCst};
 use std::sync::atomic::{AtomicU64, fence};
-use types::CpuSet;
+use types::{CpuId, CpuSet};
 
 const TIMES: u64 = 1 << 18;
 /// A batch that fills a page with addresses of tables, but for the page's own head.
@@ -17,7 +17,14 @@ const CPUS: u32 = 8;
 
 /// Every way; one line for each.
 pub fn comparisons() -> Vec<Comparison> {
-    vec![entry(), write_side("EntryEpoch", EntryEpoch::new)]
+    vec![
+        entry(),
+        write_side("EntryEpoch", EntryEpoch::new),
+        write_side("ReaderCount", ReaderCount::new),
+        // Nobody is walking, so nobody is kicked: what a kick costs is the machine's.
+        write_side("IpiRendezvous", || IpiRendezvous::new(|_: CpuId| ())),
+        write_side("Batched", Batched::new),
+    ]
 }
 
 /// What a stay costs, against the least that announces one.
@@ -79,7 +86,7 @@ fn write_side<Q: Quiescence + 'static>(way: &'static str, make: fn() -> Q) -> Co
     })
 }
 
-/// One grace period for each `batch` tables.
+/// One grace period, or one epoch to rest for, for each `batch` tables.
 fn freeing<Q: Quiescence + 'static>(make: fn() -> Q, batch: u64) -> Contender {
     let waiting = make();
     let readers = (0..CPUS as usize).fold(CpuSet::EMPTY, |set, n| set.with(cpu(n)));
@@ -88,8 +95,13 @@ fn freeing<Q: Quiescence + 'static>(make: fn() -> Q, batch: u64) -> Contender {
         let mut section = waiting.enter(cpu(0));
         time(|| {
             for _ in 0..periods {
-                let period = section.period(black_box(readers));
-                section.wait(period);
+                match section.defer() {
+                    Some(epoch) => assert!(section.has_passed(epoch), "nobody is inside"),
+                    None => {
+                        let period = section.period(black_box(readers));
+                        section.wait(period);
+                    }
+                }
             }
         })
     })
