@@ -4,7 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | `Absent` | faults; **clean**: no TLB holds anything for it | hole | may claim it |
 //! | `Leaf`, `Table` | translates | act on it | may change it by compare-exchange |
-//! | `Note` | faults; clean | hole with data | may claim it |
+//! | `Note` | faults; clean | hole with data | may freeze it, or split it |
 //! | `Frozen` | faults; TLBs may still hold what it was | hole, not to be relied on | its owner only |
 //! | `Held` | translates, may set accessed and dirty flags | act on it | its owner only |
 //! | `Dead` | unreachable | this table is unlinked: go to the root | nobody, ever |

@@ -1,7 +1,7 @@
 //! The second-stage page-table library: formats, entries, walks, and changes to live tables.
 //!
-//! Readers take no lock; writers own single entries; nothing is freed while anyone can look at it. One tree may be
-//! walked, mapped, unmapped, protected and split by many CPUs at once.
+//! Readers take no lock; writers own single entries; nothing is freed while anyone can look at it. Every operation on a
+//! tree may run on many CPUs at once, on any ranges. docs/protocol says how, a page for each operation.
 //!
 //! # The seams
 //! | trait | says | implemented by |
@@ -14,8 +14,8 @@
 //!
 //! # The flow
 //! ```text
-//! Tree::open(section) → View ── translate, walk, map
-//! Tree::unmap, protect, split, prune (section, cpu) ── freeze → Owed → Ticket → Quiesced → sink
+//! Tree::open(section) → View ── translate, walk; map, claim, hold, take, split (cpu)
+//! Tree::unmap, protect, collapse, … (section, cpu) ── own → Owed → Ticket → Quiesced → sink
 //! ```
 //! A [`View`] borrows the section, so nothing that waits for software can run while one lives.
 //!
@@ -29,9 +29,13 @@
 //! | [`View::walk`] | nothing | a visitor, holes included |
 //! | [`View::map`], [`View::annotate`] | nothing | absent → leaf or note, in the largest entries that fit |
 //! | [`View::claim`] | nothing | absent → ours, to look again and then [`Claim::publish`] |
+//! | [`View::hold_leaf`] | nothing | a leaf stays usable and is ours, to look again and then [`HeldLeaf::allow`] |
+//! | [`View::take_leaf`] | hardware | a leaf is clean and ours, to move what it maps |
 //! | [`View::split`] | hardware | a block becomes smaller entries |
 //! | [`Tree::unmap`] | hardware, readers, owners | everything covered becomes absent |
 //! | [`Tree::protect`] | hardware, owners | rights, in place |
+//! | [`Tree::collapse`], [`Tree::collapse_into`] | hardware, readers | a table of leaves becomes a block |
+//! | [`Tree::harvest`], [`Tree::age`] | hardware, owners (aging: hardware) | what was written, or used, until now |
 //! | [`Tree::prune`] | hardware, readers | empty tables go back |
 //! | [`Tree::drain`] | nothing | what rests since an unlink goes back |
 //! | [`Tree::destroy`] | hardware, readers | the end |
