@@ -28,6 +28,7 @@ mod kept;
 mod layout;
 mod order;
 mod pool;
+mod reserve;
 mod run;
 mod stock;
 mod store;

@@ -1,30 +1,42 @@
 //! One space's tables: where `stage2` looks into them, and where new ones come from.
 
+use crate::reserve::Reserve;
 use crate::{DirectMap, Frames, Kind, Order, Owner, Usage};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use spin::Mutex;
 use stage2::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, TablePa, TableSize};
-use types::FRAME_SIZE;
+use types::sync::mutant;
+use types::{FRAME_SIZE, Pa};
 
 /// The tables of one space, within a budget of frames.
 ///
 /// Looking into a table is the direct map and nothing else. Taking one costs what allocating and zeroing it costs; a
 /// space at its budget gets none, however much memory there is, so that one guest cannot take the machine's memory
 /// in tables.
+///
+/// The budget counts tables and the [reserve](crate::reserve) for splits. A lock is around the reserve, held for a number
+/// of steps that does not grow; a split draws on it and on nothing else, so that it cannot fail for want of memory.
 #[derive(Debug)]
 pub struct Tables<'f> {
     frames: &'f Frames,
     /// That of `frames`, within reach: it is needed at every look at an entry.
     map: DirectMap,
     owner: Owner,
+    /// The order of a table in reserve: of every table but a concatenated root.
+    page: Order,
     limit: u32,
+    /// Frames in tables and in reserve.
     used: AtomicU32,
+    reserve: Mutex<Reserve>,
 }
 
 impl<'f> Tables<'f> {
-    /// Makes an empty set of tables of `owner` that may grow to `limit` frames of 4 KiB, the root included.
-    pub const fn new(frames: &'f Frames, owner: Owner, limit: u32) -> Self {
-        Self { frames, map: frames.map(), owner, limit, used: AtomicU32::new(0) }
+    /// Makes an empty set of tables of `owner`, each of `page` but for the root, that may grow to `limit` frames of
+    /// 4 KiB, with the root and what is in reserve.
+    pub const fn new(frames: &'f Frames, owner: Owner, page: Order, limit: u32) -> Self {
+        let reserve = Mutex::new(Reserve::new());
+        Self { frames, map: frames.map(), owner, page, limit, used: AtomicU32::new(0), reserve }
     }
 
     /// Returns the frames that the tables are made of.
@@ -37,9 +49,39 @@ impl<'f> Tables<'f> {
         self.owner
     }
 
-    /// Returns the number of bytes in tables now: linked, about to be, or not yet given back.
+    /// Returns the number of bytes in tables now: linked, about to be, or not yet given back. Without the reserve.
     pub fn bytes(&self) -> u64 {
-        u64::from(self.used.load(Relaxed)) * FRAME_SIZE
+        (u64::from(self.used.load(Relaxed)) * FRAME_SIZE).saturating_sub(self.reserve_bytes())
+    }
+
+    /// Returns the number of bytes set aside for splits.
+    pub fn reserve_bytes(&self) -> u64 {
+        self.reserve.lock().here() * self.page.bytes()
+    }
+
+    /// Sets one more page aside.
+    fn reserve_page(&self) -> Result<(), NoPages> {
+        let page = self.allocate(self.page)?;
+        self.reserve.lock().add(self.map, page);
+        Ok(())
+    }
+
+    /// Takes memory for a table out of the budget. Contents undefined.
+    fn allocate(&self, order: Order) -> Result<Pa, NoPages> {
+        let frames = order.frames() as u32;
+        self.charge(frames)?;
+        match self.frames.allocate(order, Usage::Table(self.owner)) {
+            Ok(run) => Ok(run.into_pa()),
+            Err(_) => {
+                self.refund(frames);
+                Err(NoPages)
+            }
+        }
+    }
+
+    fn free(&self, table: Pa, order: Order) {
+        self.frames.free_whole(table, order);
+        self.refund(order.frames() as u32);
     }
 
     fn charge(&self, frames: u32) -> Result<(), NoPages> {
@@ -92,24 +134,45 @@ impl Entries for Tables<'_> {
 impl Pages for Tables<'_> {
     fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
         let order = Order::of_bytes(size.bytes()).ok_or(NoPages)?;
-        let frames = order.frames() as u32;
-        self.charge(frames)?;
-        let Ok(run) = self.frames.allocate(order, Usage::Table(self.owner)) else {
-            self.refund(frames);
-            return Err(NoPages);
-        };
-        if purpose != Purpose::Split {
-            // SAFETY: the run is ours alone, mapped, and of this size.
-            unsafe { self.map.pointer(run.pa()).write_bytes(0, size.bytes() as usize) };
+        if purpose == Purpose::Split && order == self.page && !mutant("split-without-its-reserve") {
+            let drawn = self.reserve.lock().draw(self.map);
+            return drawn.map(|page| FreshTable::new(page, size)).ok_or(NoPages);
         }
-        Ok(FreshTable::new(run.into_pa(), size))
+        let table = self.allocate(order)?;
+        if purpose != Purpose::Split {
+            // SAFETY: the memory is ours alone, mapped, and of this size.
+            unsafe { self.map.pointer(table).write_bytes(0, size.bytes() as usize) };
+        }
+        Ok(FreshTable::new(table, size))
     }
 
     fn give_back(&self, table: IdleTable) {
         // Never fails: `take` made this table, so its size is an order.
-        if let Some(order) = Order::of_bytes(table.size().bytes()) {
-            self.frames.free_whole(table.pa(), order);
-            self.refund(order.frames() as u32);
+        let Some(order) = Order::of_bytes(table.size().bytes()) else { return };
+        let unwanted = if table.restores_reserve() && order == self.page {
+            self.reserve.lock().restore(self.map, table.pa())
+        } else {
+            Some(table.pa())
+        };
+        if let Some(table) = unwanted {
+            self.free(table, order);
+        }
+    }
+
+    fn reserve(&self, tables: u64) -> Result<(), NoPages> {
+        for done in 0..tables {
+            self.reserve_page().inspect_err(|_| self.release(done))?;
+        }
+        Ok(())
+    }
+
+    fn release(&self, tables: u64) {
+        self.reserve.lock().release(tables);
+        // One at a time: the lock is not held over a whole block's worth.
+        loop {
+            let surplus = self.reserve.lock().surplus(self.map);
+            let Some(page) = surplus else { return };
+            self.free(page, self.page);
         }
     }
 }

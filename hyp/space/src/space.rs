@@ -3,7 +3,7 @@
 use crate::regions::{Regions, Standing};
 use crate::tally::Tally;
 use crate::{Region, SpaceError, Stats, Tag};
-use frames::{Frames, Owner, Tables};
+use frames::{Frames, Order, Owner, Tables};
 use stage2::{Bbm, Format, Geometry, Section, Tree, View, span};
 use types::{Height, Ipa, Pa, Range};
 
@@ -39,7 +39,9 @@ impl<'f, F: Format> Space<'f, F> {
         bbm: Bbm,
         tables: u32,
     ) -> Result<Self, SpaceError> {
-        let tables = Tables::new(frames, owner, tables);
+        let size = Geometry::<F>::table_size().bytes();
+        let page = Order::of_bytes(size).ok_or(SpaceError::BadRegion { range: geometry.reach() })?;
+        let tables = Tables::new(frames, owner, page, tables);
         let tree = Tree::new(format, geometry, bbm, tables)
             .map_err(|_| SpaceError::OutOfTables { ipa: geometry.reach().start() })?;
         Ok(Self { frames, owner, tree, regions: Regions::new(), tally: Tally::new(), tag: Tag::new() })
@@ -68,7 +70,7 @@ impl<'f, F: Format> Space<'f, F> {
 
     /// Returns what the space is made of, and what happened in it so far.
     pub fn stats(&self) -> Stats {
-        self.tally.stats(self.tree.census(), self.tree.memory().bytes())
+        self.tally.stats(self.tree.census(), self.tree.memory())
     }
 
     /// Adds a region. Waits for a grace period. Nothing is mapped by this.
@@ -120,11 +122,17 @@ impl<'f, F: Format> Space<'f, F> {
     }
 }
 
-/// Returns the frames of 4 KiB that the tables of a space can need at most when `regions` are all mapped with pages,
-/// the root included.
+/// Tables that a collapse has beside those that count: the new block's reserve while the old table is still there, and
+/// the page that keeps what the table held.
+const COLLAPSING: u64 = 2;
+
+/// Returns the frames of 4 KiB that the tables of a space can need at most when `regions` are all mapped, the root and the
+/// reserve for splits included: where a block is, what it would be split into is in reserve, so the sum is that of mapping
+/// all of it with pages; and what one collapse needs meanwhile.
 pub fn table_budget<F: Format>(geometry: &Geometry<F>, regions: &[Range]) -> u32 {
     let frames = |bytes: u64| bytes / types::FRAME_SIZE;
     let mut sum = frames(geometry.root_size().bytes());
+    sum += COLLAPSING * frames(Geometry::<F>::table_size().bytes());
     let mut height = geometry.top();
     while let Some(below) = height.below() {
         // Two regions can share a table; counting it for each errs to the safe side.

@@ -1,6 +1,7 @@
 //! What happened in a space: counters for statistics.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use frames::Tables;
 use stage2::Census;
 use types::CpuId;
 
@@ -46,7 +47,7 @@ impl Tally {
         self.shards.iter().map(|shard| shard.0[event as usize].load(Relaxed)).sum()
     }
 
-    pub(crate) fn stats(&self, census: Census, table_bytes: u64) -> Stats {
+    pub(crate) fn stats(&self, census: Census, tables: &Tables<'_>) -> Stats {
         Stats {
             faults: self.sum(Event::Fault),
             mapped: self.sum(Event::Mapped),
@@ -57,7 +58,8 @@ impl Tally {
             failed: self.sum(Event::Failed),
             smaller: self.sum(Event::Smaller),
             kept: self.sum(Event::Kept),
-            table_bytes,
+            table_bytes: tables.bytes(),
+            reserve_bytes: tables.reserve_bytes(),
             census,
         }
     }
@@ -87,6 +89,8 @@ pub struct Stats {
     pub kept: u64,
     /// Bytes in the space's tables now, the root included.
     pub table_bytes: u64,
+    /// Bytes in pages that are set aside for splitting the space's blocks.
+    pub reserve_bytes: u64,
     /// Leaves by height, tables, splits and invalidations.
     pub census: Census,
 }

@@ -14,11 +14,12 @@
 
 use crate::census::Event;
 use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
+use crate::tree::Flight;
 use crate::{
-    Bbm, ChangeError, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, Live, Marks,
-    Note, Owed, Pages, Purpose, Rewrite, Scope, Table, TablePa, View, Why, Work,
+    Bbm, ChangeError, Class, Entries, Entry, Format, FreshTable, Geometry, IdleTable, Invalidate, Leaf, Live,
+    Marks, Note, Owed, Pages, Purpose, Rewrite, Scope, Table, TablePa, TableSize, View, Why, Work,
 };
-use types::sync::mutant;
+use types::sync::{met, mutant};
 use types::{Height, Ipa};
 
 /// What a try to split one entry came to.
@@ -104,14 +105,12 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         // A block has its table in reserve. A note has not: nothing that a guest runs on depends on it.
         let purpose = if let Entry::Leaf(_) = entry { Purpose::Split } else { Purpose::Map };
         let size = Geometry::<F>::table_size();
-        // Twice: who has drawn a page for nothing gives it back, and is counted until it has.
-        let Ok(table) = tree.memory.take(size, purpose).or_else(|no_pages| {
-            if tree.is_retiring() { Err(no_pages) } else { tree.memory.take(size, purpose) }
-        }) else {
-            return if tree.is_retiring() { Splitting::Changed } else { Splitting::NoPages };
-        };
         // First what needs no table: whatever stands right behind all the stores into it waits for them.
         let flight = tree.depart_unlinking();
+        let table = match self.take_for_split(size, purpose, spot, &flight) {
+            Ok(table) => table,
+            Err(splitting) => return splitting,
+        };
         let table = table.into_table();
         let block = covered::<F>(ipa, spot.place.height);
         let hint =
@@ -151,6 +150,28 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             tree.counters.gained(self.cpu, below, tree.geometry.entries(below) as u64);
         }
         Splitting::Done
+    }
+
+    /// Takes the table. Of several CPUs that split one entry each draws a page, and the last page may be among them: who
+    /// finds none then finds the others counted, or what they have made of the entry, or the page that they gave back.
+    fn take_for_split(
+        &self,
+        size: TableSize,
+        purpose: Purpose,
+        spot: Spot,
+        flight: &Flight<'_>,
+    ) -> Result<FreshTable, Splitting> {
+        let tree = self.tree;
+        for _ in 0..PATIENCE {
+            if let Ok(table) = tree.memory.take(size, purpose) {
+                return Ok(table);
+            }
+            if tree.others_retiring(flight) || tree.read(spot.place) != spot.raw {
+                met("split found the page drawn by another splitter");
+                return Err(Splitting::Changed);
+            }
+        }
+        Err(Splitting::NoPages)
     }
 
     fn way(&self, leaf: Leaf, split: &Split) -> Way {

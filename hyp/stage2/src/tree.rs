@@ -209,6 +209,13 @@ impl<F: Format, M> Tree<F, M> {
         self.under_way.load(Relaxed) >= RETIRING || self.parking.has_parked()
     }
 
+    /// Tells whether others than the caller, which is counted itself, have tables on their way back. Where they have
+    /// not, what they were doing to entries until a moment ago can be seen.
+    pub(crate) fn others_retiring(&self, _own: &Flight<'_>) -> bool {
+        // O12, with O15: whoever drew the page that we did not find is counted still, or done.
+        self.under_way.load(o(12, Acquire)) / RETIRING > 1 || self.parking.has_parked()
+    }
+
     /// Says why there is no page for a table: some may be on their way back.
     pub(crate) fn no_pages(&self, ipa: Ipa, height: Height) -> MapError {
         if self.is_retiring() { MapError::Busy { ipa, height } } else { MapError::NoPages }

@@ -48,5 +48,5 @@ fn memory() -> *mut u8 {
 
 /// Returns the tables of a new space, without a budget.
 pub fn tables() -> Tables<'static> {
-    Tables::new(frames(), Owner(1), u32::MAX)
+    Tables::new(frames(), Owner(1), Order::FRAME, u32::MAX)
 }

@@ -3,6 +3,7 @@
 mod allocation;
 mod holding;
 mod records;
+mod reserve;
 
 use crate::fake::Machine;
 use crate::{Order, PaRange, Run};

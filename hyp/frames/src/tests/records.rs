@@ -123,7 +123,7 @@ fn tables_are_zeroed_and_within_the_budget() {
     let machine = small();
     let before = machine.stats();
     dirty_all(&machine);
-    let tables = Tables::new(&machine, Owner(1), 5);
+    let tables = Tables::new(&machine, Owner(1), Order::FRAME, 5);
     let page = TableSize::from_shift(12).unwrap();
     let root = tables.take(TableSize::from_shift(14).unwrap(), Purpose::Root).unwrap();
     let one = tables.take(page, Purpose::Map).unwrap();
@@ -146,7 +146,7 @@ fn tables_are_zeroed_and_within_the_budget() {
 #[test]
 fn a_table_that_memory_refuses_costs_no_budget() {
     let machine = small();
-    let tables = Tables::new(&machine, Owner(1), 1);
+    let tables = Tables::new(&machine, Owner(1), Order::FRAME, 1);
     let mut all = Vec::new();
     while let Ok(run) = machine.allocate(Order::FRAME, Usage::Monitor) {
         all.push(run);

@@ -48,6 +48,7 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
         writeln!(to, "{name} splits: {}", census.splits)?;
         writeln!(to, "{name} grace periods: {}", census.grace_periods)?;
         writeln!(to, "{name} bytes of tables: {}", stats.table_bytes)?;
+        writeln!(to, "{name} bytes in reserve for splits: {}", stats.reserve_bytes)?;
         let dropped = guest.vm.dropped_input();
         if dropped != 0 {
             writeln!(to, "{name} dropped input: {dropped}")?;

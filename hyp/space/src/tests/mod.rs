@@ -6,6 +6,7 @@ mod faults;
 mod parallel;
 mod populating;
 mod regions;
+mod reserve;
 
 use crate::{Region, Space, SpaceError};
 use frames::fake::Machine;
