@@ -22,7 +22,7 @@ pub(crate) const STOCK: Order = match Order::new(5) {
 };
 
 /// One CPU's stock and its part of the count. Nobody else's is on the same line.
-#[repr(align(128))]
+#[repr(align(64))]
 struct Stock {
     /// The number of the next frame, over [`LEFT`] bits of how many are left; 0 for none.
     run: AtomicU64,
@@ -37,6 +37,9 @@ impl Stock {
         Self { run: AtomicU64::new(0), in_hand: AtomicU64::new(0), taken: AtomicU64::new(0) }
     }
 }
+
+// The store of all frames is moved into place over the boot CPU's stack, which has 64 KiB.
+const _: () = assert!(size_of::<Stocks>() <= 4 << 10);
 
 /// The stocks of all CPUs.
 pub(crate) struct Stocks([Stock; MAX_CPUS]);

@@ -1,7 +1,7 @@
 //! What a tree is made of, and what was done to it: counters for statistics.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use types::{CpuId, Height, MAX_CPUS};
+use types::{CpuId, Height};
 
 /// One more than the greatest height that any format has.
 pub const HEIGHTS: usize = 6;
@@ -22,11 +22,15 @@ const EVENTS: usize = 8;
 /// How many classes of time entries are counted in: class *n* is below 2ⁿ ticks, the last is everything longer.
 pub const BLACKOUTS: usize = 24;
 
-/// The counters of a tree. Each is a sum over CPUs and exact when nobody is changing the tree. A CPU's part is written by
-/// that CPU only, which is in one section at a time: so it counts by a load and a store, and nobody else's is on its line.
+/// The CPUs that have counters of their own. The others share one set: a tree is made on a stack, where it has to fit.
+const OWN: usize = 8;
+
+/// The counters of a tree. Each is a sum over CPUs and exact when nobody is changing the tree. A CPU's own part is written
+/// by that CPU only, which is in one section at a time: so it counts by a load and a store, and nobody else's is on its
+/// line.
 #[derive(Debug)]
 pub(crate) struct Counters {
-    shards: [Shard; MAX_CPUS],
+    shards: [Shard; OWN + 1],
 }
 
 #[repr(align(128))]
@@ -37,6 +41,9 @@ struct Shard {
     blackouts: [AtomicU32; BLACKOUTS],
 }
 
+// A tree is moved into place over the stack of the CPU that makes it, which has 64 KiB.
+const _: () = assert!(size_of::<Counters>() <= 3 << 10);
+
 impl Counters {
     pub(crate) const fn new() -> Self {
         Self {
@@ -46,34 +53,42 @@ impl Counters {
                     events: [const { AtomicU64::new(0) }; EVENTS],
                     blackouts: [const { AtomicU32::new(0) }; BLACKOUTS],
                 }
-            }; MAX_CPUS],
+            }; OWN + 1],
         }
     }
 
     /// Counts one entry that was invalid for `ticks` between break and make.
     pub(crate) fn blackout(&self, cpu: CpuId, ticks: u64) {
         let class = (u64::BITS - ticks.leading_zeros()) as usize;
-        let counter = &self.shard(cpu).blackouts[class.min(BLACKOUTS - 1)];
-        counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+        let shard = &self.shards[cpu.index().min(OWN)];
+        shard.blackouts[class.min(BLACKOUTS - 1)].fetch_add(1, Relaxed); // seldom: a TLB invalidation went before it
     }
 
-    fn shard(&self, cpu: CpuId) -> &Shard {
-        &self.shards[cpu.index()]
+    fn add(&self, cpu: CpuId, counter: impl Fn(&Shard) -> &AtomicU64, n: u64) {
+        match self.shards.get(cpu.index()) {
+            Some(own) if cpu.index() < OWN => {
+                let counter = counter(own);
+                counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+            }
+            _ => {
+                counter(&self.shards[OWN]).fetch_add(n, Relaxed);
+            }
+        }
     }
 
     /// Counts `n` leaves more at `height`.
     pub(crate) fn gained(&self, cpu: CpuId, height: Height, n: u64) {
-        add(&self.shard(cpu).leaves[usize::from(height.get())], n);
+        self.add(cpu, |shard| &shard.leaves[usize::from(height.get())], n);
     }
 
     /// Counts `n` leaves fewer at `height`.
     pub(crate) fn lost(&self, cpu: CpuId, height: Height, n: u64) {
-        add(&self.shard(cpu).leaves[usize::from(height.get())], n.wrapping_neg());
+        self.gained(cpu, height, n.wrapping_neg());
     }
 
     /// Counts `n` events.
     pub(crate) fn count(&self, cpu: CpuId, event: Event, n: u64) {
-        add(&self.shard(cpu).events[event as usize], n);
+        self.add(cpu, |shard| &shard.events[event as usize], n);
     }
 
     /// Adds up. Single shards may have wrapped below zero; the sums are right.
@@ -101,11 +116,6 @@ impl Counters {
             }),
         }
     }
-}
-
-/// Adds to a counter that only this CPU writes.
-fn add(counter: &AtomicU64, n: u64) {
-    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
 /// What a tree is made of, and what was done to it so far.
