@@ -179,15 +179,16 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         if height == Height::PAGE || height > self.largest_leaf() || !self.geometry.reach().covers(block) {
             return Err(CollapseError::Unmappable);
         }
-        if self.is_logging() {
-            return Err(CollapseError::Logging);
-        }
         if self.has_waiters() {
             met("collapse gave way to a waiter");
             return Err(CollapseError::Busy { ipa });
         }
         let flight = self.depart();
         let view = self.open(&*section);
+        // Inside the reading: whoever begins a log and waits for a grace period finds no collapse at work behind it.
+        if self.is_logging() {
+            return Err(CollapseError::Logging);
+        }
         let collapse = view.candidate(block.start(), height, likeness)?;
         // The reserve first: it is what lets the block be split again in a fault.
         if !mutant("collapse-without-reserve") {

@@ -5,10 +5,10 @@ mod common;
 use common::{BLOCK, GIB, PAGE, geometry, pages};
 use model::{Arena, range};
 use stage2::{
-    Batched, Bbm, EntryEpoch, Invalidate, IpiRendezvous, Quiescence, ReaderCount, Section, Tree, Waiting,
-    Work,
+    Batched, Bbm, CollapseError, EntryEpoch, Invalidate, IpiRendezvous, Quiescence, ReaderCount, Section,
+    Tree, Waiting, Work,
 };
-use types::{CpuId, CpuSet};
+use types::{CpuId, CpuSet, Height, Ipa};
 use vmsa::{Features, Vmsa};
 
 /// Invalidation is instant here: these tests are about software.
@@ -110,4 +110,57 @@ fn what_rests_at_the_end_of_a_tree_goes_back_with_it() {
     let mut remains = tree.destroy(&mut me, &Instant);
     while !remains.sweep(cpu(0), &mut |_| lost += 1) {}
     assert_eq!((lost, arena.in_use()), (1, 0));
+}
+
+/// A CPU's stay, with what happens just before it opens a reading.
+struct Late<'a, S> {
+    stay: S,
+    before: &'a dyn Fn(),
+}
+
+impl<S: Section> Section for Late<'_, S> {
+    type Reading<'s>
+        = S::Reading<'s>
+    where
+        Self: 's;
+    type Period = S::Period;
+
+    fn cpu(&self) -> CpuId {
+        self.stay.cpu()
+    }
+
+    fn read(&self) -> S::Reading<'_> {
+        (self.before)();
+        self.stay.read()
+    }
+
+    fn period(&self, readers: CpuSet) -> S::Period {
+        self.stay.period(readers)
+    }
+
+    fn wait(&mut self, period: S::Period) {
+        self.stay.wait(period);
+    }
+
+    fn pass(&mut self) {
+        self.stay.pass();
+    }
+}
+
+#[test]
+fn no_collapse_is_at_work_when_the_grace_period_of_a_log_is_over() {
+    let arena = Arena::new(1 << 22);
+    let way = ReaderCount::new();
+    let tree = Tree::new(Vmsa::new(Features::empty()), geometry(), Bbm::Level0, &arena).expect("room");
+    let stay = way.enter(cpu(0));
+    tree.open(&stay).map(&Instant, &pages(range(GIB, BLOCK))).expect("free");
+    let before = || {
+        let mut other = way.enter(cpu(1));
+        tree.log_begins();
+        let period = other.period(CpuSet::from_bits(u64::MAX));
+        other.wait(period); // at once, since nobody reads yet
+    };
+    let collapsed =
+        tree.collapse(&mut Late { stay, before: &before }, &Instant, Ipa::new(GIB), Height::new(1));
+    assert_eq!(collapsed, Err(CollapseError::Logging));
 }
