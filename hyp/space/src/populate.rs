@@ -38,6 +38,8 @@ struct Zeroing<'f> {
     zeroed: u64,
     height: Height,
     why: Why,
+    /// The region that it was planned by, perhaps some steps ago.
+    standing: Standing,
 }
 
 impl<'f, F: Format> Space<'f, F> {
@@ -108,7 +110,12 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
     ) -> Result<(), SpaceError> {
         let ipa = self.rest.start();
         let prepared = match self.zeroing.take() {
-            Some(zeroing) if zeroing.height <= highest => self.zero_some(cpu, zeroing),
+            // Another region may be here by now: then the run is given back, and one planned for it.
+            Some(zeroing)
+                if zeroing.height <= highest && self.space.regions.stands(ipa, &zeroing.standing) =>
+            {
+                self.zero_some(cpu, zeroing)
+            }
             _ => self.begin(cpu, standing, highest)?,
         };
         let Some(prepared) = prepared else {
@@ -148,7 +155,8 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
             };
             let unpublished = match self.space.frames.allocate(order, Usage::Guest(self.space.owner)) {
                 Ok(run) => {
-                    let zeroing = Zeroing { run, zeroed: 0, height: plan.height, why: plan.why };
+                    let (height, why) = (plan.height, plan.why);
+                    let zeroing = Zeroing { run, zeroed: 0, height, why, standing: *standing };
                     return Ok(self.zero_some(cpu, zeroing));
                 }
                 Err(FrameError::Exhausted { unpublished, .. }) => unpublished,

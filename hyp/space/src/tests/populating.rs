@@ -62,6 +62,28 @@ fn a_population_that_is_dropped_half_way_gives_its_run_back() {
 }
 
 #[test]
+fn a_population_that_outlives_its_region_maps_nothing_by_it() {
+    let machine = Machine::with_ram(RAM, (1 << 30) + 16 * MIB);
+    let epoch = EntryEpoch::new();
+    let mut stay = epoch.enter(cpu_id(0));
+    let space = space(&machine);
+    add_ram(&space, &mut stay, GUEST, 1 << 30);
+    let (cpu, tlb) = (FakeCpu::new(0, &machine), Recorder::default());
+    let mut populate = space.start_populate(range(GUEST, 1 << 30));
+    assert_eq!(populate.step(&stay, &cpu, &tlb), Ok(Progress::More));
+    space.remove_region(&mut stay, Ipa::new(GUEST)).unwrap();
+    add_ram(&space, &mut stay, GUEST, BLOCK);
+    let wrong = loop {
+        match populate.step(&stay, &cpu, &tlb) {
+            Ok(Progress::More) => {}
+            ended => break ended,
+        }
+    };
+    assert_eq!(wrong, Err(SpaceError::NoRegion { ipa: Ipa::new(GUEST + BLOCK) }));
+    assert_eq!(leaves(&space), [0, 1, 0], "the region that is there now");
+}
+
+#[test]
 fn what_is_mapped_already_stays_when_its_range_is_populated() {
     let machine = machine(32 * MIB);
     let epoch = EntryEpoch::new();
