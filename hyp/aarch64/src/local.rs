@@ -5,7 +5,7 @@
 //! 0x01000  guard     not mapped
 //! 0x02000  emergency the stack of the report of a bug
 //! 0x06000  guard     not mapped
-//! 0x07000  stack     the only stack of everything else; starts at 0x17000
+//! 0x07000  stack     the only stack of everything else; starts at 0x27000
 //! ```
 //!
 //! The boot CPU's slot is in the image; the monitor makes the others.
@@ -16,7 +16,7 @@ use types::CpuId;
 
 const GUARD: usize = 4096;
 /// Bytes of the stack that a CPU runs on.
-pub const STACK_SIZE: usize = 64 << 10;
+pub const STACK_SIZE: usize = 128 << 10;
 /// Bytes of the stack on which a bug is reported.
 pub const EMERGENCY_SIZE: usize = 16 << 10;
 
@@ -194,6 +194,6 @@ mod tests {
     fn each_stack_has_a_guard_below_it() {
         let slot = SlotAt(0x10_0000);
         assert_eq!(slot.guards(), [0x10_1000, 0x10_6000]);
-        assert_eq!((EMERGENCY_END, offset_of!(Slot, stack), STACK_END), (0x6000, 0x7000, 0x17000));
+        assert_eq!((EMERGENCY_END, offset_of!(Slot, stack), STACK_END), (0x6000, 0x7000, 0x27000));
     }
 }

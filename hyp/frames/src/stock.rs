@@ -38,7 +38,7 @@ impl Stock {
     }
 }
 
-// The store of all frames is moved into place over the boot CPU's stack, which has 64 KiB.
+// The store of all frames is moved into place over the boot CPU's stack, which has 128 KiB.
 const _: () = assert!(size_of::<Stocks>() <= 4 << 10);
 
 /// The stocks of all CPUs.

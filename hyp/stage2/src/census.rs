@@ -41,7 +41,7 @@ struct Shard {
     blackouts: [AtomicU32; BLACKOUTS],
 }
 
-// A tree is moved into place over the stack of the CPU that makes it, which has 64 KiB.
+// A tree is moved into place over the stack of the CPU that makes it, which has 128 KiB.
 const _: () = assert!(size_of::<Counters>() <= 3 << 10);
 
 impl Counters {

@@ -22,6 +22,9 @@ pub(super) struct Guest {
     pub(super) space: Space<'static, Format>,
 }
 
+// A guest is moved into its box over the stack of the boot CPU, more than once where nothing is optimised away.
+const _: () = assert!(size_of::<Guest>() <= aarch64::local::STACK_SIZE / 5);
+
 /// What TLBs know a guest's translations by.
 pub(super) struct Tagged<'h> {
     hypervisor: &'h Hypervisor,
