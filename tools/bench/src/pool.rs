@@ -3,7 +3,7 @@
 //! It is made of large pages where the host gives them, as the hypervisor's own direct map is, and a physical address
 //! is the address in this process: so whoever has an entry can follow it with a load and nothing else.
 
-use frames::{DirectMap, Frames, Owner, PaRange, Tables};
+use frames::{DirectMap, Frames, Order, Owner, PaRange, Tables};
 use nix::sys::mman::{MmapAdvise, madvise};
 use std::alloc::{Layout, alloc, handle_alloc_error};
 use std::ptr::NonNull;
