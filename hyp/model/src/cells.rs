@@ -10,6 +10,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use stage2::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, Slot, TablePa, TableSize};
+use std::sync::atomic::AtomicI64;
 use types::Pa;
 
 /// The bytes that a table of the tiny format pretends to take.
@@ -22,6 +23,8 @@ const GIVEN_BACK: u64 = u64::MAX;
 pub struct Cells {
     tables: Vec<Table>,
     free: Mutex<Vec<usize>>,
+    /// Tables in reserve for splits. Not the checker's: nothing is decided by it.
+    reserved: AtomicI64,
 }
 
 #[derive(Debug)]
@@ -42,7 +45,13 @@ impl Cells {
     /// Makes memory for `tables` tables, the root among them.
     pub fn new(tables: usize) -> Self {
         let table = |_| Table { entries: [0, 0].map(AtomicU64::new), life: UnsafeCell::new(()) };
-        Self { tables: (0..tables).map(table).collect(), free: Mutex::new((0..tables).rev().collect()) }
+        let free = Mutex::new((0..tables).rev().collect());
+        Self { tables: (0..tables).map(table).collect(), free, reserved: AtomicI64::new(0) }
+    }
+
+    /// Returns the number of tables that are in reserve for splits.
+    pub fn reserved(&self) -> i64 {
+        self.reserved.load(Ordering::Relaxed)
     }
 
     /// Returns the number of tables taken and not given back.
@@ -97,15 +106,28 @@ impl Entries for Cells {
 }
 
 impl Pages for Cells {
-    fn take(&self, size: TableSize, _: Purpose) -> Result<FreshTable, NoPages> {
+    fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
         let table = self.free.lock().expect("as above").pop().ok_or(NoPages)?;
+        if purpose == Purpose::Split {
+            self.reserved.fetch_sub(1, Ordering::Relaxed);
+        }
         self.fill(table, 0);
         Ok(FreshTable::new(Pa::new((table as u64 + 1) * TABLE), size))
     }
 
     fn give_back(&self, table: IdleTable) {
+        self.reserved.fetch_add(i64::from(table.restores_reserve()), Ordering::Relaxed);
         let table = self.table(table.pa());
         self.fill(table, GIVEN_BACK);
         self.free.lock().expect("as above").push(table);
+    }
+
+    fn reserve(&self, tables: u64) -> Result<(), NoPages> {
+        self.reserved.fetch_add(tables as i64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn release(&self, tables: u64) {
+        self.reserved.fetch_sub(tables as i64, Ordering::Relaxed);
     }
 }

@@ -6,6 +6,7 @@
 use crate::geometry::span;
 use crate::place::{ABSENT, Place};
 use crate::{Class, Entries, Format, Found, Owed, Pages, Quiesced, Scope, TablePa, Tree, Work};
+use types::sync::mutant;
 use types::{CpuId, Height, Ipa, Range};
 
 /// The most entries that one batch freezes.
@@ -132,9 +133,15 @@ impl Batch {
 
     /// Returns what the batch owes. With links among the entries, walk caches are concerned and there is no hint.
     pub(crate) fn owed<F: Format>(&mut self) -> Owed<&mut Self> {
-        let (class, exact) =
-            if self.links > 0 { (Class::Tables, false) } else { (Class::Leaves, !self.pending) };
+        let exact = self.links == 0 && (!self.pending || mutant("hint-below-pending"));
+        let class = match self.links {
+            1.. if mutant("freed-before-invalidation") => Class::Publish,
+            1.. if mutant("link-invalidated-as-a-leaf") => Class::Leaves,
+            1.. => Class::Tables,
+            0 => Class::Leaves,
+        };
         let (first, last) = self.ends.unwrap_or((0, 0));
+        let last = if mutant("range-one-entry-short") { last.saturating_sub(1) } else { last };
         let (start, end) = (self.ipa_of::<F>(first), self.ipa_of::<F>(last));
         let last = Range::block_around(end, span::<F>(self.height));
         let scope = match Range::new(start, last.end()) {
@@ -166,9 +173,11 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// Ends a batch: every entry becomes absent.
     pub(crate) fn vacate(&self, cpu: CpuId, batch: &Quiesced<&mut Batch>) {
         let mut leaves = 0;
-        for (_, place, raw) in batch.iter::<F>() {
+        for (n, (_, place, raw)) in batch.iter::<F>().enumerate() {
             leaves += u64::from(F::output(raw, place.height).is_some());
-            self.settle(place, ABSENT);
+            if n > 0 || !mutant("frozen-over-a-step") {
+                self.settle(place, ABSENT);
+            }
         }
         self.lost_leaves(cpu, batch.height(), leaves);
     }

@@ -10,7 +10,7 @@
 use crate::place::covered;
 use crate::place::{ABSENT, Place};
 use crate::{Attrs, Entries, Entry, Format, Invalidate, Leaf, MapError, Pages, View, Why};
-use types::sync::full_barrier;
+use types::sync::{full_barrier, mutant};
 use types::{Height, Ipa, Pa, Range};
 
 /// An entry that was absent and is ours. Dropping it puts it back.
@@ -69,7 +69,9 @@ impl<F: Format, M: Entries + Pages, R> Claim<'_, '_, F, M, R> {
 
 impl<F: Format, M: Entries + Pages, R> Drop for Claim<'_, '_, F, M, R> {
     fn drop(&mut self) {
-        self.view.tree.settle(self.place, ABSENT);
+        if !mutant("claim-not-put-back") {
+            self.view.tree.settle(self.place, ABSENT);
+        }
         self.view.tree.release_leaves(self.place.height, 1);
     }
 }

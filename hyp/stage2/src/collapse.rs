@@ -34,6 +34,9 @@ use core::sync::atomic::Ordering::Relaxed;
 use types::sync::{met, mutant};
 use types::{CpuId, Height, Ipa, Pa};
 
+/// The most bytes that one [`Tree::collapse_into`] has moved: the size of the largest folio.
+pub const MOVE_BYTES: u64 = 2 << 20;
+
 /// Why a collapse did not come about. Nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CollapseError {
@@ -56,7 +59,7 @@ pub enum CollapseError {
     NoPages,
     /// Whoever was to move the contents refused.
     Refused,
-    /// The height has no leaves, or the block reaches beyond the tree.
+    /// The height has no leaves, or the block reaches beyond the tree, or is larger than what may be moved in one step.
     Unmappable,
 }
 
@@ -150,6 +153,8 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// As [`Self::collapse`], of leaves that may map any memory: `mover` brings their contents together while nobody can
     /// use them. What they mapped goes to `sink`. Always breaks, since addresses change.
     ///
+    /// Bounded as [`Self::collapse`], and by [`MOVE_BYTES`] to move.
+    ///
     /// # Errors
     /// [`CollapseError`]; nothing was changed.
     pub fn collapse_into<S: Section, I: Invalidate>(
@@ -176,6 +181,12 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) -> Result<(), CollapseError> {
         let block = covered::<F>(ipa, height);
+        if let Likeness::Attributes = likeness
+            && block.len() > MOVE_BYTES
+            && !mutant("more-moved-than-a-step-may")
+        {
+            return Err(CollapseError::Unmappable);
+        }
         if height == Height::PAGE || height > self.largest_leaf() || !self.geometry.reach().covers(block) {
             return Err(CollapseError::Unmappable);
         }
@@ -293,6 +304,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let link = format.decode(collapse.raw_link, height);
         let is_direct = format.rewrite(link, Entry::Leaf(block), height, bbm) < Rewrite::BreakBeforeMake;
         match collapse.likeness {
+            Likeness::Attributes if is_direct && mutant("address-changed-live") => CollapseWay::Hold,
             Likeness::Contiguous if is_direct || mutant("live-size-change-at-level-0") => CollapseWay::Hold,
             _ => CollapseWay::Break,
         }
@@ -463,7 +475,8 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
     /// Marks every child dead: whoever is still in the table goes to the root.
     fn bury(&self, collapse: &Collapse) {
         let dead = self.tree.format.encode(Entry::Dead, collapse.below);
-        for index in 0..collapse.entries {
+        let entries = if mutant("dead-never-said") { 0 } else { collapse.entries };
+        for index in 0..entries {
             self.tree.settle(collapse.child(index), dead);
         }
     }
@@ -504,6 +517,10 @@ impl Collapse {
             Likeness::Attributes => leaf.pa,
         };
         let alike = leaf.pa == pa && leaf.attrs.without(flags) == self.first.attrs.without(flags);
-        if alike { Ok(leaf) } else { Err(CollapseError::Uneven { ipa }) }
+        if alike || mutant("collapse-of-what-differs") {
+            Ok(leaf)
+        } else {
+            Err(CollapseError::Uneven { ipa })
+        }
     }
 }

@@ -27,8 +27,12 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// One invalidation of the whole tag, one grace period. After it the tag may be given to another space.
     pub fn destroy<S: Section, I: Invalidate>(self, section: &mut S, cpu: &I) -> Remains<F, M> {
         self.counters.count(section.cpu(), Event::Invalidation, 1);
-        let ticket = Owed::everything().issue(cpu);
-        let period = self.grace(&*section);
+        let everything = Owed::everything();
+        let ticket = match mutant("end-before-invalidation") {
+            true => Owed::relax(self.geometry.reach()).issue(cpu),
+            false => everything.issue(cpu),
+        };
+        let period = self.grace(&*section).filter(|_| !mutant("end-before-grace"));
         ticket.wait(cpu).into_inner();
         if let Some(period) = period {
             section.wait(period);

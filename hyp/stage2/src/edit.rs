@@ -150,6 +150,7 @@ impl<F: Format, M: Entries + Pages, R, E: Edit<F>> Visitor<F> for Pass<'_, '_, F
             }
             Entry::Held(Live::Table(_)) if E::OWNED == Owned::Skip => Answer::Descend,
             Entry::Frozen if mutant("frozen-taken-for-absent") => Answer::Continue,
+            Entry::Held(Live::Leaf(leaf)) if mutant("held-taken-for-live") => self.leaf(visit, leaf),
             Entry::Frozen | Entry::Held(_) if E::OWNED == Owned::Skip => Answer::Continue,
             Entry::Frozen | Entry::Held(_) => {
                 met("edit met an owned entry");

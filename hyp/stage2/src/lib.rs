@@ -79,7 +79,7 @@ mod walk;
 pub use batch::Lost;
 pub use census::{BLACKOUTS, Census, HEIGHTS};
 pub use claim::Claim;
-pub use collapse::{Children, CollapseError, Mover};
+pub use collapse::{Children, CollapseError, MOVE_BYTES, Mover};
 pub use destroy::Remains;
 pub use entry::{Attrs, Entry, Leaf, Live, Marks, Memory, Note, Owner, Share, Table, Why};
 pub use error::{ChangeError, MapError};

@@ -17,11 +17,12 @@ use crate::geometry::{shift, span};
 use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
 use crate::tree::STEP_ENTRIES;
 use crate::{
-    Attrs, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, MapError, Note, Owed, Pages,
-    Purpose, Scope, Slot, Table, TablePa, TableSize, Tree, View, Why, Work,
+    Attrs, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, MapError, NoPages, Note,
+    Owed, Pages, Purpose, Scope, Slot, Table, TablePa, TableSize, Tree, View, Why, Work,
 };
 use core::ops;
 use core::sync::atomic::Ordering::Relaxed;
+use types::sync::mutant;
 use types::{Height, Ipa, Pa, Range};
 
 /// What to map.
@@ -132,10 +133,8 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                     Ok(table) => {
                         return Ok(Place { table, index: self.tree.geometry.index(run.at, height), height });
                     }
-                    Err(Unlinked::NoPages) if self.tree.read(spot.place) == ABSENT => {
-                        return Err(self.tree.no_pages(ipa, height));
-                    }
-                    Err(Unlinked::NoPages | Unlinked::Lost) => {}
+                    Err(Unlinked::NoPages) => return Err(MapError::NoPages),
+                    Err(Unlinked::Lost) => {}
                 }
             }
             self.tree.counters.count(self.cpu, Event::LostRace, 1);
@@ -203,12 +202,11 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             } else {
                 match self.link_filled(fill, &run, spot) {
                     Ok(_) => return Ok((run.end::<F>(run.len), run.len)),
-                    // Another CPU may have needed the same table, and got it: then there is no need.
-                    Err(Unlinked::NoPages) if self.tree.read(place) == ABSENT => {
+                    Err(Unlinked::NoPages) => {
                         unused(run.len);
-                        return Err(self.tree.no_pages(at, height));
+                        return Err(MapError::NoPages);
                     }
-                    Err(Unlinked::NoPages | Unlinked::Lost) => unused(run.len),
+                    Err(Unlinked::Lost) => unused(run.len),
                 }
             }
             self.tree.counters.count(self.cpu, Event::LostRace, 1);
@@ -244,11 +242,24 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     fn link_filled(&self, fill: &Fill, run: &Run, spot: Spot) -> Result<TablePa, Unlinked> {
         let tree = self.tree;
         let missing = usize::from(spot.place.height.get() - run.height.get());
-        let new = NewTables::take(&tree.memory, missing, Geometry::<F>::table_size())?;
+        // From before tables are taken until they are linked or back: who finds none meanwhile finds us counted.
+        let underway = tree.unlinking();
+        let Ok(new) = NewTables::take(&tree.memory, missing, Geometry::<F>::table_size()) else {
+            // Some may be on their way back, or in the hands of another CPU that needs the same table.
+            let is_final = !tree.others_retiring() && tree.read(spot.place) == ABSENT;
+            return Err(match is_final || mutant("no-pages-while-some-come-back") {
+                true => Unlinked::NoPages,
+                false => Unlinked::Lost,
+            });
+        };
         let mut height = run.height;
         let first = tree.geometry.index(run.at, height);
         let lowest = new.tables[0];
-        tree.fill_private(lowest, first..first + run.len, fill.entry(run.at), height);
+        let fill_lowest =
+            || tree.fill_private(lowest, first..first + run.len, fill.entry(run.at), run.height);
+        if !mutant("linked-before-filled") {
+            fill_lowest();
+        }
         let mut link = Table { pa: lowest.pa(), pending: false, why: fill.why };
         for &table in &new.tables[1..new.len] {
             height = height.above();
@@ -257,9 +268,15 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             link.pa = table.pa();
         }
         if tree.claim(spot.place, tree.format.encode(Entry::Table(link), spot.place.height)).is_err() {
-            new.give_back(&tree.memory);
+            if !mutant("loser-keeps-its-table") {
+                new.give_back(&tree.memory);
+            }
             return Err(Unlinked::Lost);
         }
+        if mutant("linked-before-filled") {
+            fill_lowest();
+        }
+        drop(underway);
         tree.counters.count(self.cpu, Event::TableTaken, new.len as u64);
         fill.count(self, run.height, run.len);
         Ok(lowest)
@@ -394,12 +411,12 @@ struct NewTables {
 }
 
 impl NewTables {
-    fn take<M: Pages>(memory: &M, n: usize, size: TableSize) -> Result<Self, Unlinked> {
+    fn take<M: Pages>(memory: &M, n: usize, size: TableSize) -> Result<Self, NoPages> {
         let mut new = Self { tables: [TablePa::linked(Pa::new(0)); HEIGHTS], len: 0, size };
         while new.len < n {
             let Ok(table) = memory.take(size, Purpose::Map) else {
                 new.give_back(memory);
-                return Err(Unlinked::NoPages);
+                return Err(NoPages);
             };
             new.tables[new.len] = table.into_table();
             new.len += 1;

@@ -10,6 +10,7 @@
 //! knows that an implementation of [`Invalidate`] has done the work.
 
 use core::ops::Deref;
+use types::sync::mutant;
 use types::{Height, Range};
 
 /// What kind of invalidation is owed, weakest first; each includes those before it.
@@ -63,7 +64,10 @@ impl Work {
                 let start = a.start().min(b.start());
                 let end = a.end().max(b.end());
                 match Range::new(start, end) {
-                    Ok(range) => Scope::Range { range, hint: if ha == hb { ha } else { None } },
+                    Ok(range) => Scope::Range {
+                        range,
+                        hint: if ha == hb || mutant("hint-on-a-mixed-range") { ha } else { None },
+                    },
                     Err(_) => Scope::Tag,
                 }
             }

@@ -17,7 +17,7 @@ use types::{CpuId, Height, Ipa, Range};
 pub(crate) const ABSENT: u64 = 0;
 
 /// How often a compare-exchange or a walk from the root is tried again before it counts as lost.
-pub(crate) const PATIENCE: u32 = 16;
+pub(crate) const PATIENCE: u32 = if cfg!(loom) { 4 } else { 16 };
 
 /// Where an entry is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

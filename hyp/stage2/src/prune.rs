@@ -15,6 +15,7 @@ use crate::sweep::Subtree;
 use crate::tree::STEP_ENTRIES;
 use crate::{ChangeError, Entries, Entry, Format, Invalidate, Pages, Section, Slot, TablePa, Tree, View};
 use core::sync::atomic::Ordering::Relaxed;
+use types::sync::mutant;
 use types::{Height, Ipa, Range};
 
 impl<F: Format, M: Entries + Pages> Tree<F, M> {
@@ -134,12 +135,15 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     fn claim_empty(&self, table: TablePa, height: Height) -> bool {
         let tree = self.tree;
         let entries = tree.geometry.entries(height);
-        if (0..entries).any(|index| tree.memory.slot(table, index).load(Relaxed) != ABSENT) {
+        let frozen = tree.format.encode(Entry::Frozen, height);
+        let is_ours = |raw| raw == frozen && mutant("prune-steals-frozen");
+        let in_use = |raw| raw != ABSENT && !is_ours(raw);
+        if (0..entries).any(|index| in_use(tree.memory.slot(table, index).load(Relaxed))) {
             return false; // a glance before the trouble; decides nothing
         }
-        let frozen = tree.format.encode(Entry::Frozen, height);
         for index in 0..entries {
-            if tree.claim(Place { table, index, height }, frozen).is_err() {
+            let claimed = tree.claim(Place { table, index, height }, frozen);
+            if claimed.is_err_and(|raw| !is_ours(raw)) && !mutant("prune-by-a-glance") {
                 self.store_all(table, height, index, ABSENT);
                 return false;
             }

@@ -14,7 +14,6 @@
 
 use crate::census::Event;
 use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
-use crate::tree::Flight;
 use crate::{
     Bbm, ChangeError, Class, Entries, Entry, Format, FreshTable, Geometry, IdleTable, Invalidate, Leaf, Live,
     Marks, Note, Owed, Pages, Purpose, Rewrite, Scope, Table, TablePa, TableSize, View, Why, Work,
@@ -107,7 +106,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         let size = Geometry::<F>::table_size();
         // First what needs no table: whatever stands right behind all the stores into it waits for them.
         let flight = tree.depart_unlinking();
-        let table = match self.take_for_split(size, purpose, spot, &flight) {
+        let table = match self.take_for_split(size, purpose, spot) {
             Ok(table) => table,
             Err(splitting) => return splitting,
         };
@@ -137,7 +136,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         };
         if !done {
             tree.memory.give_back(match purpose {
-                Purpose::Split => IdleTable::undrawn(table, size),
+                Purpose::Split if !mutant("undrawn-not-restored") => IdleTable::undrawn(table, size),
                 _ => IdleTable::unseen(table, size),
             });
             return Splitting::Changed;
@@ -154,19 +153,16 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
 
     /// Takes the table. Of several CPUs that split one entry each draws a page, and the last page may be among them: who
     /// finds none then finds the others counted, or what they have made of the entry, or the page that they gave back.
-    fn take_for_split(
-        &self,
-        size: TableSize,
-        purpose: Purpose,
-        spot: Spot,
-        flight: &Flight<'_>,
-    ) -> Result<FreshTable, Splitting> {
+    fn take_for_split(&self, size: TableSize, purpose: Purpose, spot: Spot) -> Result<FreshTable, Splitting> {
         let tree = self.tree;
         for _ in 0..PATIENCE {
             if let Ok(table) = tree.memory.take(size, purpose) {
                 return Ok(table);
             }
-            if tree.others_retiring(flight) || tree.read(spot.place) != spot.raw {
+            if mutant("no-pages-while-another-splits") {
+                break;
+            }
+            if tree.others_retiring() || tree.read(spot.place) != spot.raw {
                 met("split found the page drawn by another splitter");
                 return Err(Splitting::Changed);
             }

@@ -13,7 +13,7 @@ use crate::{
     Attrs, ChangeError, Class, Entries, Entry, Format, Invalidate, Leaf, Marks, Owed, Pages, Scope, View,
     Work,
 };
-use types::sync::met;
+use types::sync::{met, mutant};
 use types::{Height, Ipa, Pa, Range};
 
 /// A leaf that is frozen, clean, and ours. Dropping it puts it back as it was.
@@ -64,7 +64,8 @@ impl<'v, F: Format, M: Entries + Pages, R> View<'v, F, M, R> {
             Scope::Range { range: covered::<F>(ipa, height), hint: (!spot.pending).then_some(height) };
         tree.counters.count(self.cpu, Event::Invalidation, 1);
         let since = cpu.ticks();
-        Owed::new(Work { class: Class::Leaves, scope }, ()).discharge(cpu).into_inner();
+        let class = if mutant("taken-and-not-clean") { Class::Publish } else { Class::Leaves };
+        Owed::new(Work { class, scope }, ()).discharge(cpu).into_inner();
         tree.counters.blackout(self.cpu, cpu.ticks().wrapping_sub(since));
         Ok(Taken { view: self, ipa, place: spot.place, leaf, next: raw, _flight: flight })
     }

@@ -211,14 +211,15 @@ impl<F: Format, M> Tree<F, M> {
 
     /// Tells whether others than the caller, which is counted itself, have tables on their way back. Where they have
     /// not, what they were doing to entries until a moment ago can be seen.
-    pub(crate) fn others_retiring(&self, _own: &Flight<'_>) -> bool {
+    pub(crate) fn others_retiring(&self) -> bool {
         // O12, with O15: whoever drew the page that we did not find is counted still, or done.
         self.under_way.load(o(12, Acquire)) / RETIRING > 1 || self.parking.has_parked()
     }
 
     /// Says why there is no page for a table: some may be on their way back.
     pub(crate) fn no_pages(&self, ipa: Ipa, height: Height) -> MapError {
-        if self.is_retiring() { MapError::Busy { ipa, height } } else { MapError::NoPages }
+        let is_final = !self.is_retiring() || mutant("no-pages-while-some-come-back");
+        if is_final { MapError::NoPages } else { MapError::Busy { ipa, height } }
     }
 
     /// Makes the patience of one operation.
@@ -228,7 +229,7 @@ impl<F: Format, M> Tree<F, M> {
 
     /// Tells whether somebody waits for the outcome of an entry.
     pub(crate) fn has_waiters(&self) -> bool {
-        self.waiting.load(Relaxed) != 0
+        self.waiting.load(Relaxed) != 0 && !mutant("collapse-starves-a-waiter")
     }
 
     /// Lowers the break-before-make level to at most `bbm`, before a CPU or an IOMMU that can do no more takes part. On
@@ -240,11 +241,15 @@ impl<F: Format, M> Tree<F, M> {
     pub fn lower_bbm<S: Section>(&self, section: &mut S, bbm: Bbm) -> Result<(), ChangeError> {
         self.bbm.fetch_min(bbm as u8, Relaxed);
         // Who opens a section after this finds the lower level; who has one open is waited for.
-        if let Some(period) = self.grace(&*section) {
+        if let Some(period) = self.grace(&*section)
+            && !mutant("weaker-cpu-without-grace")
+        {
             section.wait(period);
         }
         let mut patience = self.patience();
-        while !self.under_way.load(o(12, Acquire)).is_multiple_of(RETIRING) {
+        while !mutant("weaker-cpu-during-a-change")
+            && !self.under_way.load(o(12, Acquire)).is_multiple_of(RETIRING)
+        {
             patience.wait(section, self.geometry.reach().start(), self.geometry.top())?;
         }
         Ok(())
@@ -255,6 +260,9 @@ impl<F: Format, M> Tree<F, M> {
         // O7: the unlink is before our look at who reads. Pairs with O6.
         full_barrier(7);
         let others = CpuSet::from_bits(self.opened.load(Relaxed)).without(cpu);
+        if mutant("opened-not-for-good") {
+            self.opened.store(0, Relaxed);
+        }
         (!others.is_empty()).then_some(others)
     }
 
@@ -297,7 +305,8 @@ impl<'t> Underway<'t> {
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
-        self.count.fetch_sub(self.step, Relaxed);
+        // O15: a page that was drawn is linked, or back, before we are no longer counted. Pairs with O12.
+        self.count.fetch_sub(self.step, o(15, Release));
     }
 }
 

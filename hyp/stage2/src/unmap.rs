@@ -25,6 +25,7 @@ use crate::tree::{STEP_ENTRIES, Underway};
 use crate::{
     ChangeError, Entries, Entry, Format, Invalidate, Lost, Pages, Quiesced, Section, TablePa, Tree, View, Why,
 };
+use types::sync::mutant;
 use types::{CpuId, Height, Ipa, Range};
 
 /// What the first pass of a step came to.
@@ -172,7 +173,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
                 range.covers(covered::<F>(at, place.height)) && self.may_unlink(place.height, &mut parking)
             });
             let here = covered::<F>(at, spot.place.height);
-            if spot.raw != ABSENT && !range.covers(here) {
+            if spot.raw != ABSENT && !range.covers(here) && !mutant("part-takes-the-whole-block") {
                 return match self.tree.format.decode(spot.raw, spot.place.height) {
                     Entry::Leaf(_) | Entry::Note(_) => Collected::Partial { ipa: at, spot },
                     _ => Collected::Blocked { ipa: at, height: spot.place.height },
@@ -208,7 +209,10 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
     fn freeze_window(&self, batch: &mut Batch, range: Range, first: Place, large: bool) -> bool {
         let tree = self.tree;
         let height = first.height;
-        let frozen = tree.format.encode(Entry::Frozen, height);
+        let frozen = match mutant("absent-before-clean") {
+            true => ABSENT,
+            false => tree.format.encode(Entry::Frozen, height),
+        };
         let most_links = (STEP_ENTRIES >> F::INDEX_BITS).max(1);
         let mut raw = tree.read(first);
         let mut place = first;
@@ -217,7 +221,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             let here = covered::<F>(batch.end::<F>(), height);
             if raw == ABSENT {
                 batch.skip();
-            } else if !range.covers(here) {
+            } else if !range.covers(here) && !mutant("part-takes-the-whole-block") {
                 return false;
             } else {
                 let is_large = match tree.format.decode(raw, height) {

@@ -12,7 +12,7 @@ use crate::{Entries, Entry, Format, Found, Pages, Slot, TablePa, View};
 use core::marker::PhantomData;
 use core::ops::ControlFlow::{self, Break, Continue};
 use core::sync::atomic::Ordering::Acquire;
-use types::sync::o;
+use types::sync::{mutant, o};
 use types::{Height, Ipa, Pa, Range};
 
 /// What a visitor wants next.
@@ -317,7 +317,8 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             Answer::Continue => Continue(None),
             Answer::Descend if F::child(raw).is_some() => {
                 // Whatever the visitor did, or another CPU meanwhile, counts.
-                match F::child(self.tree.read(place)) {
+                let now = if mutant("descends-by-the-old-value") { raw } else { self.tree.read(place) };
+                match F::child(now) {
                     Some(child) => Continue(Some(TablePa::linked(child))),
                     None => self.insist(place, ipa, at, Answer::Again, visitor),
                 }

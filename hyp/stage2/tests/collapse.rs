@@ -312,3 +312,19 @@ fn the_reason_for_a_split_is_in_the_table() {
     });
     assert_eq!(reasons.last(), Some(&Why::DirtyLog), "the rig splits for a dirty log");
 }
+
+#[test]
+fn no_more_is_moved_at_once_than_the_largest_folio() {
+    let machine = Machine::new(4 << 20);
+    let mut rig = rig(&machine, Bbm::Level2);
+    rig.map(&stage2::Mapping { largest: BLOCK_HEIGHT, ..mapping(range(GIB, GIB)) }).expect("free");
+    let mut section = machine.enter(CpuId::BOOT);
+    let mut removal = Removal { to: Some(Pa::new(8 << 30)), seen: Vec::new() };
+    let ipa = Ipa::new(GIB);
+    let moved =
+        rig.tree.collapse_into(&mut section, &machine, ipa, Height::new(2), &mut removal, &mut |_| {});
+    assert_eq!((moved, removal.seen.len()), (Err(CollapseError::Unmappable), 0));
+    drop(section);
+    rig.collapse(ipa, Height::new(2)).expect("where nothing is moved, the size does not matter");
+    rig.compare();
+}

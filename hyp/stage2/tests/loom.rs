@@ -49,8 +49,12 @@ impl World {
 
 impl<Q: Quiescence> World<Q> {
     fn with(epoch: Q) -> Arc<Self> {
+        Self::with_tables(epoch, TABLES)
+    }
+
+    fn with_tables(epoch: Q, tables: usize) -> Arc<Self> {
         let geometry = Geometry::new(Height::new(1), 14).expect("two blocks of two pages");
-        let tree = Tree::new(Tiny, geometry, Bbm::Level2, Cells::new(TABLES)).expect("room");
+        let tree = Tree::new(Tiny, geometry, Bbm::Level2, Cells::new(tables)).expect("room");
         Arc::new(Self { tree, epoch })
     }
 
@@ -135,6 +139,20 @@ fn two_faults_on_neighbouring_pages_both_succeed() {
         assert!(other.join().unwrap().is_ok());
         assert_eq!((world.at(0), world.at(1)), (Some(0x8000), Some(0x9000)));
         assert_eq!(world.tree.memory().in_use(), 2);
+    });
+}
+
+#[test]
+fn two_faults_in_one_table_need_one_page_and_neither_runs_out_of_them() {
+    check(|| {
+        let world = World::with_tables(EntryEpoch::new(), 2);
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || world.map(1, 1, 0x9000))
+        };
+        for result in [world.map(0, 0, 0x8000), other.join().unwrap()] {
+            assert!(matches!(result, Ok(_) | Err(MapError::Busy { .. })), "{result:?}");
+        }
     });
 }
 

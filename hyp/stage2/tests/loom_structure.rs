@@ -6,10 +6,13 @@ mod world;
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
-use loom::sync::atomic::Ordering;
+use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 use model::{Tiny, range};
-use stage2::{Attrs, Bbm, CollapseError, Entries, Entry, Leaf, Live, Marks, Quiescence, Slot, Why};
+use stage2::{
+    Attrs, Bbm, ChangeError, CollapseError, Entries, Entry, Invalidate, Leaf, Live, Marks, Quiescence, Slot,
+    Why, Work,
+};
 use types::{Access, Height, Ipa, Pa};
 use world::{BLOCK, BLOCK_HEIGHT, Instant, PAGE, World, check, cpu};
 
@@ -106,6 +109,90 @@ fn two_collapses_of_one_table_make_one_block() {
             assert_eq!(world.tree.memory().in_use() as u64, world.tree.census().tables + 1);
         });
     }
+}
+
+/// Splits the block around page 0 as the CPU with number `n`.
+fn split(world: &World, n: usize) -> Result<(), ChangeError> {
+    let section = world.epoch.enter(cpu(n));
+    world.tree.open(&section).split(&Instant, Ipa::new(0), Height::PAGE, Why::Pin)
+}
+
+#[test]
+fn two_splits_of_one_block_need_one_page_and_neither_runs_out_of_them() {
+    for bbm in LEVELS {
+        check(move || {
+            let world = World::with_tables(bbm, 2);
+            world.map(0, 0, 2, 0x8000, BLOCK_HEIGHT).expect("free");
+            let other = {
+                let world = world.clone();
+                thread::spawn(move || split(&world, 1))
+            };
+            for result in [split(&world, 0), other.join().unwrap()] {
+                assert!(matches!(result, Ok(()) | Err(ChangeError::Busy { .. })), "{result:?}");
+            }
+            assert_eq!(world.leaf(1).map(|(height, _)| height), Some(Height::PAGE));
+            assert_eq!(world.tree.memory().in_use(), 2);
+        });
+    }
+}
+
+#[test]
+fn a_split_that_loses_gives_its_page_back_to_the_reserve() {
+    check(|| {
+        let world = World::new(Bbm::Level0);
+        world.map(0, 0, 2, 0x8000, BLOCK_HEIGHT).expect("free");
+        assert_eq!(world.tree.memory().reserved(), 1);
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || split(&world, 1))
+        };
+        let _ = split(&world, 0);
+        let _ = other.join().unwrap();
+        assert_eq!(world.tree.memory().reserved(), 0, "no block is there any more");
+    });
+}
+
+/// A CPU that is one of a machine whose weakest can do no live change of size, once that has been let in.
+struct Strict {
+    world: Arc<World>,
+    is_weak_in: AtomicBool,
+}
+
+impl Invalidate for &Strict {
+    type Pending = ();
+
+    fn begin(&self, _: Work) {
+        // A link where a block was, and its invalidation just beginning: the size was changed live.
+        let is_live = Tiny.decode_at(read_by_hardware(&self.world));
+        if matches!(is_live, Entry::Table(_)) {
+            assert!(!self.is_weak_in.load(Ordering::Relaxed), "changed under a CPU that cannot stand it");
+        }
+    }
+
+    fn complete(&self, (): ()) {}
+}
+
+#[test]
+fn no_live_change_of_size_is_under_way_when_a_weaker_cpu_is_let_in() {
+    check(|| {
+        let world = World::new(Bbm::Level2);
+        world.map(0, 0, 2, 0x8000, BLOCK_HEIGHT).expect("free");
+        let strict = Arc::new(Strict { world: world.clone(), is_weak_in: AtomicBool::new(false) });
+        let splitter = {
+            let (world, strict) = (world.clone(), strict.clone());
+            thread::spawn(move || {
+                let section = world.epoch.enter(cpu(1));
+                let view = world.tree.open(&section);
+                view.split(&&*strict, Ipa::new(0), Height::PAGE, Why::Pin).expect("room");
+            })
+        };
+        let mut section = world.epoch.enter(cpu(0));
+        if world.tree.lower_bbm(&mut section, Bbm::Level0).is_ok() {
+            strict.is_weak_in.store(true, Ordering::Relaxed);
+        }
+        drop(section);
+        splitter.join().unwrap();
+    });
 }
 
 #[test]

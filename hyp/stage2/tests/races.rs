@@ -5,8 +5,13 @@ mod common;
 
 use common::{BLOCK, Format4K, GIB, PAGE, geometry, mapping, pages};
 use model::{Arena, range};
-use stage2::{Attrs, Bbm, ChangeError, EntryEpoch, Invalidate, MapError, Quiescence, Scope, Tree, Work};
+use stage2::{
+    Answer, Attrs, Batched, Bbm, ChangeError, CollapseError, Entry, EntryEpoch, Invalidate, MapError,
+    Quiescence, Scope, Tree, Why, Work,
+};
 use std::cell::{Cell, RefCell};
+use std::sync::Mutex;
+use types::sync::Point;
 use types::{Access, CpuId, Height, Ipa};
 use vmsa::{Features, Vmsa};
 
@@ -110,7 +115,7 @@ fn below_a_split_that_is_under_way_there_is_no_level_hint() {
         let scope = Scope::Range { range: range(GIB + PAGE, PAGE), hint: None };
         assert_eq!(works.iter().map(|work| work.scope).collect::<Vec<_>>(), [scope]);
     });
-    tree.open(&a).split(&during, Ipa::new(GIB), Height::PAGE, stage2::Why::Pin).expect("room");
+    tree.open(&a).split(&during, Ipa::new(GIB), Height::PAGE, Why::Pin).expect("room");
     assert!(during.0.take().is_none(), "it was tried");
     tree.open(&a).map(&Notes::default(), &pages(range(GIB + PAGE, PAGE))).expect("free");
     let hint = |work: &Work| matches!(work.scope, Scope::Range { hint: Some(Height::PAGE), .. });
@@ -131,11 +136,11 @@ fn a_block_that_is_held_is_read_and_left_alone() {
         let notes = Notes::default();
         assert!(busy(tree.unmap(&mut b, &notes, range(GIB, BLOCK), &mut |_| {})));
         assert!(busy(tree.protect(&mut b, &notes, range(GIB, BLOCK), Access::READ, &mut |_, _| {})));
-        let split = tree.open(&b).split(&notes, ipa, Height::PAGE, stage2::Why::Pin);
+        let split = tree.open(&b).split(&notes, ipa, Height::PAGE, Why::Pin);
         assert!(matches!(split, Err(ChangeError::Busy { .. })));
         assert!(notes.0.borrow().is_empty(), "nothing was done");
     });
-    tree.open(&a).split(&during, Ipa::new(GIB), Height::PAGE, stage2::Why::Pin).expect("room");
+    tree.open(&a).split(&during, Ipa::new(GIB), Height::PAGE, Why::Pin).expect("room");
     assert!(during.0.take().is_none(), "it was tried");
     assert_eq!(tree.census().leaves[..2], [512, 0]);
 }
@@ -148,7 +153,7 @@ fn what_is_mapped_below_a_link_that_is_being_taken_away_comes_out_with_it() {
     // B stands in the table when A unlinks it: it walked there before. A claim keeps it there.
     let b = epoch.enter(cpu(1));
     let view = tree.open(&b);
-    let claim = view.claim(Ipa::new(GIB + 7 * PAGE), Height::PAGE, stage2::Why::Alignment).expect("free");
+    let claim = view.claim(Ipa::new(GIB + 7 * PAGE), Height::PAGE, Why::Alignment).expect("free");
     let claim = Cell::new(Some(claim));
     let during = Meanwhile::new(|| {
         if let Some(claim) = claim.take() {
@@ -176,16 +181,18 @@ fn a_table_somebody_maps_in_is_not_pruned() {
     let elsewhere = EntryEpoch::new();
     let b = elsewhere.enter(cpu(1));
     let view = tree.open(&b);
-    let claim = view.claim(Ipa::new(GIB + BLOCK), Height::PAGE, stage2::Why::Alignment).expect("free");
+    let claim = view.claim(Ipa::new(GIB + BLOCK), Height::PAGE, Why::Alignment).expect("free");
+    let mut prune = || {
+        let mut at = Ipa::new(0);
+        while at < Ipa::new(4 * GIB) {
+            at = tree.prune(&mut a, &notes, range(at.get(), 4 * GIB - at.get())).expect("in reach");
+        }
+        tree.census().pruned
+    };
     // One table has a page, the other an entry that somebody owns.
-    tree.prune(&mut a, &notes, range(0, 4 * GIB)).expect("in reach");
-    assert_eq!(tree.census().pruned, 0);
+    assert_eq!(prune(), 0);
     drop(claim);
-    let mut at = Ipa::new(0);
-    while at < Ipa::new(4 * GIB) {
-        at = tree.prune(&mut a, &notes, range(at.get(), 4 * GIB - at.get())).expect("in reach");
-    }
-    assert_eq!(tree.census().pruned, 1);
+    assert_eq!(prune(), 1);
 }
 
 #[test]
@@ -206,4 +213,111 @@ fn whoever_finds_a_dead_table_goes_to_the_root() {
     tree.prune(&mut a, &during, mapping.range).expect("in reach");
     assert!(matches!(tried.take(), Some(Err(MapError::Busy { .. }))));
     tree.open(&a).map(&notes, &mapping).expect("free");
+}
+
+#[test]
+fn who_finds_no_page_while_some_come_back_is_told_to_come_again() {
+    let arena = Arena::new(1 << 20);
+    let (tree, epoch) = (world(&arena, Bbm::Level0), EntryEpoch::new());
+    let mut a = epoch.enter(cpu(0));
+    tree.open(&a).map(&Notes::default(), &pages(range(GIB, PAGE))).expect("free");
+    arena.allow(0);
+    let elsewhere = pages(range(8 * GIB, PAGE));
+    let tried = Cell::new(None);
+    let during = Meanwhile::new(|| {
+        let b = epoch.enter(cpu(1));
+        tried.set(Some(tree.open(&b).map(&Notes::default(), &elsewhere)));
+    });
+    tree.unmap(&mut a, &during, range(GIB, BLOCK), &mut |_| {}).expect("mapped");
+    assert!(matches!(tried.take(), Some(Err(MapError::Busy { .. }))));
+    let after = tree.open(&a).map(&Notes::default(), &elsewhere);
+    assert_eq!(after, Err(MapError::NoPages), "nothing is on its way back now");
+}
+
+#[test]
+fn a_weaker_cpu_is_not_let_in_while_a_change_is_under_way() {
+    let arena = Arena::new(1 << 20);
+    let (tree, epoch) = (world(&arena, Bbm::Level2), EntryEpoch::new());
+    let a = epoch.enter(cpu(0));
+    tree.open(&a).map(&Notes::default(), &mapping(range(GIB, BLOCK))).expect("free");
+    // On one thread A's section cannot end inside B's wait, so B waits elsewhere, and for A's change alone.
+    let elsewhere = EntryEpoch::new();
+    let mut b = elsewhere.enter(cpu(1));
+    let tried = Cell::new(None);
+    let mut lower = || tree.lower_bbm(&mut b, Bbm::Level0);
+    let during = Meanwhile::new(|| tried.set(Some(lower())));
+    tree.open(&a).split(&during, Ipa::new(GIB), Height::PAGE, Why::Pin).expect("room");
+    assert!(matches!(tried.take(), Some(Err(ChangeError::Busy { .. }))));
+    assert_eq!(lower(), Ok(()));
+}
+
+thread_local! {
+    /// What another CPU does while this one waits for software.
+    static IN_WAIT: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
+}
+
+fn act_in_wait(point: Point) {
+    if point == Point::Spin
+        && let Some(act) = IN_WAIT.take()
+    {
+        act();
+    }
+}
+
+#[test]
+fn no_collapse_begins_while_somebody_waits() {
+    let arena: &'static Arena = Box::leak(Box::new(Arena::new(1 << 20)));
+    let tree: &'static World<'_> = Box::leak(Box::new(world(arena, Bbm::Level0)));
+    // Each CPU on its own: on one thread nobody's section can end inside another's wait.
+    let epochs: &'static [EntryEpoch; 3] = Box::leak(Box::new(core::array::from_fn(|_| EntryEpoch::new())));
+    let mut a = epochs[0].enter(cpu(0));
+    tree.open(&a).map(&Notes::default(), &pages(range(GIB, 2 * BLOCK))).expect("free");
+    let collapse = || {
+        let mut c = epochs[2].enter(cpu(2));
+        tree.collapse(&mut c, &Notes::default(), Ipa::new(GIB + BLOCK), Height::new(1))
+    };
+    let b = epochs[1].enter(cpu(1));
+    let view = tree.open(&b);
+    let held = view.hold_leaf(Ipa::new(GIB)).expect("a leaf");
+    static TRIED: Mutex<Option<Result<(), CollapseError>>> = Mutex::new(None);
+    IN_WAIT.set(Some(Box::new(move || *TRIED.lock().expect("one thread") = Some(collapse()))));
+    types::sync::set_hook(Some(act_in_wait));
+    let waited = tree.unmap(&mut a, &Notes::default(), range(GIB, PAGE), &mut |_| {});
+    types::sync::set_hook(None);
+    assert!(matches!(waited, Err(ChangeError::Busy { .. })), "{waited:?}");
+    let ipa = Ipa::new(GIB + BLOCK);
+    assert_eq!(*TRIED.lock().expect("one thread"), Some(Err(CollapseError::Busy { ipa })));
+    drop(held);
+    assert_eq!(collapse(), Ok(()), "and when nobody waits it does");
+}
+
+#[test]
+fn a_walk_in_a_table_that_is_collapsed_goes_on_in_the_block() {
+    for bbm in [Bbm::Level0, Bbm::Level1, Bbm::Level2] {
+        let arena = Arena::new(1 << 20);
+        let (tree, epoch) = (world(&arena, bbm), EntryEpoch::new());
+        let a = epoch.enter(cpu(0));
+        let here = range(GIB, BLOCK);
+        tree.open(&a).map(&Notes::default(), &pages(here)).expect("free");
+        // B does not wait for A, whose section cannot end here: what it unlinks rests, for a reader of its own.
+        let elsewhere = Batched::new();
+        let reader = elsewhere.enter(cpu(2));
+        let _ = tree.open(&reader);
+        let mut b = elsewhere.enter(cpu(1));
+        let mut collapsed = false;
+        let mut seen = Vec::new();
+        tree.open(&a).walk(here, |visit| {
+            if let Entry::Table(_) = visit.entry(tree.format()) {
+                return Answer::Descend;
+            }
+            seen.push((visit.ipa(), visit.height(), visit.pa().is_some()));
+            if !collapsed && visit.height() == Height::PAGE {
+                tree.collapse(&mut b, &Notes::default(), Ipa::new(GIB), Height::new(1)).expect("even");
+                collapsed = true;
+            }
+            Answer::Continue
+        });
+        let block = (Ipa::new(GIB), Height::new(1), true);
+        assert_eq!(seen, [(Ipa::new(GIB), Height::PAGE, true), block], "{bbm:?}");
+    }
 }

@@ -223,3 +223,32 @@ fn every_allocation_made_to_fail_in_turn_leaves_the_state_as_it_was() {
         }
     }
 }
+
+#[test]
+fn every_unlink_waits_for_whoever_has_ever_looked() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    for n in 1..=3 {
+        rig.map(&pages(range(n * GIB, PAGE))).expect("free");
+        rig.unmap(range(n * GIB, BLOCK)).expect("mapped");
+    }
+    rig.compare();
+}
+
+#[test]
+fn invalidation_and_grace_period_are_under_way_together() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&pages(range(GIB, PAGE))).expect("free");
+    rig.compare();
+    let mut section = machine.enter(CpuId::BOOT);
+    rig.tree.unmap(&mut section, &machine, range(GIB, BLOCK), &mut |_| {}).expect("mapped");
+    let effects = machine.drain();
+    let at = |is: fn(&Effect) -> bool| effects.iter().position(is).expect("there");
+    let begun = at(|effect| matches!(effect, Effect::Begin { .. }));
+    let grace = at(|effect| matches!(effect, Effect::Grace { .. }));
+    let complete = at(|effect| matches!(effect, Effect::Complete { .. }));
+    let over = at(|effect| matches!(effect, Effect::GraceOver { .. }));
+    let freed = at(|effect| matches!(effect, Effect::GiveBack { .. }));
+    assert!(begun < grace && grace < complete && complete < over && over < freed);
+}

@@ -34,8 +34,13 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(bbm: Bbm) -> Arc<Self> {
+        Self::with_tables(bbm, TABLES)
+    }
+
+    /// Where there is memory for `tables` tables, the root among them.
+    pub(crate) fn with_tables(bbm: Bbm, tables: usize) -> Arc<Self> {
         let geometry = Geometry::new(BLOCK_HEIGHT, 14).expect("two blocks of two pages");
-        let tree = Tree::new(Tiny, geometry, bbm, Cells::new(TABLES)).expect("room");
+        let tree = Tree::new(Tiny, geometry, bbm, Cells::new(tables)).expect("room");
         Arc::new(Self { tree, epoch: EntryEpoch::new() })
     }
 
