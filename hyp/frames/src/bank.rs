@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use types::{FRAME_SHIFT, Pa};
 
 /// The number of a frame: its physical address over the frame size.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Frame(pub(crate) u64);
 
 impl Frame {

@@ -35,7 +35,8 @@ impl Frames {
 
     /// Lends the frame at `pa` to one more space. Errors: [`FrameError::NotGuest`], [`FrameError::Refused`].
     pub fn get(&self, pa: Pa) -> Result<(), FrameError> {
-        self.guest(pa)?.get().map_err(|why| FrameError::Refused { pa, why })
+        let record = self.record(pa)?;
+        record.get().map_err(|why| Self::refused(record, pa, why))
     }
 
     /// Pins the frame at `pa`, or the whole folio of `order` that begins there. The caller found `pa` in an entry and
@@ -44,8 +45,10 @@ impl Frames {
     /// Errors: [`FrameError::NoRecord`] and [`FrameError::NotGuest`] for what cannot be pinned at all, or not any more;
     /// [`FrameError::Refused`] with `Frozen` or `Unowned`: walk again; with `Parted`: the folio is smaller, pin its
     /// frames; with `Full`: too many pins.
+    #[inline]
     pub fn pin(&self, pa: Pa, order: Order, hold: Hold) -> Result<(), FrameError> {
-        self.guest(pa)?.pin(span(order), order, hold).map_err(|why| FrameError::Refused { pa, why })
+        let record = self.record(pa)?;
+        record.pin(span(order), order, hold).map_err(|why| Self::refused(record, pa, why))
     }
 
     /// Gives a pin back, with the order and the hold it was taken with. Frames that nobody holds any more are free
@@ -61,6 +64,30 @@ impl Frames {
             self.sweep(Frame::of(pa), order);
         }
         Ok(())
+    }
+
+    /// Tells whether somebody has a pin that may write on a frame of the block at `pa`, or on a folio that one of them is
+    /// in: then the block counts as written, whatever its entries say. `pa` is a multiple of the block's size.
+    ///
+    /// A pinner that has let go has marked what it wrote before: who finds no pin here finds the mark.
+    pub fn has_write_pins(&self, pa: Pa, order: Order) -> bool {
+        let first = Frame::of(pa);
+        let word = |frame| self.memory().record(frame).map(Record::load);
+        let writes =
+            |frame| word(frame).is_some_and(|word| word.kind() == Kind::Guest && word.write_pins() != 0);
+        // A pin of a larger folio that the block is in is on the word of that folio's first frame.
+        let folio = word(first).map_or(order, |word| word.order().max(order));
+        writes(folio_start(first, folio)) || frames(first, order).any(writes)
+    }
+
+    /// The cold half of a refusal: a word that is no guest's (any more) says so.
+    #[cold]
+    fn refused(record: &Record, pa: Pa, why: Refused) -> FrameError {
+        if record.load().kind() == Kind::Guest {
+            FrameError::Refused { pa, why }
+        } else {
+            FrameError::NotGuest { pa }
+        }
     }
 
     fn guest(&self, pa: Pa) -> Result<&Record, FrameError> {
@@ -146,7 +173,7 @@ impl Frames {
     }
 
     /// Makes each frame of the folio of `order` around `frame` a folio by itself, unless the block is pinned.
-    fn part(&self, frame: Frame, order: Order) -> Parted {
+    pub(crate) fn part(&self, frame: Frame, order: Order) -> Parted {
         if order == Order::FRAME {
             return Parted::Single;
         }
@@ -165,17 +192,17 @@ impl Frames {
 
 /// Whether the frames of a folio are folios by themselves now.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Parted {
+pub(crate) enum Parted {
     Single,
     /// The folio is as it was, since it is pinned as a whole.
     BlockPinned,
 }
 
-fn frames(first: Frame, order: Order) -> impl Iterator<Item = Frame> {
+pub(crate) fn frames(first: Frame, order: Order) -> impl Iterator<Item = Frame> {
     (first.0..first.0 + order.frames()).map(Frame)
 }
 
-fn folio_start(frame: Frame, order: Order) -> Frame {
+pub(crate) fn folio_start(frame: Frame, order: Order) -> Frame {
     Frame(frame.0 & !(order.frames() - 1))
 }
 

@@ -62,7 +62,7 @@ impl<'f> Tables<'f> {
     /// Sets one more page aside.
     fn reserve_page(&self) -> Result<(), NoPages> {
         let page = self.allocate(self.page)?;
-        self.reserve.lock().add(self.frames, page);
+        self.reserve.lock().add(self.map, page);
         Ok(())
     }
 
@@ -135,7 +135,7 @@ impl Pages for Tables<'_> {
     fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
         let order = Order::of_bytes(size.bytes()).ok_or(NoPages)?;
         if purpose == Purpose::Split && order == self.page && !mutant("split-without-its-reserve") {
-            let drawn = self.reserve.lock().draw(self.frames);
+            let drawn = self.reserve.lock().draw(self.map);
             return drawn.map(|page| FreshTable::new(page, size)).ok_or(NoPages);
         }
         let table = self.allocate(order)?;
@@ -150,7 +150,7 @@ impl Pages for Tables<'_> {
         // Never fails: `take` made this table, so its size is an order.
         let Some(order) = Order::of_bytes(table.size().bytes()) else { return };
         let unwanted = if table.restores_reserve() && order == self.page {
-            self.reserve.lock().restore(self.frames, table.pa())
+            self.reserve.lock().restore(self.map, table.pa())
         } else {
             Some(table.pa())
         };
@@ -170,7 +170,7 @@ impl Pages for Tables<'_> {
         self.reserve.lock().release(tables);
         // One at a time: the lock is not held over a whole block's worth.
         loop {
-            let surplus = self.reserve.lock().surplus(self.frames);
+            let surplus = self.reserve.lock().surplus(self.map);
             let Some(page) = surplus else { return };
             self.free(page, self.page);
         }

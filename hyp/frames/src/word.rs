@@ -13,7 +13,7 @@
 use crate::Order;
 use core::fmt;
 use core::sync::atomic::Ordering::*;
-use types::sync::{AtomicU64, o};
+use types::sync::{AtomicU64, mutant, o};
 
 /// A field of the word.
 struct Field {
@@ -59,6 +59,9 @@ const ORDER: Field = Field { shift: 39, bits: 5 };
 const KIND: Field = Field { shift: 44, bits: 3 };
 /// Whose it is.
 const OWNER: Field = Field { shift: 47, bits: 16 };
+/// Somebody who found the frame pinned wants to move it: its pinners are asked to let go. The last one's letting go
+/// takes it away.
+const WANTED: Field = Field { shift: 63, bits: 1 };
 /// A table's word has no counts; a retired table's place in its ticket's list is kept there.
 const LINK: Field = Field { shift: 0, bits: 38 };
 
@@ -200,6 +203,11 @@ impl Word {
         FROZEN.get(self.0) != 0
     }
 
+    /// Tells whether the pinners of this frame, or of the block that begins here, are asked to let go.
+    pub const fn is_wanted(self) -> bool {
+        WANTED.get(self.0) != 0
+    }
+
     /// Returns the order of the folio that the frame is in.
     pub const fn order(self) -> Order {
         match Order::new(ORDER.get(self.0) as u8) {
@@ -236,7 +244,11 @@ impl fmt::Debug for Word {
             self.pins(),
             self.write_pins(),
             self.block_pins(),
-            if self.is_frozen() { ", frozen" } else { "" },
+            match (self.is_frozen(), self.is_wanted()) {
+                (true, _) => ", frozen",
+                (false, true) => ", wanted",
+                (false, false) => "",
+            },
         )
     }
 }
@@ -260,7 +272,8 @@ impl Record {
         self.0.store(word.0, o(21, Release));
     }
 
-    fn update(&self, change: impl Fn(Word) -> Result<u64, Refused>) -> Result<Word, Refused> {
+    #[inline(always)]
+    fn update(&self, mut change: impl FnMut(Word) -> Result<u64, Refused>) -> Result<Word, Refused> {
         let mut seen = self.load();
         loop {
             let next = change(seen)?;
@@ -281,7 +294,7 @@ impl Record {
     /// Adds a reference: the frame is lent to one more space.
     pub fn get(&self) -> Result<(), Refused> {
         self.update(|w| match w {
-            _ if w.refs() == 0 => Err(Refused::Unowned),
+            _ if w.kind() != Kind::Guest || w.refs() == 0 => Err(Refused::Unowned),
             _ if w.is_frozen() => Err(Refused::Frozen),
             _ if w.refs() == REFS.max() => Err(Refused::Full),
             _ => Ok(w.0 + REFS.one()),
@@ -325,12 +338,16 @@ impl Record {
     /// led it here, and at the one above, again; if one changed, it unpins and walks again.
     ///
     /// A block pin is of a whole folio of `order`: it is refused where the folio has been parted.
+    #[inline]
     pub fn pin(&self, span: Span, order: Order, hold: Hold) -> Result<(), Refused> {
         let (count, step) = Self::pin_step(span, hold);
         self.update(|w| match w {
-            _ if w.refs() == 0 => Err(Refused::Unowned),
-            _ if w.is_frozen() => Err(Refused::Frozen),
-            _ if span == Span::Block && w.order() != order => Err(Refused::Parted),
+            _ if w.kind() != Kind::Guest => Err(Refused::Unowned),
+            _ if w.refs() == 0 && !mutant("pin-at-zero-references") => Err(Refused::Unowned),
+            _ if w.is_frozen() && !mutant("pin-of-a-frozen-frame") => Err(Refused::Frozen),
+            _ if span == Span::Block && w.order() != order && !mutant("block-pin-of-a-parted-folio") => {
+                Err(Refused::Parted)
+            }
             _ if count.get(w.0) == count.max() => Err(Refused::Full),
             _ if hold == Hold::Write && w.write_pins() == WRITES.max() => Err(Refused::Full),
             _ => Ok(w.0 + step),
@@ -339,15 +356,34 @@ impl Record {
     }
 
     /// Gives a pin back, with the span and the hold it was taken with. Never refused for a frozen word: a frozen word
-    /// has no pins.
+    /// has no pins. The last pin takes along the request to let go.
     pub fn unpin(&self, span: Span, hold: Hold) -> Result<Remaining, Refused> {
         let (count, step) = Self::pin_step(span, hold);
         self.update(|w| match w {
             _ if count.get(w.0) == 0 => Err(Refused::NotHeld),
             _ if hold == Hold::Write && w.write_pins() == 0 => Err(Refused::NotHeld),
-            _ => Ok(w.0 - step),
+            _ => Ok(Self::unwanted_if_free(w.0 - step)),
         })
         .map(Self::remaining)
+    }
+
+    const fn unwanted_if_free(word: u64) -> u64 {
+        if word & (PINS.mask() | WHOLE.mask()) == 0 { word & !WANTED.mask() } else { word }
+    }
+
+    /// Asks whoever has the frame pinned, or the block that begins with it, to let go. Returns what the word was:
+    /// whether it had been asked before.
+    ///
+    /// # Errors
+    /// [`Refused::NotHeld`] where nobody has it pinned.
+    pub fn want(&self) -> Result<Word, Refused> {
+        let mut was = Word::INSIDE;
+        self.update(|w| {
+            was = w;
+            let pinned = w.kind() == Kind::Guest && (w.pins() != 0 || w.block_pins() != 0);
+            if pinned { Ok(w.0 | WANTED.mask()) } else { Err(Refused::NotHeld) }
+        })
+        .map(|_| was)
     }
 
     const fn pin_step(span: Span, hold: Hold) -> (&'static Field, u64) {
@@ -366,8 +402,8 @@ impl Record {
     /// are all its references and nobody has pinned it. Returns the word as it is now.
     pub fn freeze(&self, slots: u64) -> Result<Word, Refused> {
         self.update(|w| match w {
+            _ if w.kind() != Kind::Guest || w.refs() == 0 => Err(Refused::Unowned),
             _ if w.is_frozen() => Err(Refused::Frozen),
-            _ if w.refs() == 0 => Err(Refused::Unowned),
             _ if w.pins() != 0 || w.block_pins() != 0 => Err(Refused::Pinned),
             _ if w.refs() != slots => Err(Refused::Shared),
             _ => Ok(w.0 | FROZEN.one()),
@@ -387,6 +423,15 @@ impl Record {
             _ if w.order() != order => Err(Refused::Parted),
             _ if w.block_pins() != 0 => Err(Refused::Pinned),
             _ => Ok(w.0 & !ORDER.mask()),
+        })
+        .map(|_| ())
+    }
+
+    /// Makes the frame part of a folio of `order`. The caller has frozen all words of that folio.
+    pub(crate) fn join(&self, order: Order) -> Result<(), Refused> {
+        self.update(|w| match w {
+            _ if !w.is_frozen() => Err(Refused::NotHeld),
+            _ => Ok(w.0 & !ORDER.mask() | ORDER.put(order.get() as u64)),
         })
         .map(|_| ())
     }

@@ -118,7 +118,7 @@ impl<'f, F: Format> Space<'f, F> {
         outcome
     }
 
-    fn resolve<S: Section, C: Cpu, I: Invalidate>(
+    pub(crate) fn resolve<S: Section, C: Cpu, I: Invalidate>(
         &self,
         section: &S,
         cpu: &C,

@@ -20,8 +20,12 @@ pub(crate) enum Event {
     Failed,
     Smaller,
     Kept,
+    Moved,
+    Asked,
+    StillPinned,
+    LetGo,
 }
-const EVENTS: usize = 9;
+const EVENTS: usize = 13;
 
 /// The counters of a space.
 #[derive(Debug)]
@@ -58,6 +62,10 @@ impl Tally {
             failed: self.sum(Event::Failed),
             smaller: self.sum(Event::Smaller),
             kept: self.sum(Event::Kept),
+            moved: self.sum(Event::Moved),
+            asked: self.sum(Event::Asked),
+            still_pinned: self.sum(Event::StillPinned),
+            let_go: self.sum(Event::LetGo),
             table_bytes: tables.bytes(),
             reserve_bytes: tables.reserve_bytes(),
             census,
@@ -87,6 +95,14 @@ pub struct Stats {
     pub smaller: u64,
     /// Zeroed runs that were kept after a lost race, and used by a later fault.
     pub kept: u64,
+    /// Leaves that were moved to other memory.
+    pub moved: u64,
+    /// How often pinners were asked to let go of what was to be moved.
+    pub asked: u64,
+    /// How often a mover came back, and they had not.
+    pub still_pinned: u64,
+    /// Pins that were given back while somebody asked for that.
+    pub let_go: u64,
     /// Bytes in the space's tables now, the root included.
     pub table_bytes: u64,
     /// Bytes in pages that are set aside for splitting the space's blocks.

@@ -1,6 +1,8 @@
 //! Translation: from an address to the entry that decides about it, in as many loads as the tree has heights.
 
 use crate::geometry::{shift, span};
+use crate::place::Place;
+use crate::sight::Sight;
 use crate::{Entries, Entry, Format, Pages, Slot, TablePa, View};
 use core::fmt;
 use core::marker::PhantomData;
@@ -66,20 +68,29 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     /// One acquire load per height. Never waits, never allocates, never fails.
     #[inline]
     pub fn translate(&self, ipa: Ipa) -> Found<F> {
+        self.sight(ipa).found()
+    }
+
+    /// Walks as [`translate`](Self::translate) does, and remembers where the entry is and the link above it, for a
+    /// [second look](Self::stands).
+    #[inline]
+    pub fn sight(&self, ipa: Ipa) -> Sight<F> {
         self.walk_to(ipa)
     }
 
     /// Unrolled by hand, once for each height that a root can have: a loop over heights takes twice as long, since
-    /// shift and bound are then computed in the chain of dependent loads.
+    /// shift and bound are then computed in the chain of dependent loads. What a caller does not use of the result costs
+    /// nothing.
     #[inline(always)]
-    fn walk_to(&self, ipa: Ipa) -> Found<F> {
+    fn walk_to(&self, ipa: Ipa) -> Sight<F> {
         let top = self.geometry.top();
         if !self.geometry.reaches(ipa) {
-            return Found::new(0, top);
+            return Sight::nowhere(self.root, top);
         }
         let slot = self.tree.memory.finder();
         let mut table = self.root;
         let mut index;
+        let mut above = None;
         macro_rules! root {
             ($height:literal) => {
                 index = (ipa.get() >> shift::<F>(Height::new($height))) as usize
@@ -89,7 +100,10 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             ($height:literal) => {
                 // O8: a table's contents are seen as they were when it was linked. Pairs with O9.
                 let raw = slot(table, index).load(o(8, Acquire));
-                let Some(child) = F::child(raw) else { return Found::new(raw, Height::new($height)) };
+                let Some(child) = F::child(raw) else {
+                    return Sight::new(raw, Place { table, index, height: Height::new($height) }, above);
+                };
+                above = Some((Place { table, index, height: Height::new($height) }, raw));
                 table = TablePa::linked(child);
                 index =
                     (ipa.get() >> shift::<F>(Height::new($height - 1))) as usize & ((1 << F::INDEX_BITS) - 1);
@@ -118,9 +132,10 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 descend!(2);
                 descend!(1);
             }
-            _ => return Found::new(0, top), // no shape has such a root
+            _ => return Sight::nowhere(self.root, top), // no shape has such a root
         }
         // O8, for the leaf: what it maps was prepared (zeroed, cleaned) before it was published.
-        Found::new(slot(table, index).load(o(8, Acquire)), Height::PAGE)
+        let raw = slot(table, index).load(o(8, Acquire));
+        Sight::new(raw, Place { table, index, height: Height::PAGE }, above)
     }
 }

@@ -4,13 +4,14 @@ mod content;
 mod discarding;
 mod faults;
 mod parallel;
+mod pins;
 mod populating;
 mod regions;
 mod reserve;
 
 use crate::{Region, Space, SpaceError};
 use frames::fake::Machine;
-use frames::{Frames, Owner};
+use frames::{Frames, Owner, PaRange};
 use stage2::{Bbm, EntryEpoch, Geometry, Invalidate, Quiescence, Stay, Work};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

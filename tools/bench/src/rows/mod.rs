@@ -2,6 +2,7 @@
 
 pub mod faults;
 pub mod fill;
+pub mod pins;
 pub mod size;
 pub mod split;
 pub mod threads;
@@ -26,6 +27,7 @@ pub const GROUPS: &[Group] = &[
     Group { key: "split", make: split::comparisons },
     Group { key: "threads", make: threads::translating },
     Group { key: "faults", make: faults::comparisons },
+    Group { key: "pins", make: pins::comparisons },
     Group { key: "disturbed", make: threads::disturbed },
     Group { key: "waiting", make: waiting::comparisons },
     Group { key: "size", make: size::comparisons },

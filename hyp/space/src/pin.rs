@@ -1,0 +1,198 @@
+//! Pins: holds on a guest's memory that outlive its mapping, for DMA and whoever else goes past the tables.
+//!
+//! While a frame is pinned it is the guest's, at its place, with its contents: never given away, moved or zeroed, whatever
+//! happens to the entry that led to it. The last one to let go frees it, if nobody else holds it by then.
+//!
+//! # How a pin is taken (docs/protocol/pin.md)
+//! ```text
+//! walk ─▶ entry ─▶ word: one more pin ─▶ entry and link above again ─┬─ as they were ─▶ pinned
+//!                  (refused without references, or frozen)           └─ changed ─▶ give it back
+//! ```
+//! The word decides, not the entry: whoever moves or frees a frame exchanges its word, too, and of two exchanges of one
+//! word one comes first. The second look is for who had walked, and came to the word after the frame had gone and come
+//! again.
+//!
+//! [`Space::pin_fast`](crate::Space::pin_fast) does that and nothing else; [`Space::pin`](crate::Space::pin) resolves what
+//! stops it. A page is pinned on its own word; a whole folio of a block once, on the word of its first frame; a block of
+//! 1 GiB as its 512 folios.
+//!
+//! Neighbours: `frames` has the words; `moving` is the other side.
+
+mod fast;
+mod slow;
+
+pub use slow::{PIN_FAULTS, PIN_TRIES, PinError};
+
+use crate::Space;
+use crate::tally::Event;
+use core::fmt;
+use frames::{Frames, Hold, Order, Owner};
+use stage2::{Format, Section};
+use types::sync::mutant;
+use types::{Ipa, Pa, Range};
+
+/// A hold on a frame, or on a folio of several.
+///
+/// It is given back as it was taken, to the space it is of ([`Space::unpin`]); after the space's end, to the memory
+/// ([`Pin::release`]). Forgotten, it keeps the frame for ever.
+#[must_use = "a pin that is not given back keeps its frames for ever"]
+#[derive(PartialEq, Eq, Hash)]
+pub struct Pin {
+    pa: Pa,
+    ipa: Ipa,
+    owner: Owner,
+    order: Order,
+    hold: Hold,
+}
+
+/// What a pinner did with what it had pinned.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Contents {
+    /// It wrote nothing.
+    Unchanged,
+    /// It may have written: from now on every round of a dirty log knows.
+    Written,
+}
+
+/// Where pins are put: the caller's memory. Nothing is allocated for a pin.
+#[derive(Debug)]
+pub struct Pins<'b> {
+    slots: &'b mut [Option<Pin>],
+    len: usize,
+}
+
+impl Pin {
+    /// Returns where the pinned memory is: it stays there.
+    pub const fn pa(&self) -> Pa {
+        self.pa
+    }
+
+    /// Returns the guest's address by which it was found.
+    pub const fn ipa(&self) -> Ipa {
+        self.ipa
+    }
+
+    /// Returns the number of bytes, a power of two of frames.
+    pub const fn bytes(&self) -> u64 {
+        self.order.bytes()
+    }
+
+    /// Returns what the pin is for.
+    pub const fn hold(&self) -> Hold {
+        self.hold
+    }
+
+    /// Returns the guest's addresses.
+    pub fn range(&self) -> Range {
+        Range::block_around(self.ipa, self.bytes())
+    }
+
+    /// Tells whether somebody wants to move this memory: then the pinner lets go as soon as it can, and pins anew. Nobody
+    /// waits for it. One load.
+    pub fn is_wanted(&self, frames: &Frames) -> bool {
+        frames.record(self.pa).is_ok_and(|record| record.load().is_wanted())
+    }
+
+    /// Gives the pin back when its space has ended, and with it whoever wanted to know what was written.
+    pub fn release(self, frames: &Frames) {
+        let unpinned = frames.unpin(self.pa, self.order, self.hold);
+        debug_assert_eq!(unpinned, Ok(()), "a pin was not on its frame's word");
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Pin({:?} at {}, {} of {:?} for {:?})",
+            self.ipa, self.pa, self.owner.0, self.order, self.hold
+        )
+    }
+}
+
+impl<'b> Pins<'b> {
+    /// Makes room for as many pins as `slots` has places. What is in them is dropped, and so must be nothing.
+    pub fn new(slots: &'b mut [Option<Pin>]) -> Self {
+        debug_assert!(slots.iter().all(Option::is_none), "a pin would be forgotten");
+        Self { slots, len: 0 }
+    }
+
+    /// Returns the number of pins.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Tells whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Goes through the pins in the order in which they were taken: ascending, without holes.
+    pub fn iter(&self) -> impl Iterator<Item = &Pin> {
+        self.slots[..self.len].iter().flatten()
+    }
+
+    /// Takes out the last pin, to be given back.
+    pub fn pop(&mut self) -> Option<Pin> {
+        self.len = self.len.checked_sub(1)?;
+        self.slots[self.len].take()
+    }
+
+    #[inline(always)]
+    const fn is_full(&self) -> bool {
+        self.len == self.slots.len()
+    }
+
+    /// Adds a pin. There is room.
+    #[inline(always)]
+    fn push(&mut self, pin: Pin) {
+        if let Some(slot) = self.slots.get_mut(self.len) {
+            *slot = Some(pin);
+            self.len += 1;
+        }
+    }
+}
+
+impl<F: Format> Space<'_, F> {
+    /// Gives a pin back. Where `contents` were written, that is marked before the pin goes, so that a round of a dirty
+    /// log finds the one or the other.
+    ///
+    /// # Errors
+    /// The pin, where it is another space's.
+    pub fn unpin<S: Section>(&self, section: &S, pin: Pin, contents: Contents) -> Result<(), Pin> {
+        if pin.owner != self.owner {
+            return Err(pin);
+        }
+        if pin.is_wanted(self.frames) {
+            self.tally.count(section.cpu(), Event::LetGo);
+        }
+        let (range, late) = (pin.range(), mutant("dirty-marked-after-unpin"));
+        if contents == Contents::Written && !late && !mutant("unpin-forgets-dirty") {
+            self.mark_written(section, range);
+        }
+        pin.release(self.frames);
+        if contents == Contents::Written && late {
+            self.mark_written(section, range);
+        }
+        Ok(())
+    }
+
+    /// Gives all pins in `pins` back, the last one first.
+    ///
+    /// # Errors
+    /// The first that is another space's; those before it in `pins` are there still.
+    pub fn unpin_all<S: Section>(
+        &self,
+        section: &S,
+        pins: &mut Pins<'_>,
+        contents: Contents,
+    ) -> Result<(), Pin> {
+        while let Some(pin) = pins.pop() {
+            self.unpin(section, pin, contents)?;
+        }
+        Ok(())
+    }
+
+    /// Notes for the dirty log that `range` was written by somebody other than a guest's CPU.
+    pub(crate) fn mark_written<S: Section>(&self, _section: &S, _range: Range) {}
+}

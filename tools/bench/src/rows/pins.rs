@@ -1,0 +1,107 @@
+//! Pins without waiting: of 64 pages, and of one block, against the walk and an exchange for each word.
+
+use crate::comparison::{Comparison, Contender, Row, Target, time};
+use crate::pool;
+use crate::scene::{BLOCK, Format, NoTlb, ONE_UP, PAGE, geometry, mapping, range};
+use frames::{Hold, Order, Owner, Usage};
+use space::{Contents, Pin, Pins, Space};
+use stage2::{Answer, Bbm, EntryEpoch, Quiescence};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::AcqRel;
+use std::time::Duration;
+use types::{CpuId, Height, Ipa, Pa};
+use vmsa::Features;
+
+/// Calls of a pass. Their words fit the caches closest to a CPU.
+const CALLS: u64 = 32;
+/// Pages of a call.
+const PAGES: u64 = 64;
+
+/// By pages, and by blocks.
+pub fn comparisons() -> Vec<Comparison> {
+    let pages = vec![
+        Contender::new("pin/pages", CALLS, || on_memory(PAGES * PAGE, Height::PAGE, pin)),
+        Contender::new("pin/pages, bare", CALLS, || on_memory(PAGES * PAGE, Height::PAGE, walk_and_exchange)),
+    ];
+    let blocks = vec![
+        Contender::new("pin/block", CALLS, || on_memory(BLOCK, ONE_UP, pin)),
+        Contender::new("pin/block, bare", CALLS, || on_memory(BLOCK, ONE_UP, walk_and_exchange)),
+    ];
+    vec![
+        Comparison::new(pages, |ns| {
+            vec![Row::ns("pin_fast of 64 pages / walk and exchanges", ns[0], ns[1], Target::AtMost(1.25))]
+        }),
+        Comparison::new(blocks, |ns| {
+            vec![Row::ns("pin_fast of a 2M block / walk and exchange", ns[0], ns[1], Target::AtMost(1.25))]
+        }),
+    ]
+}
+
+type OnSpace = fn(&Space<'static, Format>, &EntryEpoch, u64) -> Duration;
+
+/// Makes a space with `CALLS` stretches of `bytes`, mapped with leaves of at most `largest`, and has `work` done.
+fn on_memory(bytes: u64, largest: Height, work: OnSpace) -> Duration {
+    let epoch = EntryEpoch::new();
+    let format = Format::new(Features::empty());
+    let space = Space::new(pool::frames(), Owner(5), format, geometry(), Bbm::Level0, u32::MAX);
+    let space = space.expect("the pool has a page");
+    let section = epoch.enter(CpuId::BOOT);
+    let order = Order::of_bytes(bytes).expect("a power of two");
+    for n in 0..CALLS {
+        let run = pool::frames().allocate(order, Usage::Guest(space.owner())).expect("the pool has frames");
+        let mapping = mapping(n * bytes, run.into_pa().get(), bytes, largest);
+        let mapped = space.tree().open(&section).map(&NoTlb, &mapping);
+        assert_eq!(mapped, Ok(mapping.range.end()), "nothing is mapped there");
+    }
+    drop(section);
+    // Twice: the first time fetches what both then have at hand.
+    work(&space, &epoch, bytes);
+    let took = work(&space, &epoch, bytes);
+    space.destroy(&mut epoch.enter(CpuId::BOOT), &NoTlb);
+    took
+}
+
+fn pin(space: &Space<'static, Format>, epoch: &EntryEpoch, bytes: u64) -> Duration {
+    let section = epoch.enter(CpuId::BOOT);
+    let mut slots: Vec<Option<Pin>> = (0..CALLS * PAGES).map(|_| None).collect();
+    let took = time(|| {
+        for (n, slots) in (0..CALLS).zip(slots.chunks_mut(PAGES as usize)) {
+            let stretch = range(n * bytes, bytes);
+            let next = space.pin_fast(&section, stretch, Hold::Write, &mut Pins::new(slots));
+            assert_eq!(next, stretch.end());
+        }
+    });
+    for pin in slots.iter_mut().filter_map(Option::take) {
+        assert_eq!(space.unpin(&section, pin, Contents::Unchanged), Ok(()));
+    }
+    took
+}
+
+/// Goes to each leaf by the public walker, or to the one by translation, and adds to a word for it.
+fn walk_and_exchange(space: &Space<'static, Format>, epoch: &EntryEpoch, bytes: u64) -> Duration {
+    let section = epoch.enter(CpuId::BOOT);
+    let view = space.tree().open(&section);
+    let first = view.translate(Ipa::new(0)).pa(Ipa::new(0)).expect("mapped").get();
+    let words: Vec<AtomicU64> = (0..(CALLS + 1) * bytes / PAGE).map(|_| AtomicU64::new(0)).collect();
+    let add = |pa: Pa| {
+        // As dense as the records; what lies elsewhere in memory is folded into the same words.
+        let word = (pa.get().wrapping_sub(first) / PAGE) as usize % words.len();
+        words[word].fetch_add(1, AcqRel);
+    };
+    time(|| {
+        for n in 0..CALLS {
+            if bytes == BLOCK {
+                let ipa = Ipa::new(n * bytes);
+                add(view.translate(ipa).pa(ipa).expect("mapped"));
+            } else {
+                view.walk(range(n * bytes, bytes), |visit| match visit.pa() {
+                    Some(pa) => {
+                        add(pa);
+                        Answer::Continue
+                    }
+                    None => Answer::Descend,
+                });
+            }
+        }
+    })
+}
