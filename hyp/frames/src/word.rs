@@ -431,7 +431,7 @@ impl Record {
     pub(crate) fn join(&self, order: Order) -> Result<(), Refused> {
         self.update(|w| match w {
             _ if !w.is_frozen() => Err(Refused::NotHeld),
-            _ => Ok(w.0 & !ORDER.mask() | ORDER.put(order.get() as u64)),
+            _ => Ok(w.0 & !ORDER.mask() | ORDER.put(u64::from(order.get()))),
         })
         .map(|_| ())
     }
