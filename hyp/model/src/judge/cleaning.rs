@@ -110,8 +110,10 @@ impl Cleaning {
     /// The same entry was changed once more: what was done so far does not count.
     pub(super) fn again(&mut self, class: Class, hint: Option<Height>, cpu: CpuId, broken: Fate) {
         self.class = self.class.max(class);
-        self.hint = if self.hint == hint { hint } else { None };
-        self.unseen = self.unseen.with(cpu);
+        // Where something was pending and is not any more, what had another size is gone.
+        self.hint = hint;
+        // It is one word: who sees the last write sees no earlier one.
+        self.unseen = CpuSet::EMPTY.with(cpu);
         self.points.clear();
         self.pieces.clear();
         self.is_clean = false;

@@ -30,8 +30,13 @@ impl<F: Format> Judge<F> {
         let (from, to) = (self.format.decode(old, height), self.format.decode(new, height));
         if !self.linked.contains_key(&key.0) {
             // Nobody comes here any more but through what walk caches hold.
-            if let (Some(live), None) = (from.live(), to.live()) {
-                self.break_entry(&change, old, live);
+            match (from.live(), to.live()) {
+                (Some(live), None) => self.break_entry(&change, old, live),
+                // Before the link comes back, perhaps.
+                (None, Some(live)) => {
+                    self.put_back(&change, live);
+                }
+                _ => {}
             }
             return Ok(());
         }
@@ -120,9 +125,6 @@ impl<F: Format> Judge<F> {
         let before = self.unclean.remove(&change.key);
         if let Some(before) = &before {
             cleaning.class = cleaning.class.max(before.cleaning.class);
-            if before.cleaning.hint != hint {
-                cleaning.hint = None;
-            }
         }
         self.held(&mut cleaning);
         if !cleaning.is_clean() {
