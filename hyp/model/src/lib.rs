@@ -12,15 +12,19 @@
 //! | [`Machine`] | memory, CPU and sections that record effects |
 //! | [`Sequence`] | the instructions of an invalidation, right or with one flaw |
 //! | [`Rig`] | a tree on a machine, driven step by step, with both oracles beside it |
+//! | [`stress`] | CPUs, guests and a device that do whatever the architecture allows, on one tree at once |
 //! | [`suite`] | sequences of operations, for any format, and for several in step |
 //! | [`Tiny`] | a format with shuffled bits |
 //!
 //! Host only, and a dev-dependency only. Neighbours: `stage2`, whose seams this implements.
 #![forbid(unsafe_code)]
 
+#[cfg(not(loom))]
+mod adversary;
 mod arena;
 #[cfg(loom)]
 mod cells;
+mod dice;
 mod effect;
 mod flat;
 mod jitter;
@@ -32,9 +36,12 @@ mod sequence;
 pub mod suite;
 mod tiny;
 
+#[cfg(not(loom))]
+pub use adversary::{Breach, Coverage, Errand, Failure, Lapse, Meeting, Oracles, Plan, Report, stress};
 pub use arena::Arena;
 #[cfg(loom)]
 pub use cells::{Cell, Cells};
+pub use dice::Dice;
 pub use effect::{Effect, Op, Reach, Tlbi};
 pub use flat::{Content, Flat, Stretch};
 pub use jitter::{Jitter, Jittery};

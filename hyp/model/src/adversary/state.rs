@@ -1,0 +1,370 @@
+//! [`State`]: everything that the adversary knows: which tables there are, what every observer holds of them, which writes
+//! and instructions are under way, and what was promised about pages and frames.
+
+use super::breach::Breach;
+use super::cache::{Cache, Translation};
+use super::errand::{Coverage, Errand};
+use super::frame::Frames;
+use super::stress::{Oracles, Plan};
+use super::trace::{Event, Trace};
+use crate::{Arena, Dice, Effect, Judge, Style, Tlbi};
+use stage2::{
+    Attrs, Bbm, Entries, Entry, Format, FreshTable, Geometry, IdleTable, Leaf, Live, Marks, TablePa,
+    TableSize, span,
+};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
+use types::{CpuId, Height, Ipa, Pa, Range, Vmid};
+
+/// What went wrong, and what it is about.
+#[derive(Debug)]
+pub(super) struct Crime {
+    pub(super) breach: Breach,
+    pub(super) what: String,
+    pub(super) range: Option<Range>,
+    pub(super) table: Option<Pa>,
+}
+
+impl Crime {
+    pub(super) fn at(breach: Breach, range: Range, what: String) -> Self {
+        Self { breach, what, range: Some(range), table: None }
+    }
+
+    pub(super) fn of_table(breach: Breach, table: Pa, what: String) -> Self {
+        Self { breach, what, range: None, table: Some(table) }
+    }
+}
+
+/// A CPU or an IOMMU.
+#[derive(Debug, Default)]
+pub(super) struct Observer {
+    pub(super) cache: Cache,
+    /// It runs a guest of the space.
+    pub(super) is_inside: bool,
+    /// It has left the guest, and walks may still be under way.
+    pub(super) is_finishing: bool,
+    /// It has said that it is in a guest, or about to be.
+    pub(super) in_guest: bool,
+    /// It was asked to leave.
+    pub(super) is_kicked: bool,
+    /// How often it has left.
+    pub(super) exits: u64,
+    /// The generation of the space that its cache is of.
+    pub(super) generation: u64,
+    /// It is a device behind an IOMMU, and not a CPU.
+    pub(super) is_device: bool,
+}
+
+/// A write that table walkers need not see yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unseen {
+    pub(super) cpu: usize,
+    pub(super) key: (Pa, usize),
+    pub(super) old: u64,
+}
+
+/// An invalidation that was issued and that nobody has waited for.
+#[derive(Clone, Debug)]
+pub(super) struct Issued {
+    pub(super) by: usize,
+    pub(super) tlbi: Tlbi,
+    /// Whom it has not reached.
+    pub(super) left: Vec<usize>,
+}
+
+/// What was promised about a page.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Promise {
+    /// Nobody can write it.
+    pub(super) is_strict: bool,
+    /// Operations under way that may give the right to write.
+    pub(super) relaxing: u32,
+    pub(super) relaxed_at: u64,
+}
+
+/// What an operation that reports dirty leaves has been told so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Report {
+    pub(super) frames: Vec<Pa>,
+}
+
+/// What the adversary knows.
+#[derive(Debug)]
+pub(super) struct State<F: Format> {
+    pub(super) format: F,
+    pub(super) geometry: Geometry<F>,
+    pub(super) bbm: Bbm,
+    pub(super) style: Style,
+    pub(super) tag: Vmid,
+    pub(super) root: Option<Pa>,
+    pub(super) tables: BTreeMap<Pa, TableSize>,
+    /// Where a table that is or was linked hangs.
+    spots: HashMap<Pa, (Ipa, Height)>,
+    pub(super) observers: Vec<Observer>,
+    pub(super) unseen: Vec<Unseen>,
+    pub(super) issued: Vec<Issued>,
+    pub(super) generation: u64,
+    pub(super) frames: Frames,
+    pub(super) promises: BTreeMap<Ipa, Promise>,
+    /// What each CPU is at.
+    pub(super) errands: Vec<Option<(Errand, Range)>>,
+    pub(super) reports: Vec<Report>,
+    /// Who wrote each entry last.
+    pub(super) writers: HashMap<(Pa, usize), (usize, Errand)>,
+    pub(super) coverage: Coverage,
+    /// In the styles of interrupts the judge knows one CPU at work only: who enters a guest between another's write and
+    /// its request is asked to leave by that request.
+    is_judged: bool,
+    pub(super) judge: Option<Judge<F>>,
+    pub(super) trace: Trace,
+    pub(super) dice: Dice,
+    /// Grows with everything that is done.
+    pub(super) now: u64,
+    /// Pages in play.
+    pub(super) hot: Vec<Ipa>,
+    pub(super) reserved: i64,
+    /// Pinned frames: which, whose they were when they were pinned, and for which page.
+    pub(super) pins: Vec<(Pa, u64, Ipa)>,
+}
+
+impl<F: Format> State<F> {
+    /// Makes the state of a machine on which nothing has happened.
+    pub(super) fn new(format: F, geometry: Geometry<F>, plan: &Plan, hot: Vec<Ipa>, frames: Frames) -> Self {
+        let mut observers: Vec<Observer> = (0..plan.cpus).map(|_| Observer::default()).collect();
+        if plan.style == Style::Broadcast {
+            observers.push(Observer { is_device: true, ..Observer::default() });
+        }
+        Self {
+            format,
+            geometry,
+            bbm: plan.bbm,
+            style: plan.style,
+            tag: Judge::<F>::VMID,
+            root: None,
+            tables: BTreeMap::new(),
+            spots: HashMap::new(),
+            observers,
+            unseen: Vec::new(),
+            issued: Vec::new(),
+            generation: 0,
+            frames,
+            promises: BTreeMap::new(),
+            errands: vec![None; plan.cpus],
+            reports: vec![Report::default(); plan.cpus],
+            writers: HashMap::new(),
+            coverage: Coverage::default(),
+            is_judged: plan.oracles == Oracles::All && plan.style == Style::Broadcast,
+            judge: None,
+            trace: Trace::default(),
+            dice: Dice::new(plan.seed ^ 1),
+            now: 0,
+            hot,
+            reserved: 0,
+            pins: Vec::new(),
+        }
+    }
+
+    /// Returns the word of an entry, as it is in memory.
+    pub(super) fn word(&self, arena: &Arena, (table, index): (Pa, usize)) -> u64 {
+        arena.slot(self.table(table), index).load(Ordering::Acquire)
+    }
+
+    /// The model's own way of naming a table: by vouching for the memory, which is the arena's.
+    pub(super) fn table(&self, pa: Pa) -> TablePa {
+        FreshTable::new(pa, Geometry::<F>::table_size()).table()
+    }
+
+    /// Returns what an entry translates, where its table is or was linked.
+    pub(super) fn place(&self, (table, index): (Pa, usize)) -> Option<(Range, Height)> {
+        let (base, height) = *self.spots.get(&table)?;
+        let start = base.wrapping_add(index as u64 * span::<F>(height));
+        Some((Range::block_around(start, span::<F>(height)), height))
+    }
+
+    pub(super) fn note(&mut self, about: Option<Range>, event: Event) {
+        self.now += 1;
+        self.trace.push(self.now, about, event);
+    }
+
+    /// Something was done: it is kept, and judged.
+    pub(super) fn effect(&mut self, about: Option<Range>, effect: Effect) -> Result<(), Crime> {
+        self.note(about, Event::Effect(effect));
+        let Some(judge) = &mut self.judge else { return Ok(()) };
+        judge.step(effect).map_err(|violation| {
+            let table = if let Effect::Write { table, .. } | Effect::GiveBack { table } = effect {
+                Some(table)
+            } else {
+                None
+            };
+            Crime { breach: Breach::Judged, what: violation.to_string(), range: about, table }
+        })
+    }
+
+    /// A table was taken.
+    pub(super) fn taken(&mut self, table: Pa, size: TableSize) -> Result<(), Crime> {
+        self.tables.insert(table, size);
+        self.effect(None, Effect::Take { table, size })
+    }
+
+    /// The root of the tree is known.
+    pub(super) fn rooted(&mut self, root: Pa) {
+        self.root = Some(root);
+        self.spots.clear();
+        self.spots.insert(root, (Ipa::new(0), self.geometry.top()));
+        self.judge =
+            self.is_judged.then(|| Judge::new(self.format, self.geometry, self.bbm, root).with_tag(self.tag));
+    }
+
+    /// A table is given back: nobody may be able to come there any more.
+    pub(super) fn given_back(&mut self, table: &IdleTable) -> Result<(), Crime> {
+        let pa = table.pa();
+        for (who, observer) in self.observers.iter().enumerate().filter(|(who, _)| self.counts(*who)) {
+            if let Some(link) = observer.cache.links.iter().find(|link| link.table == pa) {
+                let what = format!(
+                    "{pa:?} is given back, and a walk cache of {who} leads there for {:?}",
+                    link.range
+                );
+                return Err(Crime {
+                    range: Some(link.range),
+                    ..Crime::of_table(Breach::WalkedFreed, pa, what)
+                });
+            }
+        }
+        if self.tables.remove(&pa) != Some(table.size()) {
+            return Err(Crime::of_table(Breach::Leak, pa, format!("{pa:?} is given back twice")));
+        }
+        self.spots.remove(&pa);
+        self.writers.retain(|key, _| key.0 != pa);
+        self.unseen.retain(|write| write.key.0 != pa);
+        self.effect(None, Effect::GiveBack { table: pa })
+    }
+
+    /// Software looks at an entry: it may, while the table is there.
+    pub(super) fn looks(&mut self, cpu: usize, key: (Pa, usize)) -> Result<(), Crime> {
+        if self.is_there(key.0) {
+            // What another CPU has seen, everybody sees.
+            self.unseen.retain(|write| write.key != key || write.cpu == cpu);
+            return Ok(());
+        }
+        let what = format!("CPU {cpu} looks into {:?}, which was given back", key.0);
+        Err(Crime::of_table(Breach::LookedIntoFreed, key.0, what))
+    }
+
+    /// Tells whether `table`, or the root that it is part of, is there.
+    pub(super) fn is_there(&self, table: Pa) -> bool {
+        self.tables.contains_key(&table)
+    }
+
+    /// Software has written an entry.
+    pub(super) fn wrote(
+        &mut self,
+        arena: &Arena,
+        cpu: usize,
+        key: (Pa, usize),
+        old: u64,
+        new: u64,
+    ) -> Result<(), Crime> {
+        let place = self.place(key);
+        if self.style != Style::Interrupt && place.is_some() {
+            self.unseen.push(Unseen { cpu, key, old });
+        }
+        if let Some((errand, _)) = self.errands[cpu] {
+            self.writers.insert(key, (cpu, errand));
+        }
+        if let Some((range, height)) = place {
+            self.hangs(arena, new, range.start(), height);
+        }
+        let (table, index) = key;
+        let cpu = CpuId::new(cpu).unwrap_or(CpuId::BOOT);
+        self.effect(place.map(|(range, _)| range), Effect::Write { cpu, table, index, old, new })
+    }
+
+    /// Notes where tables below a link hang.
+    fn hangs(&mut self, arena: &Arena, raw: u64, base: Ipa, height: Height) {
+        let (Some(child), Some(below)) = (F::child(raw), height.below()) else { return };
+        if height == Height::PAGE || self.spots.insert(child, (base, below)) == Some((base, below)) {
+            return;
+        }
+        if below > Height::PAGE {
+            for index in 0..self.geometry.entries(below) {
+                let raw = self.word(arena, (child, index));
+                self.hangs(arena, raw, base.wrapping_add(index as u64 * span::<F>(below)), below);
+            }
+        }
+    }
+
+    /// Returns what the tables say about `ipa` now: the entry, and its height.
+    pub(super) fn peek(&self, arena: &Arena, ipa: Ipa) -> Option<(u64, Height)> {
+        let (mut table, mut height) = (self.root?, self.geometry.top());
+        loop {
+            let raw = self.word(arena, (table, self.geometry.index(ipa, height)));
+            match (F::child(raw), height.below()) {
+                (Some(child), Some(below)) if self.is_there(child) => (table, height) = (child, below),
+                _ => return Some((raw, height)),
+            }
+        }
+    }
+
+    /// Returns the leaf that the tables have for `ipa` now, and the frame behind it.
+    pub(super) fn mapped(&self, arena: &Arena, ipa: Ipa) -> Option<(Leaf, Pa)> {
+        let (raw, height) = self.peek(arena, ipa)?;
+        match self.format.decode(raw, height).live()? {
+            Live::Leaf(leaf) => Some((leaf, leaf.pa.wrapping_add(ipa.get() & (span::<F>(height) - 1)))),
+            Live::Table(_) => None,
+        }
+    }
+
+    /// Tells which flags the hardware sets by itself.
+    pub(super) fn hardware_sets(&self, mark: Marks) -> bool {
+        let word = |attrs| {
+            let leaf = Entry::Leaf(Leaf { pa: Pa::new(0), attrs });
+            self.format.encode(leaf, Height::PAGE)
+        };
+        let (with, without) = (word(Attrs::RAM), word(Attrs::RAM.without(mark)));
+        with != without
+            && self.format.settled(with, Height::PAGE) == self.format.settled(without, Height::PAGE)
+    }
+
+    /// Checks that nobody can use the memory of a leaf that comes out.
+    pub(super) fn out_of_reach(&self, pa: Pa, bytes: u64, range: Range) -> Result<(), Crime> {
+        for (who, observer) in self.observers.iter().enumerate().filter(|(who, _)| self.counts(*who)) {
+            for held in observer.cache.translations() {
+                let Some(at) = F::output(held.raw, held.height) else { continue };
+                if at.get() < pa.get() + bytes && pa.get() < at.get() + span::<F>(held.height) {
+                    let what = format!("{pa:?} came out of {range:?}, and {who} holds {held}");
+                    return Err(Crime::at(Breach::OutTooEarly, range, what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that a leaf that is cached now agrees with what others hold for the same addresses.
+    pub(super) fn agrees(&mut self, who: usize, leaf: Translation) -> Result<(), Crime> {
+        let mut conflict = false;
+        for (other, observer) in self.observers.iter().enumerate().filter(|(other, _)| self.counts(*other)) {
+            for held in observer.cache.translations().filter(|held| held.tag == leaf.tag) {
+                let Some(both) = held.range.intersection(leaf.range) else { continue };
+                if both.is_empty() {
+                    continue;
+                }
+                let output = |one: &Translation| {
+                    F::output(one.raw, one.height)
+                        .map(|pa| pa.wrapping_add(both.start().get() - one.range.start().get()))
+                };
+                let sizes_differ = held.height != leaf.height;
+                let may_differ = self.bbm >= Bbm::Level2;
+                if output(held) == output(&leaf) && (!sizes_differ || may_differ) {
+                    conflict |= sizes_differ && other == who;
+                    continue;
+                }
+                let what = format!("{who} caches {leaf} while {other} holds {held}");
+                return Err(Crime::at(Breach::TwoTranslations, both, what));
+            }
+        }
+        if conflict {
+            self.coverage.count("two sizes in one TLB");
+        }
+        Ok(())
+    }
+}
