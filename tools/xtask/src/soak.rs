@@ -8,9 +8,9 @@ use std::fmt;
 /// How long, and from which seed.
 #[derive(clap::Args)]
 #[command(
-    after_help = "A run prints its seed first. To replay a run that failed, give the seed that it printed:\n\n    \
-    cargo xtask soak --minutes 10 --seed SEED\n\n\
-    The seed decides every operation and every switch between threads, so the same steps come again in the same order."
+    after_help = "A run prints its seed first, and is a row of epochs. One that fails prints how to replay it alone:\n\n    \
+    cargo xtask soak --seed SEED --epoch NUMBER\n\n\
+    The two decide every operation and every switch between threads, so the same steps come again in the same order."
 )]
 pub(crate) struct Args {
     /// How long to run
@@ -19,6 +19,9 @@ pub(crate) struct Args {
     /// The seed of a run to replay; one is chosen and printed otherwise
     #[arg(long, value_name = "S")]
     seed: Option<String>,
+    /// Run this epoch alone
+    #[arg(long, value_name = "NUMBER", requires = "seed")]
+    epoch: Option<String>,
 }
 
 /// The stress ended with an exit code of its own, and has said why.
@@ -36,10 +39,13 @@ impl std::error::Error for Ended {}
 /// Runs it, with its output on the terminal and its exit code as ours.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut command = cargo("run");
-    command.args(["--release", "-p", "mezzanine-model", "--example", "soak", "--"]);
+    command.args(["--profile", "soak", "-p", "mezzanine-model", "--example", "soak", "--"]);
     command.args(["--minutes", &args.minutes]);
     if let Some(seed) = &args.seed {
         command.args(["--seed", seed]);
+    }
+    if let Some(epoch) = &args.epoch {
+        command.args(["--epoch", epoch]);
     }
     let line = shell::line(&command);
     let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
