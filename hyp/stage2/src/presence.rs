@@ -13,7 +13,7 @@
 //!   generation moved? forget  └─ O113 ─ full barrier
 //!   guest runs                          for each CPU that ever entered: visits odd? note it, kick
 //!   walks end (DSB NSH)
-//!   visits: even ─────── O111 ── O112 ─ until its visits have changed: translations are gone
+//!   visits: even ─────── O111 ── O112 ─ until they are even, or it has forgotten: translations are gone
 //! ```
 //!
 //! * `visits` is odd from before the look at the generation, so one of the two sees the other: the change finds the CPU
@@ -74,11 +74,10 @@ pub struct Presence {
 
 /// A change that waits for CPUs to leave the guest once.
 #[must_use = "other CPUs may use what was taken away until this has been waited for"]
-#[derive(Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request {
     generation: u64,
     inside: CpuSet,
-    visits: [u64; SEATS],
 }
 
 impl Request {
@@ -128,8 +127,7 @@ impl Presence {
         if too_early {
             self.catch_up(me, cpu);
         }
-        // O111: who sees this visit has the one before it behind it, as if it had seen the exit. Only this CPU writes it.
-        seat.visits.store((seat.visits.load(Relaxed) + 1) | 1, o(111, Release));
+        seat.visits.store((seat.visits.load(Relaxed) + 1) | 1, Relaxed); // only this CPU writes it
         // O110: inside before we look at the generation. Pairs with O113.
         full_barrier(110);
         if !too_early {
@@ -144,7 +142,7 @@ impl Presence {
         let seat = self.seat(me);
         if seat.clean.load(Relaxed) < generation {
             cpu.forget();
-            // O115: forgotten before it is said. Pairs with itself in `is_out`. The greater of the two, since the handler
+            // O115: forgotten before it is said. Pairs with itself in `has_forgotten`. The greater of the two, since the handler
             // of a kick may have come in between and forgotten more.
             seat.clean.fetch_max(generation, o(115, Release));
         }
@@ -185,35 +183,34 @@ impl Presence {
         let generation = self.generation.fetch_add(1, o(114, Release)) + 1;
         // O113: the new generation is there before we look who is inside. Pairs with O110.
         full_barrier(113);
-        let mut request = Request { generation, inside: CpuSet::EMPTY, visits: [0; SEATS] };
+        let mut request = Request { generation, inside: CpuSet::EMPTY };
         let others = CpuSet::from_bits(self.entered.load(Relaxed)).without(me);
         for other in others.iter().take_while(|cpu| cpu.index() < SEATS) {
-            let visits = self.seat(other).visits.load(o(112, Acquire)); // O112, where it has left already
-            if visits & 1 == 1 {
+            if self.is_inside(other) {
                 request.inside = request.inside.with(other);
-                request.visits[other.index()] = visits;
                 cpu.kick(other);
             }
         }
         request
     }
 
-    /// Waits until each CPU that was found inside is, or has been, outside, or has forgotten on the way in.
-    pub fn wait(&self, request: &Request) {
+    /// Waits until each CPU that was found inside is outside, or has been: then it has forgotten on the way back in.
+    pub fn wait(&self, request: Request) {
         for cpu in request.inside.iter() {
-            while !self.is_out(cpu, request) {
+            while (self.is_inside(cpu) || mutant("wait-for-handler")) && !self.has_forgotten(cpu, request) {
                 spin_loop();
             }
         }
     }
 
-    fn is_out(&self, cpu: CpuId, request: &Request) -> bool {
-        let seat = self.seat(cpu);
+    fn is_inside(&self, cpu: CpuId) -> bool {
         // O112: whatever the guest did under old translations is done before we go on. Pairs with O111.
-        let has_left = seat.visits.load(o(112, Acquire)) != request.visits[cpu.index()];
+        self.seat(cpu).visits.load(o(112, Acquire)) & 1 == 1
+    }
+
+    fn has_forgotten(&self, cpu: CpuId, request: Request) -> bool {
         // O115: it has forgotten before we go on. Pairs with itself in `catch_up`.
-        let has_left = has_left && !mutant("wait-for-handler");
-        has_left || seat.clean.load(o(115, Acquire)) >= request.generation
+        self.seat(cpu).clean.load(o(115, Acquire)) >= request.generation
     }
 }
 

@@ -124,7 +124,7 @@ impl Instructions for Crowd {
             request.kicked().iter().filter(|cpu| self.inside.get().contains(*cpu)).for_each(|cpu| {
                 self.leave(cpu);
             });
-            self.presence.wait(&request);
+            self.presence.wait(request);
         }
         self.mingle(Comers::Welcome);
         self.effects.take()
@@ -168,7 +168,7 @@ fn who_was_never_in_the_guest_is_not_kicked_and_not_waited_for() {
     let crowd = Crowd::new(Style::Interrupt, 1);
     let request = crowd.presence.request(cpu(0), &Core(&crowd, cpu(0)));
     assert!(request.kicked().is_empty());
-    crowd.presence.wait(&request);
+    crowd.presence.wait(request);
     assert!(crowd.presence.others(cpu(0)).is_empty());
     crowd.enter(cpu(2));
     assert_eq!(crowd.presence.others(cpu(0)), CpuSet::EMPTY.with(cpu(2)));
@@ -193,7 +193,7 @@ fn who_comes_back_forgets_once_for_all_that_was_taken_away_and_again_when_told_t
     assert_eq!(visit(&crowd), 0);
     for _ in 0..3 {
         let request = crowd.presence.request(cpu(0), &Core(&crowd, cpu(0)));
-        crowd.presence.wait(&request);
+        crowd.presence.wait(request);
     }
     assert_eq!((visit(&crowd), visit(&crowd)), (1, 0));
     crowd.presence.forget_at_entry(cpu(1));

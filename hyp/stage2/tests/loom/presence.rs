@@ -104,7 +104,7 @@ impl Core<'_> {
         let machine = self.machine;
         machine.entry.store(ABSENT, Relaxed);
         let request = machine.presence.request(self.me, self);
-        machine.presence.wait(&request);
+        machine.presence.wait(request);
         machine.memory.with_mut(|_| ());
     }
 }
@@ -199,7 +199,7 @@ fn two_cpus_that_leave_to_take_something_away_never_wait_for_each_other() {
             machine.presence.enter(core.me, &core);
             machine.presence.leave(core.me, &core);
             let request = machine.presence.request(core.me, &core);
-            machine.presence.wait(&request);
+            machine.presence.wait(request);
         };
         let other = {
             let machine = machine.clone();
