@@ -51,8 +51,27 @@ fn start(dtb: u64, started: Ticks) -> ! {
     // SAFETY: the layout gave the heap this memory, which is mapped.
     unsafe { heap::init(layout.heap) };
     let gic = set_up_gic(&hardware, &console);
-    let (arrived, features) = secondary::start(hardware.psci, &others, &layout);
-    let machine: &'static Machine = Box::leak(Box::new(Machine {
+    let machine = complete(&hardware, &console, &layout, map, gic, options, started);
+    info!("{} at EL2, each with {}", Cpus(machine.affinities.len()), machine.features);
+    PerCpu::install(machine, CpuId::BOOT);
+    secondary::release(machine);
+    provoke::if_asked(machine, CpuId::BOOT);
+    vms::run(machine, CpuId::BOOT)
+}
+
+/// Starts the other CPUs, takes over the memory, and makes the machine of it all.
+#[inline(never)] // the machine is made on the stack, and large
+fn complete(
+    hardware: &Hardware<'_>,
+    console: &ConsoleAt,
+    layout: &Layout,
+    map: Map,
+    gic: Distributor<'static>,
+    options: Options,
+    started: Ticks,
+) -> &'static Machine {
+    let (arrived, features) = secondary::start(hardware.psci, &other_cpus(hardware), layout);
+    Box::leak(Box::new(Machine {
         platform: platform::board(),
         options,
         psci: hardware.psci,
@@ -63,16 +82,11 @@ fn start(dtb: u64, started: Ticks) -> ! {
         interrupts: hardware.interrupts,
         console_interrupt: console.interrupt,
         memory: hardware.memory.to_vec(),
-        frames: take_over_memory(&hardware, &layout),
+        frames: take_over_memory(hardware, layout),
         bundle: hardware.initrd.map(bundle),
-        entropy: entropy(&hardware),
+        entropy: entropy(hardware),
         started,
-    }));
-    info!("{} at EL2, each with {features}", Cpus(machine.affinities.len()));
-    PerCpu::install(machine, CpuId::BOOT);
-    secondary::release(machine);
-    provoke::if_asked(machine, CpuId::BOOT);
-    vms::run(machine, CpuId::BOOT)
+    }))
 }
 
 /// A number of CPUs, for the log.

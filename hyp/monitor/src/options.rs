@@ -1,15 +1,69 @@
 //! The hypervisor's own command line: `key=value` words in `/chosen/bootargs`.
 
 use crate::provoke::Provoke;
+use aarch64::guest::tlb::Style;
 use log::LevelFilter;
+use stage2::Bbm;
 
 /// What the command line says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
     /// `log=off|error|warn|info|debug|trace`; info where it does not say.
     pub log: LevelFilter,
+    /// `invalidate=broadcast|interrupt`: how other CPUs are made to forget translations; broadcast where it does not say.
+    pub invalidate: Style,
+    /// `wait=epoch|count|rendezvous|batched`: how readers of tables are waited for; epoch where it does not say.
+    pub wait: Way,
+    /// `bbm=0|1|2|3`: the break-before-make level to use at most; what the CPUs can do where it does not say.
+    pub bbm: Bbm,
     /// `provoke=panic|overflow|null|write-code|execute-data|undefined`: a bug to provoke, for tests of the report.
     pub provoke: Option<Provoke>,
+}
+
+/// A way of waiting for readers ([`stage2::Quiescence`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Way {
+    /// [`stage2::EntryEpoch`].
+    #[default]
+    Epoch,
+    /// [`stage2::ReaderCount`].
+    Count,
+    /// [`stage2::IpiRendezvous`].
+    Rendezvous,
+    /// [`stage2::Batched`].
+    Batched,
+}
+
+impl Way {
+    /// Every way, by the name that the command line gives it.
+    const NAMES: [(&'static str, Self); 4] = [
+        ("epoch", Self::Epoch),
+        ("count", Self::Count),
+        ("rendezvous", Self::Rendezvous),
+        ("batched", Self::Batched),
+    ];
+
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, way)| *way == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// The styles of invalidation, by the names that the command line gives them.
+const STYLES: [(&str, Style); 2] = [("broadcast", Style::Broadcast), ("interrupt", Style::Interrupt)];
+
+/// The levels of break-before-make, by theirs.
+const LEVELS: [(&str, Bbm); 4] =
+    [("0", Bbm::Level0), ("1", Bbm::Level1), ("2", Bbm::Level2), ("3", Bbm::Level3)];
+
+/// Finds what a word's value names.
+fn named<T: Copy>(names: &[(&str, T)], value: &str) -> Option<T> {
+    names.iter().find(|(name, _)| *name == value).map(|(_, named)| *named)
+}
+
+/// Returns the name that the command line gives a style.
+pub(crate) fn style_name(style: Style) -> &'static str {
+    STYLES.iter().find(|(_, named)| *named == style).map_or("", |(name, _)| name)
 }
 
 /// A word of the command line that means nothing here.
@@ -20,21 +74,39 @@ impl Options {
     /// Reads a command line. Words that mean nothing are handed to `unknown` and otherwise ignored: a loader adds
     /// some that are for others.
     pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(Unknown<'a>)) -> Self {
-        let mut options = Self { log: LevelFilter::Info, provoke: None };
+        let mut options = Self::default();
         for word in line.split_ascii_whitespace() {
-            match word.split_once('=') {
-                Some(("log", level)) => match level.parse() {
-                    Ok(level) => options.log = level,
-                    Err(_) => unknown(Unknown(word)),
-                },
-                Some(("provoke", bug)) => match Provoke::parse(bug) {
-                    Some(bug) => options.provoke = Some(bug),
-                    None => unknown(Unknown(word)),
-                },
-                _ => unknown(Unknown(word)),
+            if options.read(word).is_none() {
+                unknown(Unknown(word));
             }
         }
         options
+    }
+
+    /// Reads one word; `None` where it means nothing.
+    fn read(&mut self, word: &str) -> Option<()> {
+        let (key, value) = word.split_once('=')?;
+        match key {
+            "log" => self.log = value.parse().ok()?,
+            "invalidate" => self.invalidate = named(&STYLES, value)?,
+            "wait" => self.wait = named(&Way::NAMES, value)?,
+            "bbm" => self.bbm = named(&LEVELS, value)?,
+            "provoke" => self.provoke = Some(Provoke::parse(value)?),
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            log: LevelFilter::Info,
+            invalidate: Style::Broadcast,
+            wait: Way::Epoch,
+            bbm: Bbm::Level3,
+            provoke: None,
+        }
     }
 }
 
@@ -47,16 +119,24 @@ mod tests {
     fn the_last_log_level_counts_and_other_words_are_told() {
         let mut others = Vec::new();
         let options = Options::parse(" log=debug quiet  log=off log=loud ", |u| others.push(u.0));
-        assert_eq!(options, Options { log: LevelFilter::Off, provoke: None });
+        assert_eq!(options, Options { log: LevelFilter::Off, ..Options::default() });
         assert_eq!(others, ["quiet", "log=loud"]);
     }
 
     #[test]
     fn an_empty_line_logs_at_info() {
-        assert_eq!(
-            Options::parse("", |_| panic!("no word")),
-            Options { log: LevelFilter::Info, provoke: None }
-        );
+        assert_eq!(Options::parse("", |_| panic!("no word")).log, LevelFilter::Info);
+    }
+
+    #[test]
+    fn the_mechanisms_can_be_exchanged_by_name() {
+        let line = "invalidate=interrupt wait=batched bbm=1 wait=sleep bbm=4 invalidate=";
+        let mut others = Vec::new();
+        let options = Options::parse(line, |u| others.push(u.0));
+        assert_eq!((options.invalidate, options.wait), (Style::Interrupt, Way::Batched));
+        assert_eq!(options.bbm, Bbm::Level1);
+        assert_eq!(others, ["wait=sleep", "bbm=4", "invalidate="]);
+        assert_eq!((options.wait.name(), style_name(options.invalidate)), ("batched", "interrupt"));
     }
 
     #[test]

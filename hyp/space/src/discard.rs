@@ -57,6 +57,13 @@ impl<'f, F: Format> Space<'f, F> {
         Ok(())
     }
 
+    /// Gives back what rests since an unlink and whose readers have gone; returns whether anything still rests. Waits for
+    /// nobody, and is one bounded step: for a CPU that idles or goes off.
+    pub fn drain<S: Section>(&self, section: &mut S) -> bool {
+        let frames = self.frames;
+        self.tree.drain(section, &mut |lost| give_back(frames, &lost))
+    }
+
     /// Ends the space: gives back all that it has. Its vCPUs are out of the guest for good, and no IOMMU uses its root.
     /// Passes a quiescent point after each step.
     ///

@@ -129,6 +129,7 @@ impl<'f, F: Format> Space<'f, F> {
         match fault.kind {
             FaultKind::TlbConflict => {
                 // Two translations for one address, while its size is changed without a break: forget both.
+                self.tally.count(section.cpu(), Event::Conflict);
                 Owed::relax(reach).discharge(tlb).into_inner();
                 return Ok(Outcome::AlreadyMapped);
             }

@@ -24,8 +24,9 @@ pub(crate) enum Event {
     Asked,
     StillPinned,
     LetGo,
+    Conflict,
 }
-const EVENTS: usize = 13;
+const EVENTS: usize = 14;
 
 /// The counters of a space.
 #[derive(Debug)]
@@ -66,6 +67,7 @@ impl Tally {
             asked: self.sum(Event::Asked),
             still_pinned: self.sum(Event::StillPinned),
             let_go: self.sum(Event::LetGo),
+            conflicts: self.sum(Event::Conflict),
             table_bytes: tables.bytes(),
             reserve_bytes: tables.reserve_bytes(),
             census,
@@ -103,6 +105,9 @@ pub struct Stats {
     pub still_pinned: u64,
     /// Pins that were given back while somebody asked for that.
     pub let_go: u64,
+    /// Faults because a TLB held two translations for one address, while its size was changed without a break. They are
+    /// among those that found a sufficient mapping.
+    pub conflicts: u64,
     /// Bytes in the space's tables now, the root included.
     pub table_bytes: u64,
     /// Bytes in pages that are set aside for splitting the space's blocks.

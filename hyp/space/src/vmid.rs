@@ -125,6 +125,11 @@ impl Vmids {
         }
     }
 
+    /// Returns how often a new generation has begun.
+    pub fn rollovers(&self) -> u64 {
+        self.generation.load(Relaxed) - Stamp::FIRST_GENERATION
+    }
+
     /// Returns the VMID under which the space of `tag` is to run on `cpu` now, and notes that it does. Called by that
     /// CPU, before each time it loads the space's root.
     ///

@@ -56,6 +56,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     #[arg(value_parser = ["off", "error", "warn", "info", "debug", "trace"])]
     log: String,
+    /// Added to the hypervisor's own command line, such as "invalidate=interrupt wait=batched bbm=0" (docs/options.md)
+    #[arg(long, value_name = "STR")]
+    hyp_append: Option<String>,
     /// Wait for a debugger on port 1234, and print how to attach one
     #[arg(long)]
     gdb: bool,
@@ -87,7 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let built = args.board.build()?;
     let (bundle, cpus, memory) = bundle_and_size(args)?;
     let mut prepared = host(args.board, &built, &args.cpu, &bundle, cpus, memory)?;
-    prepared.machine.append = format!("log={}", args.log);
+    prepared.machine.append = hypervisor_cmdline(&args.log, args.hyp_append.as_deref());
     if args.gdb {
         prepared.machine.extra.extend(["-s".into(), "-S".into()]);
         println!("In another terminal:\n  {}", debugger(&built)?);
@@ -162,6 +165,11 @@ pub(crate) fn bare(board: Board, cpu: &str, cpus: u32, memory: Size, append: Str
 pub(crate) fn vm(name: &str, vcpus: u32, memory: Size, cmdline: Option<String>) -> Vm {
     let (kernel, format, initrd, populate, region) = (String::new(), None, None, None, Vec::new());
     Vm { name: name.to_owned(), vcpus, memory, kernel, format, initrd, cmdline, populate, region }
+}
+
+/// Returns the hypervisor's own command line.
+fn hypervisor_cmdline(log: &str, more: Option<&str>) -> String {
+    more.map_or_else(|| format!("log={log}"), |more| format!("log={log} {more}"))
 }
 
 /// Returns the command line that Linux gets.

@@ -1,22 +1,40 @@
-//! Stage-2 TLB maintenance: [`stage2::Invalidate`] by broadcast (DDI 0487, D8.17).
+//! Stage-2 TLB maintenance: [`stage2::Invalidate`] in both styles (DDI 0487, D8.17).
+//!
+//! | style | other CPUs forget |
+//! | --- | --- |
+//! | [`Style::Broadcast`] | by an instruction of this CPU that reaches them all |
+//! | [`Style::Interrupt`] | by one of their own, before they enter the guest again ([`stage2::Presence`]) |
 //!
 //! An invalidation by intermediate physical address removes stage-2 entries only; what a TLB holds of stages 1 and 2
 //! combined is tagged by the guest's virtual address, which nobody here knows. So each is followed by an invalidation of
 //! the VMID's stage-1 entries, with a barrier between: a walk between the two could otherwise combine a new stage-1
 //! result with the stage-2 entry that is about to go.
 //!
-//! Neighbours: `stage2` says what is owed; the tag (VTTBR_EL2) comes from the space, read after the barrier that
-//! follows the entry writes.
+//! In both styles nobody else is troubled where no other CPU has ever entered the space.
+//!
+//! Neighbours: `stage2` says what is owed, and who is in a guest; the tag (VTTBR_EL2) comes from the space, read after the
+//! barrier that follows the entry writes.
 
-use super::tlbi::{
-    alle1is, ipas2e1, ipas2e1is, ipas2le1is, read_vttbr, ripas2e1is, ripas2le1is, vmalle1, vmalle1is,
-    vmalls12e1, vmalls12e1is, write_vttbr,
-};
+mod broadcast;
+
+use super::tlbi::{alle1is, ipas2e1, read_vttbr, vmalle1, vmalle1is, vmalls12e1, write_vttbr};
 use crate::barrier::{dsb_ish, dsb_ishst, dsb_nsh, isb};
+use crate::sysreg::{CNTPCT_EL0, Readable};
+use broadcast::MOST_BY_ADDRESS;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use stage2::{Class, Invalidate, Scope, Work};
+use stage2::{Class, Interrupt, Invalidate, Presence, Request, Scope, Work};
 use types::sync::{keeps, mutant};
-use types::{Height, Range};
+use types::{Cpu, CpuId, Range};
+
+/// How other CPUs are made to forget.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Style {
+    /// By instructions that act on every CPU.
+    #[default]
+    Broadcast,
+    /// By having those leave that are in the guest. For comparison: it is the only way of machines that cannot broadcast.
+    Interrupt,
+}
 
 /// What TLB maintenance instructions a CPU has, beyond those of Armv8.0. The least of all CPUs counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -50,6 +68,10 @@ pub struct Issued {
     pub local: AtomicU64,
     /// Barriers without any, for entries that were absent before.
     pub publish: AtomicU64,
+    /// Of a whole VMID on one CPU, where it came back to a guest that something was taken away from.
+    pub returns: AtomicU64,
+    /// Kicks to CPUs that were in a guest that something was taken away from.
+    pub kicks: AtomicU64,
 }
 
 /// Where the tag of a space comes from.
@@ -62,11 +84,17 @@ pub trait Tag {
     fn give_back(&self);
 }
 
-/// One space's invalidation by broadcast.
+/// One space's invalidation, by one CPU.
 #[derive(Clone, Copy, Debug)]
-pub struct Broadcast<'a, T> {
+pub struct Stage2<'a, T, C> {
     /// Where the tag comes from.
     pub tag: T,
+    /// The CPU that runs this.
+    pub cpu: &'a C,
+    /// Who is in a guest of the space, and who ever was.
+    pub presence: &'a Presence,
+    /// How other CPUs are made to forget. The same for all of a space.
+    pub style: Style,
     /// What this machine's CPUs can do.
     pub means: Means,
     /// Base-2 logarithm of the tables' granule: 12, 14 or 16.
@@ -90,15 +118,9 @@ pub enum Pending {
     Stage2,
     /// Broadcast operations that removed combined entries, too.
     Everything,
+    /// Other CPUs that were in the guest.
+    Exits(Request),
 }
-
-/// Beyond as many operations by address, the whole VMID goes. Each operation by address costs the interconnect a
-/// broadcast; the whole costs one, and refilling what the guest still uses: 32 is where the two were within a factor of
-/// two on machines that were published.
-const MOST_BY_ADDRESS: u64 = 32;
-
-/// Beyond as many pages, ranges are no cheaper than the whole VMID (one operation covers up to 2²¹ pages).
-const MOST_BY_RANGE: u64 = 1 << 21;
 
 /// Empties the TLBs of all CPUs of every guest's translations, and waits until that is complete: when VMIDs begin anew.
 pub fn flush_all() {
@@ -112,7 +134,31 @@ pub fn flush_all() {
     isb();
 }
 
-impl<T: Tag> Broadcast<'_, T> {
+/// Has whatever this CPU has just said of a space ([`Presence::note_entry`]) seen by all, and ends the table walks that
+/// it began for a guest, before another VTTBR_EL2 is loaded.
+pub fn before_tables_change() {
+    if keeps(118) {
+        dsb_ish(); // O118
+    }
+}
+
+impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
+    /// Says that this CPU is about to enter the guest, whose tables are loaded: the last thing before it does.
+    #[inline]
+    pub fn enter(&self) {
+        if self.style == Style::Interrupt {
+            self.presence.enter(self.cpu.id(), self);
+        }
+    }
+
+    /// Says that this CPU has left the guest: the first thing after it has.
+    #[inline]
+    pub fn leave(&self) {
+        if self.style == Style::Interrupt {
+            self.presence.leave(self.cpu.id(), self);
+        }
+    }
+
     /// Does `work` under the space's VMID, which TLB maintenance takes from VTTBR_EL2; `None` without doing it where no
     /// TLB holds anything under that.
     fn tagged<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
@@ -124,6 +170,9 @@ impl<T: Tag> Broadcast<'_, T> {
         let result = if before == wanted {
             work()
         } else {
+            // With these tables loaded this CPU may come to hold translations of them.
+            self.presence.note_entry(self.cpu.id());
+            before_tables_change();
             write_vttbr(wanted);
             isb(); // the operations that follow use the new VMID
             let result = work();
@@ -135,91 +184,12 @@ impl<T: Tag> Broadcast<'_, T> {
         Some(result)
     }
 
-    /// Returns the level in an operand by address (TTL, bits 47 to 44): granule and level, or 0 for none.
-    fn level(&self, hint: Option<Height>) -> u64 {
-        match hint {
-            Some(height) if self.means.level_hint == Has::Yes && height.get() < 3 => {
-                let granule = u64::from((self.granule_shift - 10) / 2); // 4K 1, 16K 2, 64K 3
-                (granule << 2 | u64::from(3 - height.get())) << 44
-            }
-            _ => 0,
-        }
-    }
-
-    fn addresses(&self, range: Range, hint: Option<Height>) {
-        let step = match hint {
-            Some(height) => 1 << (self.granule_shift + u32::from(height.get()) * self.index_bits),
-            None => 1_u64 << self.granule_shift,
-        };
-        let level = self.level(hint);
-        let mut at = range.start().align_down(step);
-        let mut count = 0;
-        while at < range.end() {
-            let operand = at.get() >> 12 | level;
-            if mutant("stage-1-tlbi-for-stage-2") {
-                vmalle1is();
-                break;
-            }
-            // The last-level form leaves walk caches alone, and needs to know that there is nothing else to remove.
-            if hint.is_some() {
-                ipas2le1is(operand);
-            } else {
-                ipas2e1is(operand);
-            }
-            count += 1;
-            match at.checked_add(step) {
-                Some(next) => at = next,
-                None => break,
-            }
-        }
-        self.issued.by_address.fetch_add(count, Relaxed);
-    }
-
-    /// Covers `range` with operations on ranges: each takes (NUM + 1) × 2^(5 × SCALE + 1) granules.
-    fn ranges(&self, range: Range, hint: Option<Height>) {
-        let granule = u64::from((self.granule_shift - 10) / 2);
-        let level = match hint {
-            Some(height) if height.get() < 3 => u64::from(3 - height.get()),
-            _ => 0,
-        };
-        let mut at = range.start().align_down(1 << self.granule_shift);
-        let mut left = (range.end().get() - at.get()).div_ceil(1 << self.granule_shift);
-        left -= u64::from(mutant("tlbi-range-one-page-short"));
-        let mut scale = 3;
-        while left > 0 {
-            if left == 1 {
-                // A single granule of a larger leaf is enough to remove the leaf, so no step by its size here.
-                let operand = at.get() >> 12 | self.level(hint);
-                if hint.is_some() {
-                    ipas2le1is(operand);
-                } else {
-                    ipas2e1is(operand);
-                }
-                self.issued.by_address.fetch_add(1, Relaxed);
-                return;
-            }
-            let unit = 1_u64 << (5 * scale + 1);
-            let units = (left / unit).min(32);
-            if units == 0 {
-                scale -= 1;
-                continue;
-            }
-            let base = at.get() >> self.granule_shift & ((1 << 37) - 1);
-            let operand = base | level << 37 | (units - 1) << 39 | scale << 44 | granule << 46;
-            if hint.is_some() {
-                ripas2le1is(operand);
-            } else {
-                ripas2e1is(operand);
-            }
-            self.issued.by_range.fetch_add(1, Relaxed);
-            left -= units * unit;
-            at = at.wrapping_add((units * unit) << self.granule_shift);
-        }
-    }
-
-    fn whole(&self) {
-        vmalls12e1is();
-        self.issued.whole.fetch_add(1, Relaxed);
+    /// Tells whether the space's tables are loaded here; `None` where no TLB holds anything of it.
+    fn is_loaded(&self) -> Option<bool> {
+        let wanted = self.tag.borrow()?;
+        let loaded = read_vttbr() == wanted;
+        self.tag.give_back();
+        Some(loaded)
     }
 
     /// Makes this CPU forget `range`, and tells whether combined entries are gone as well.
@@ -238,32 +208,57 @@ impl<T: Tag> Broadcast<'_, T> {
         Pending::Local
     }
 
-    /// Broadcasts, and tells whether combined entries are gone as well.
-    fn broadcast(&self, class: Class, scope: Scope) -> Pending {
-        let Scope::Range { range, hint } = scope else {
-            self.whole();
-            return Pending::Everything;
-        };
-        // Below a link that changed, a hint would leave the walk caches and the other size's entries alone.
-        let hint = if class == Class::Leaves { hint } else { None };
-        let hint = if mutant("level-hint-for-tables") { hint.or(Some(Height::PAGE)) } else { hint };
-        let height = hint.map_or(0, Height::get);
-        let step_shift = self.granule_shift + u32::from(height) * self.index_bits;
-        let steps = range.len().div_ceil(1 << step_shift);
-        let pages = range.len().div_ceil(1 << self.granule_shift);
-        if steps <= 2 || (steps <= MOST_BY_ADDRESS && self.means.ranges == Has::No) {
-            self.addresses(range, hint);
-        } else if self.means.ranges == Has::Yes && pages <= MOST_BY_RANGE {
-            self.ranges(range, hint);
-        } else {
-            self.whole();
-            return Pending::Everything;
+    /// Makes every CPU forget, by instructions; this one alone where no other can hold anything. The tables are loaded.
+    fn by_instruction(&self, class: Class, scope: Scope) -> Pending {
+        let others = self.presence.others(self.cpu.id());
+        let alone = others.is_empty() || mutant("local-where-others-entered");
+        match scope {
+            Scope::Range { range, .. } if alone => self.local(range),
+            Scope::Tag if alone => {
+                self.issued.local.fetch_add(1, Relaxed);
+                vmalls12e1();
+                Pending::LocalEverything
+            }
+            _ => self.broadcast(class, scope),
         }
-        Pending::Stage2
+    }
+
+    /// Makes this CPU forget `range` of a space that it runs, or all of one that it runs later.
+    fn relax(&self, range: Range) -> Pending {
+        match (self.style, self.is_loaded()) {
+            (_, None) => Pending::Nothing,
+            (Style::Interrupt, Some(false)) => {
+                self.presence.forget_at_entry(self.cpu.id());
+                Pending::Nothing
+            }
+            _ => self.tagged(|| self.local(range)).unwrap_or(Pending::Nothing),
+        }
     }
 }
 
-impl<T: Tag> Invalidate for Broadcast<'_, T> {
+impl<T: Tag, C: Cpu> Interrupt for Stage2<'_, T, C> {
+    fn kick(&self, target: CpuId) {
+        self.issued.kicks.fetch_add(1, Relaxed);
+        self.cpu.kick(target);
+    }
+
+    fn forget(&self) {
+        self.issued.returns.fetch_add(1, Relaxed);
+        vmalls12e1();
+        if keeps(119) {
+            dsb_nsh(); // O119: nothing of before is left when this is told, and when the guest runs
+        }
+        isb();
+    }
+
+    fn settle(&self) {
+        if keeps(120) {
+            dsb_nsh(); // O120: accesses and table walks of the guest that we have left are over
+        }
+    }
+}
+
+impl<T: Tag, C: Cpu> Invalidate for Stage2<'_, T, C> {
     type Pending = Pending;
 
     fn begin(&self, work: Work) -> Pending {
@@ -278,10 +273,13 @@ impl<T: Tag> Invalidate for Broadcast<'_, T> {
                 self.issued.publish.fetch_add(1, Relaxed);
                 Pending::Nothing
             }
-            (Class::Relax, Scope::Range { range, .. }) => {
-                self.tagged(|| self.local(range)).unwrap_or(Pending::Nothing)
-            }
-            (class, scope) => self.tagged(|| self.broadcast(class, scope)).unwrap_or(Pending::Nothing),
+            (Class::Relax, Scope::Range { range, .. }) => self.relax(range),
+            (class, scope) => match self.style {
+                Style::Broadcast => {
+                    self.tagged(|| self.by_instruction(class, scope)).unwrap_or(Pending::Nothing)
+                }
+                Style::Interrupt => Pending::Exits(self.presence.request(self.cpu.id(), self)),
+            },
         }
     }
 
@@ -321,7 +319,12 @@ impl<T: Tag> Invalidate for Broadcast<'_, T> {
                 }
                 isb();
             }
+            Pending::Exits(request) => self.presence.wait(request),
         }
+    }
+
+    fn ticks(&self) -> u64 {
+        CNTPCT_EL0.get()
     }
 }
 

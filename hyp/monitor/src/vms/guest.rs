@@ -3,7 +3,7 @@
 use super::{Format, Hypervisor, Load};
 use aarch64::cpu::Core;
 use aarch64::guest::controls::Identity;
-use aarch64::guest::tlb::{Broadcast, Tag, flush_all};
+use aarch64::guest::tlb::{Stage2, Tag, before_tables_change, flush_all};
 use aarch64::sysreg::{MIDR_EL1, Readable};
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -12,14 +12,16 @@ use core::fmt;
 use frames::Owner;
 use log::debug;
 use space::{Region, Space, SpaceError, table_budget};
-use stage2::{Format as _, Quiescence};
+use stage2::{Format as _, Presence, Quiescence, Section};
 use types::{Cpu, CpuId, Ipa, Range};
 use vm::{Error, IdBits, Populate, Ram, RamError, Start, TimerIntids, Vcpu, Vm, VmConfig};
 
 /// A virtual machine with its memory.
 pub(super) struct Guest {
     pub(super) vm: Vm,
-    pub(super) space: Space<'static, Format>,
+    pub(super) space: Box<Space<'static, Format>>,
+    /// Which CPUs are in it.
+    presence: Box<Presence>,
 }
 
 // A guest is moved into its box over the stack of the boot CPU, more than once where nothing is optimised away.
@@ -74,17 +76,13 @@ impl From<Error> for Unfit {
 
 impl Guest {
     /// Makes the guest that `config` describes, the `number`th, off and without contents.
-    #[inline(never)] // it is large, and made on the stack
-    pub(super) fn new(hypervisor: &Hypervisor, number: u16, config: VmConfig) -> Result<Box<Self>, Unfit> {
+    pub(super) fn new(hypervisor: &Hypervisor, number: u16, config: VmConfig) -> Result<Self, Unfit> {
         let machine = hypervisor.machine;
         let regions: Vec<Range> = config.memory().collect();
         let geometry = hypervisor.layout.geometry();
-        let budget = table_budget::<Format>(&geometry, &regions);
-        let owner = Owner(number + 1);
         let unfit = |error| Unfit::Space { name: config.name.clone(), error };
-        let (format, bbm) = (hypervisor.format, machine.features.bbm);
-        let space = Space::new(&machine.frames, owner, format, geometry, bbm, budget).map_err(unfit)?;
-        let mut section = hypervisor.epoch.enter(CpuId::BOOT);
+        let space = space(hypervisor, Owner(number + 1), &regions).map_err(unfit)?;
+        let mut section = hypervisor.waiting.enter(CpuId::BOOT);
         for &range in &regions {
             space.add_region(&mut section, Region::ram(range)).map_err(unfit)?;
         }
@@ -95,13 +93,21 @@ impl Guest {
         };
         let id_bits = IdBits { ipa_bits: geometry.ipa_bits() as u8 };
         let vm = Vm::new(config, id_bits, timers, &super::OUTPUT)?;
-        Ok(Box::new(Self { vm, space }))
+        Ok(Self { vm, space, presence: presence() })
     }
 
     /// Returns how this guest's translations are invalidated by `cpu`, which is the one that runs this.
-    pub(super) fn tlb<'h>(&'h self, hypervisor: &'h Hypervisor, cpu: CpuId) -> Broadcast<'h, Tagged<'h>> {
-        Broadcast {
-            tag: Tagged { hypervisor, guest: self, cpu },
+    #[inline]
+    pub(super) fn tlb<'h, 'm>(
+        &'h self,
+        hypervisor: &'h Hypervisor,
+        cpu: &'h Core<'m>,
+    ) -> Stage2<'h, Tagged<'h>, Core<'m>> {
+        Stage2 {
+            tag: Tagged { hypervisor, guest: self, cpu: cpu.id() },
+            cpu,
+            presence: &self.presence,
+            style: hypervisor.style,
             means: hypervisor.means,
             granule_shift: Format::GRANULE_SHIFT,
             index_bits: Format::INDEX_BITS,
@@ -114,6 +120,8 @@ impl Guest {
         /// MPIDR_EL1's bit 31 is RES1.
         const RES1: u64 = 1 << 31;
         let vmid = hypervisor.vmids.activate(cpu, self.space.tag(), flush_all);
+        self.presence.note_entry(cpu);
+        before_tables_change();
         Identity {
             vmpidr: RES1 | vcpu.affinity(),
             vpidr: MIDR_EL1.get(),
@@ -127,11 +135,14 @@ impl Guest {
     #[inline(never)] // needs much of the stack, seldom
     pub(super) fn load(&self, hypervisor: &Hypervisor, core: &Core<'_>, load: Load) -> Result<Start, Unfit> {
         let config = self.vm.config();
-        let tlb = self.tlb(hypervisor, core.id());
+        let tlb = self.tlb(hypervisor, core);
         let unfit = |error| Unfit::Space { name: config.name.clone(), error };
-        let mut section = hypervisor.epoch.enter(core.id());
+        let mut section = hypervisor.waiting.enter(core.id());
         if load == Load::Again {
             self.space.reset(&mut section, &tlb).map_err(unfit)?;
+            while self.space.drain(&mut section) {
+                section.pass(); // nobody runs this guest, so whoever looks at its tables will soon have done
+            }
         }
         if config.populate == Populate::Ahead {
             for range in config.memory() {
@@ -143,6 +154,25 @@ impl Guest {
         debug!("{}: starts at {:#x}, device tree at {:#x}", config.name, start.entry, start.argument);
         Ok(start)
     }
+}
+
+/// Makes a space without regions, and with tables enough for `regions`.
+#[inline(never)] // made on the stack, of which it needs much
+fn space(
+    hypervisor: &Hypervisor,
+    owner: Owner,
+    regions: &[Range],
+) -> Result<Box<Space<'static, Format>>, SpaceError> {
+    let machine = hypervisor.machine;
+    let (format, geometry) = (hypervisor.format, hypervisor.layout.geometry());
+    let bbm = machine.features.bbm.min(machine.options.bbm);
+    let budget = table_budget::<Format>(&geometry, regions);
+    Ok(Box::new(Space::new(&machine.frames, owner, format, geometry, bbm, budget)?))
+}
+
+#[inline(never)] // likewise
+fn presence() -> Box<Presence> {
+    Box::default()
 }
 
 /// The memory of a guest that is being loaded.
@@ -170,14 +200,14 @@ impl GuestRam<'_> {
 
 impl Ram for GuestRam<'_> {
     fn write(&self, at: Ipa, bytes: &[u8]) -> Result<(), RamError> {
-        let tlb = self.guest.tlb(self.hypervisor, self.core.id());
-        let mut section = self.hypervisor.epoch.enter(self.core.id());
+        let tlb = self.guest.tlb(self.hypervisor, self.core);
+        let mut section = self.hypervisor.waiting.enter(self.core.id());
         self.guest.space.copy_in(&mut section, self.core, &tlb, at, bytes).map_err(Self::told)
     }
 
     fn zero(&self, range: Range) -> Result<(), RamError> {
-        let tlb = self.guest.tlb(self.hypervisor, self.core.id());
-        let mut section = self.hypervisor.epoch.enter(self.core.id());
+        let tlb = self.guest.tlb(self.hypervisor, self.core);
+        let mut section = self.hypervisor.waiting.enter(self.core.id());
         self.guest.space.zero(&mut section, self.core, &tlb, range.start(), range.len()).map_err(Self::told)
     }
 }

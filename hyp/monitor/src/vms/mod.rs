@@ -10,6 +10,7 @@ mod input;
 mod lists;
 mod statistics;
 mod turn;
+mod waiting;
 
 use crate::percpu::PerCpu;
 use crate::{Machine, console, fatal, report};
@@ -17,7 +18,7 @@ use aarch64::cpu::Core;
 use aarch64::features::{Features, HardwareUpdates, Has};
 use aarch64::gic::IntId;
 use aarch64::guest::controls::{self, Controls, Ids};
-use aarch64::guest::tlb::{Has as Having, Issued, Means};
+use aarch64::guest::tlb::{Has as Having, Issued, Means, Style};
 use aarch64::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -31,11 +32,12 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use space::{VmidBits, Vmids};
 use spin::Once;
 use spin::mutex::SpinMutex;
-use stage2::EntryEpoch;
+use stage2::Quiescence;
 use turn::Turns;
 use types::{Cpu, CpuId, Height, Ticks};
 use vm::{Console, Limits, Seed};
 use vmsa::{Granule4K, Layout, Vmsa};
+use waiting::Waiting;
 
 /// The format of every guest's tables.
 type Format = Vmsa<Granule4K>;
@@ -43,8 +45,9 @@ type Format = Vmsa<Granule4K>;
 /// All guests, and what they share.
 struct Hypervisor {
     machine: &'static Machine,
-    guests: Vec<Box<Guest>>,
-    epoch: EntryEpoch,
+    guests: Vec<Guest>,
+    waiting: Box<Waiting>,
+    style: Style,
     format: Format,
     means: Means,
     layout: Layout<Granule4K>,
@@ -94,6 +97,8 @@ pub fn run(machine: &'static Machine, cpu: CpuId) -> ! {
     for guest in &hypervisor.guests {
         let placed = guest.vm.config().cpus.iter().position(|&at| at == cpu);
         if let Some(vcpu) = placed.and_then(|index| guest.vm.vcpus().get(index)) {
+            // Before its first walk: a CPU that can do less than those before it lowers the level.
+            guest.space.admit(&mut hypervisor.waiting.enter(cpu), Features::of_this_cpu().bbm);
             Turns::new(hypervisor, this.core, controls, guest, vcpu, lists).run()
         }
     }
@@ -132,7 +137,8 @@ impl Hypervisor {
         let mut hypervisor = Box::new(Self {
             machine,
             guests: Vec::new(),
-            epoch: EntryEpoch::new(),
+            waiting: waiting::of(machine),
+            style: machine.options.invalidate,
             format: Vmsa::new(format_features(features)),
             means: means(features),
             layout,
@@ -189,7 +195,7 @@ impl Hypervisor {
 
     /// Returns the guest that console input goes to: the first that is on.
     fn listener(&self) -> Option<&Guest> {
-        self.guests.iter().map(AsRef::as_ref).find(|guest| !guest.vm.is_off())
+        self.guests.iter().find(|guest| !guest.vm.is_off())
     }
 
     /// Notes that `guest` has read from its serial port.

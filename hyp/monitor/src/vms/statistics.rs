@@ -2,9 +2,11 @@
 
 use super::Hypervisor;
 use crate::console;
+use crate::options::style_name;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use types::Height;
+use stage2::BLACKOUTS;
+use types::{Height, Ticks};
 use vm::ExitReason;
 
 /// Prints the block of statistics.
@@ -22,6 +24,8 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
     let micros = u128::from(hypervisor.time_to_entry()) * 1_000_000 / hertz;
     writeln!(to, "time to guest entry: {}.{:06} s", micros / 1_000_000, micros % 1_000_000)?;
     writeln!(to, "CPUs: {}, each with {}", machine.affinities.len(), machine.features)?;
+    writeln!(to, "invalidation: {}", style_name(hypervisor.style))?;
+    writeln!(to, "waiting for readers: {}", machine.options.wait.name())?;
     for guest in &hypervisor.guests {
         let name = &guest.vm.config().name;
         let mut total = 0;
@@ -45,8 +49,12 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
                 writeln!(to, "{name} mapped {size}: {leaves}")?;
             }
         }
+        writeln!(to, "{name} BBM level: {}", guest.space.tree().bbm() as u8)?;
         writeln!(to, "{name} splits: {}", census.splits)?;
+        writeln!(to, "{name} collapses: {}", census.collapses)?;
         writeln!(to, "{name} grace periods: {}", census.grace_periods)?;
+        writeln!(to, "{name} TLB conflicts: {}", stats.conflicts)?;
+        write_blackouts(name, &census.blackouts, to)?;
         writeln!(to, "{name} bytes of tables: {}", stats.table_bytes)?;
         writeln!(to, "{name} bytes in reserve for splits: {}", stats.reserve_bytes)?;
         let dropped = guest.vm.dropped_input();
@@ -55,16 +63,19 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
         }
     }
     let issued = &hypervisor.issued;
-    let kinds: [(&str, &AtomicU64); 5] = [
+    let kinds: [(&str, &AtomicU64); 6] = [
         ("by address", &issued.by_address),
         ("by range", &issued.by_range),
         ("whole VMID", &issued.whole),
         ("this CPU only", &issued.local),
+        ("on return to a guest", &issued.returns),
         ("none needed", &issued.publish),
     ];
     for (kind, count) in kinds {
         writeln!(to, "TLBI {kind}: {}", count.load(Relaxed))?;
     }
+    writeln!(to, "kicks to invalidate: {}", issued.kicks.load(Relaxed))?;
+    writeln!(to, "VMID rollovers: {}", hypervisor.vmids.rollovers())?;
     let frames = machine.frames.stats();
     writeln!(
         to,
@@ -72,6 +83,23 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
         frames.total, frames.free, frames.guest, frames.tables
     )?;
     writeln!(to, "[mz END]")
+}
+
+/// Writes for how long entries had no translation while they were broken and made anew.
+fn write_blackouts(name: &str, classes: &[u64; BLACKOUTS], to: &mut impl Write) -> fmt::Result {
+    writeln!(to, "{name} blackouts: {}", classes.iter().sum::<u64>())?;
+    for (class, &count) in (0..).zip(classes).filter(|(_, count)| **count != 0) {
+        let (below, longest) = (nanos(1 << class), class == BLACKOUTS - 1);
+        let (micros, rest) = (below / 1000, below % 1000);
+        let longer = if longest { " or longer" } else { "" };
+        writeln!(to, "{name} blackouts below {micros}.{rest:03} us{longer}: {count}")?;
+    }
+    Ok(())
+}
+
+/// Returns a time in nanoseconds.
+fn nanos(ticks: Ticks) -> u128 {
+    u128::from(ticks) * 1_000_000_000 / u128::from(super::tick_hz()).max(1)
 }
 
 /// Returns what an entry of this height maps with 4 KiB pages; `None` where it cannot be a leaf.

@@ -68,13 +68,17 @@ impl<'a> Turns<'a> {
         loop {
             match self.guest.vm.prepare(self.vcpu, &self.cpu, &mut self.lists, intent) {
                 Next::Enter => {
+                    let tlb = self.guest.tlb(self.hypervisor, &self.cpu);
+                    tlb.enter();
                     // SAFETY: `start` put this vCPU's state into the CPU before the first entry, the tables are the
                     // guest's own space's, and this CPU runs no other vCPU.
                     let vector = unsafe { switch::enter(&mut self.context) };
+                    tlb.leave();
                     self.guest.vm.left(self.vcpu);
                     intent = self.answer(vector);
                 }
                 Next::Idle => {
+                    self.tidy();
                     dsb_sy(); // complete before the CPU sleeps, as before any WFI
                     wfi();
                     self.guest.vm.left(self.vcpu);
@@ -233,7 +237,7 @@ impl<'a> Turns<'a> {
         if abort.ipa_known == IpaKnown::No {
             // Nobody holds the guest's own tables still: where they say nothing any more, it runs again and faults as
             // they say then.
-            let Some(page) = switch::stage1(far, &self.context) else { return };
+            let Some(page) = self.stage1(far) else { return };
             fault.ipa = Ipa::new(page | fault.ipa.get());
         }
         // Devices first: they are below memory, and the most frequent.
@@ -247,8 +251,8 @@ impl<'a> Turns<'a> {
             Cause::Fetch => ExitReason::FetchFault,
             Cause::Data | Cause::Stage1Walk | Cause::Maintenance => ExitReason::DataFault,
         });
-        let section = self.hypervisor.epoch.enter(self.cpu.id());
-        let tlb = self.guest.tlb(self.hypervisor, self.cpu.id());
+        let section = self.hypervisor.waiting.enter(self.cpu.id());
+        let tlb = self.guest.tlb(self.hypervisor, &self.cpu);
         let outcome = self.guest.space.fault(&section, &self.cpu, &tlb, &fault);
         drop(section);
         match outcome {
@@ -258,6 +262,24 @@ impl<'a> Turns<'a> {
                 error!("{}: vCPU {} cannot go on: {error}", self.name(), self.vcpu.index());
                 self.guest.vm.stop(&self.cpu, Why::Failure);
             }
+        }
+    }
+
+    /// Translates a guest's virtual address by its own stage 1. The walk goes through the guest's second stage: while it
+    /// lasts, this CPU is in the guest.
+    fn stage1(&self, far: u64) -> Option<u64> {
+        let tlb = self.guest.tlb(self.hypervisor, &self.cpu);
+        tlb.enter();
+        let page = switch::stage1(far, &self.context);
+        tlb.leave();
+        page
+    }
+
+    /// Gives back what rests since an unlink, before this CPU has nothing to do.
+    fn tidy(&self) {
+        if self.guest.space.tree().is_draining() {
+            let mut section = self.hypervisor.waiting.enter(self.cpu.id());
+            let _ = self.guest.space.drain(&mut section); // what still rests is for the next one who idles
         }
     }
 

@@ -7,7 +7,7 @@ use crate::bundle::{self, One};
 use crate::console::Console;
 use crate::qemu::{CPUS, DEFAULT_CPU};
 use crate::report::{END, STATS};
-use crate::run::{Prepared, bare, host, linux_cmdline, vm};
+use crate::run::{HYPERVISOR_APPEND, Prepared, bare, host, linux_cmdline, vm};
 use crate::setup;
 use crate::size::Size;
 use anyhow::{Context, Result, ensure};
@@ -36,7 +36,8 @@ struct Shape {
 pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
     let shapes = shapes(extent);
     let models: &[&str] = if extent == Extent::Quick { &[DEFAULT_CPU] } else { &CPUS };
-    cases.group("Linux in a VM", 1 + shapes.len() + 2 * models.len());
+    let variants: &[Variant] = if extent == Extent::Quick { &[] } else { &VARIANTS };
+    cases.group("Linux in a VM", 1 + shapes.len() + 2 * models.len() + variants.len());
     // The control: if this fails, the fault is not the hypervisor's.
     let shape = Shape { cpu: DEFAULT_CPU, smp: 2, memory: MEMORY[1] };
     let bare = || Ok(bare(Board::QemuVirt, shape.cpu, shape.smp, shape.memory, linux_cmdline(None)));
@@ -59,6 +60,56 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
         }
         let shape = Shape { cpu, smp: 2, memory: MEMORY[0] };
         cases.boot(&format!("reboot boots again: {cpu}, 2 CPUs"), || linux(&built, shape), reboots);
+    }
+    for variant in variants {
+        let shape = Shape { cpu: variant.cpu, smp: 2, memory: MEMORY[0] };
+        let name = format!("Linux boots with {}: {}, 2 CPUs", variant.options, variant.cpu);
+        let says = |console: &mut Console| restarts_and_says(console, variant.says);
+        cases.boot(&name, || varied(&built, variant, shape), says);
+    }
+    Ok(())
+}
+
+/// What the hypervisor can do in more than one way, and does another way than by default.
+struct Variant {
+    cpu: &'static str,
+    /// Added to the hypervisor's command line.
+    options: &'static str,
+    /// Lines that the statistics then have.
+    says: &'static [&'static str],
+}
+
+/// Each way of waiting and of invalidating once, and the lowest level of break-before-make on a CPU that has a higher one.
+const VARIANTS: [Variant; 3] = [
+    Variant {
+        cpu: "cortex-a72",
+        options: "invalidate=interrupt wait=batched",
+        says: &["invalidation: interrupt", "waiting for readers: batched"],
+    },
+    Variant {
+        cpu: "neoverse-v1",
+        options: "wait=rendezvous bbm=0",
+        says: &["invalidation: broadcast", "waiting for readers: rendezvous", "linux BBM level: 0"],
+    },
+    Variant {
+        cpu: "max",
+        options: "invalidate=interrupt wait=count",
+        says: &["invalidation: interrupt", "waiting for readers: count", "linux BBM level: 2"],
+    },
+];
+
+fn varied(built: &Built, variant: &Variant, shape: Shape) -> Result<Prepared> {
+    let mut prepared = linux(built, shape)?;
+    prepared.machine.append = format!("{HYPERVISOR_APPEND} {}", variant.options);
+    Ok(prepared)
+}
+
+/// Restarts once, so that what was mapped is unmapped while readers and TLBs may know it, and looks what was in use.
+fn restarts_and_says(console: &mut Console, says: &[&str]) -> Result<()> {
+    reboots(console)?;
+    for line in says {
+        let said = console.log().lines().any(|found| found.trim_end() == *line);
+        ensure!(said, "the statistics do not say \"{line}\"");
     }
     Ok(())
 }

@@ -2,8 +2,64 @@
 
 use super::*;
 use crate::effect::{self, Effect};
-use types::Ipa;
+use types::{Height, Ipa, Pa, SysReg, Ticks};
 
+/// A CPU that can kick.
+#[derive(Debug)]
+pub(super) struct Fake(pub(super) CpuId);
+
+impl Cpu for Fake {
+    fn id(&self) -> CpuId {
+        self.0
+    }
+
+    fn kick(&self, target: CpuId) {
+        effect::record(Effect::Write("kick", target.index() as u64));
+    }
+
+    fn now(&self) -> Ticks {
+        0
+    }
+
+    fn tick_hz(&self) -> u64 {
+        1
+    }
+
+    fn read_id(&self, _: SysReg) -> u64 {
+        0
+    }
+
+    fn publish(&self, _: Pa, _: u64) {}
+
+    fn zero(&self, _: Pa, _: u64) {}
+}
+
+pub(super) fn cpu(n: usize) -> CpuId {
+    CpuId::new(n).expect("few")
+}
+
+/// A space that CPUs 0 and 1 have entered.
+struct Scene {
+    cpu: Fake,
+    presence: Presence,
+    issued: Issued,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let scene = Self { cpu: Fake(cpu(0)), presence: Presence::new(), issued: Issued::default() };
+        scene.presence.note_entry(cpu(0));
+        scene.presence.note_entry(cpu(1));
+        scene
+    }
+
+    fn stage2(&self, tag: u64, means: Means, style: Style) -> Stage2<'_, Fixed, Fake> {
+        let (cpu, presence, issued) = (&self.cpu, &self.presence, &self.issued);
+        Stage2 { tag: Fixed(tag), cpu, presence, style, means, granule_shift: 12, index_bits: 9, issued }
+    }
+}
+
+#[derive(Clone, Copy)]
 struct Fixed(u64);
 
 impl Tag for Fixed {
@@ -33,10 +89,13 @@ fn means(level_hint: Has, ranges: Has) -> Means {
 fn effects(means: Means, work: Work) -> Vec<Effect> {
     effect::reset();
     effect::script("vttbr_el2", &[OURS]);
-    let issued = Issued::default();
-    let cpu = Broadcast { tag: Fixed(OURS), means, granule_shift: 12, index_bits: 9, issued: &issued };
-    let pending = cpu.begin(work);
-    cpu.complete(pending);
+    let scene = Scene::new();
+    discharged(&scene.stage2(OURS, means, Style::Broadcast), work)
+}
+
+fn discharged(stage2: &Stage2<'_, Fixed, Fake>, work: Work) -> Vec<Effect> {
+    let pending = stage2.begin(work);
+    stage2.complete(pending);
     effect::take()
 }
 
@@ -152,13 +211,14 @@ fn ranges_cover_every_page_once_and_nothing_else() {
 fn another_space_s_vmid_is_put_back_whole() {
     effect::reset();
     effect::script("vttbr_el2", &[7 << 48 | 0x5000_0000]);
-    let issued = Issued::default();
-    let cpu = Broadcast { tag: Fixed(OURS), means: PLAIN, granule_shift: 12, index_bits: 9, issued: &issued };
+    let scene = Scene::new();
+    let cpu = scene.stage2(OURS, PLAIN, Style::Broadcast);
     let pending = cpu.begin(work(Class::Leaves, 0, 0x1000, None));
     assert_eq!(
         effect::take(),
         [
             Effect::Dsb("ishst"),
+            Effect::Dsb("ish"), // the walks of the guest that was left go on until then
             Effect::Write("vttbr_el2", OURS),
             Effect::Isb,
             Effect::Tlbi("ipas2e1is", Some(0)),
@@ -169,17 +229,17 @@ fn another_space_s_vmid_is_put_back_whole() {
     cpu.complete(pending);
     let rest = effect::take();
     assert_eq!(rest[0], Effect::Dsb("ish"));
-    assert_eq!(rest[3], Effect::Tlbi("vmalle1is", None));
+    assert_eq!(rest[4], Effect::Tlbi("vmalle1is", None));
 }
 
 #[test]
 fn a_space_that_no_tlb_knows_owes_the_barrier_only() {
     effect::reset();
-    let issued = Issued::default();
-    let cpu = Broadcast { tag: Fixed(0), means: PLAIN, granule_shift: 12, index_bits: 9, issued: &issued };
-    let pending = cpu.begin(work(Class::Tables, 0, 0x1000, None));
-    cpu.complete(pending);
-    assert_eq!(effect::take(), [Effect::Dsb("ishst")]);
+    let scene = Scene::new();
+    for class in [Class::Relax, Class::Tables] {
+        let stage2 = scene.stage2(0, PLAIN, Style::Broadcast);
+        assert_eq!(discharged(&stage2, work(class, 0, 0x1000, None)), [Effect::Dsb("ishst")]);
+    }
 }
 
 #[test]
@@ -187,4 +247,81 @@ fn everything_takes_the_tag_whole() {
     let done = effects(PLAIN, Work { class: Class::Tables, scope: Scope::Tag });
     assert_eq!(done[1], Effect::Tlbi("vmalls12e1is", None));
     assert_eq!(done.len(), 4);
+}
+
+#[test]
+fn where_no_other_cpu_ever_entered_this_one_forgets_alone() {
+    effect::reset();
+    effect::script("vttbr_el2", &[OURS]);
+    let scene = Scene { presence: Presence::new(), ..Scene::new() };
+    scene.presence.note_entry(cpu(0));
+    let stage2 = scene.stage2(OURS, PLAIN, Style::Broadcast);
+    let page = work(Class::Tables, 0x1000, 0x2000, None);
+    let alone = [
+        Effect::Dsb("ishst"),
+        Effect::Tlbi("ipas2e1", Some(1)),
+        Effect::Dsb("nsh"),
+        Effect::Tlbi("vmalle1", None),
+        Effect::Dsb("nsh"),
+        Effect::Isb,
+    ];
+    assert_eq!(discharged(&stage2, page), alone);
+    let all = discharged(&stage2, Work { class: Class::Tables, scope: Scope::Tag });
+    assert_eq!(all[1..3], [Effect::Tlbi("vmalls12e1", None), Effect::Dsb("nsh")]);
+    scene.presence.note_entry(cpu(3));
+    assert_eq!(discharged(&stage2, page)[1], Effect::Tlbi("ipas2e1is", Some(1)));
+}
+
+#[test]
+fn in_the_style_of_interrupts_who_is_inside_is_kicked_and_no_instruction_reaches_it() {
+    effect::reset();
+    let scene = Scene::new();
+    let stage2 = scene.stage2(OURS, PLAIN, Style::Interrupt);
+    let other = Fake(cpu(1));
+    let there = Stage2 { cpu: &other, ..stage2 };
+    let page = work(Class::Leaves, 0x1000, 0x2000, Some(Height::PAGE));
+    there.enter();
+    let forgets = [Effect::Tlbi("vmalls12e1", None), Effect::Dsb("nsh"), Effect::Isb];
+    assert_eq!(effect::take(), forgets, "who comes for the first time forgets");
+    let pending = stage2.begin(page);
+    assert_eq!(effect::take(), [Effect::Dsb("ishst"), Effect::Write("kick", 1)]);
+    there.leave();
+    stage2.complete(pending);
+    assert_eq!(effect::take(), [Effect::Dsb("nsh")], "its walks are over before it is outside");
+    there.enter();
+    assert_eq!(effect::take(), forgets, "who comes back forgets");
+    there.leave();
+    there.enter();
+    assert_eq!(effect::take(), [Effect::Dsb("nsh")], "once");
+    there.leave();
+    assert_eq!(discharged(&stage2, page), [Effect::Dsb("nsh"), Effect::Dsb("ishst")], "nobody is inside");
+    assert_eq!(scene.issued.kicks.load(Relaxed), 1);
+}
+
+#[test]
+fn in_the_style_of_interrupts_added_rights_are_forgotten_here_or_at_the_next_entry() {
+    effect::reset();
+    effect::script("vttbr_el2", &[OURS]);
+    let scene = Scene::new();
+    let stage2 = scene.stage2(OURS, PLAIN, Style::Interrupt);
+    stage2.enter();
+    stage2.leave();
+    effect::take();
+    let page = work(Class::Relax, 0x1000, 0x2000, None);
+    assert_eq!(discharged(&stage2, page)[1], Effect::Tlbi("ipas2e1", Some(1)), "its tables are loaded");
+    effect::reset();
+    effect::script("vttbr_el2", &[7 << 48 | 0x5000_0000]);
+    assert_eq!(discharged(&stage2, page), [Effect::Dsb("ishst")], "others are: nothing is loaded for this");
+    stage2.enter();
+    assert_eq!(effect::take()[0], Effect::Tlbi("vmalls12e1", None));
+}
+
+#[test]
+fn by_broadcast_an_entry_and_an_exit_cost_nothing() {
+    effect::reset();
+    let scene = Scene::new();
+    let stage2 = scene.stage2(OURS, PLAIN, Style::Broadcast);
+    stage2.enter();
+    stage2.leave();
+    assert_eq!(effect::take(), []);
 }
