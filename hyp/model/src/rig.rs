@@ -197,6 +197,41 @@ impl<'m, F: Format> Rig<'m, F> {
         dirty
     }
 
+    /// Lets the guest write again to leaves that were cleaned: each has the right to write afterwards, and is dirty.
+    pub fn write_again(&mut self, cleaned: &[(Ipa, Height)]) {
+        for &(ipa, height) in cleaned {
+            let section = self.machine.enter(CpuId::BOOT);
+            let view = self.tree.open(&section);
+            let held = view.hold_leaf(ipa).expect("nobody else is at work");
+            assert_eq!(held.height(), height, "{ipa:?}");
+            held.allow(self.machine, Access::WRITE);
+            let found = view.translate(ipa).entry(self.tree.format());
+            let stage2::Entry::Leaf(leaf) = found else { panic!("{found:?} where a leaf was held") };
+            assert!(leaf.attrs.marks.contains(stage2::Marks::DIRTY), "a write to {ipa:?} went unseen");
+            drop(section);
+            self.step();
+            self.flat.protect(Range::block_around(ipa, stage2::span::<F>(height)), leaf.attrs.access);
+        }
+    }
+
+    /// Has the leaf that maps `ipa`, if any, map the memory `by` bytes behind what it maps, with the same attributes.
+    pub fn relocate(&mut self, ipa: Ipa, by: u64) {
+        let section = self.machine.enter(CpuId::BOOT);
+        let view = self.tree.open(&section);
+        let found = view.translate(ipa);
+        if let stage2::Entry::Leaf(leaf) = found.entry(self.tree.format()) {
+            let taken = view.take_leaf(self.machine, ipa, found.height()).expect("nobody else is at work");
+            // Far away, and back again: within every format's output size.
+            let pa = Pa::new(leaf.pa.get() ^ by);
+            let (range, attrs) = (taken.range(), taken.leaf().attrs);
+            taken.publish(self.machine, pa, attrs);
+            self.flat.remove(range);
+            self.flat.insert(range, Content::memory(pa, attrs));
+        }
+        drop(section);
+        self.step();
+    }
+
     /// Where there is no hardware dirty flag, what was cleaned cannot be written.
     fn seen_clean(&mut self, dirty: &[(Ipa, Height)]) {
         let format = self.tree.format();

@@ -6,7 +6,10 @@
 //! A new operation of the library is a variant of [`Op`] and its line in [`Player::act`].
 
 use crate::{Content, Flat, Machine, Rig};
-use stage2::{Attrs, Bbm, ChangeError, Format, Geometry, MapError, Mapping, Marks, Memory, Owner, Why, span};
+use stage2::{
+    Attrs, Bbm, ChangeError, CollapseError, Format, Geometry, MapError, Mapping, Marks, Memory, Owner, Why,
+    span,
+};
 use std::fmt;
 use types::{Access, Height, Ipa, Pa, Range};
 
@@ -80,6 +83,30 @@ pub enum Op {
         /// The note.
         payload: u32,
     },
+    /// Make one block of what maps the block around a place, where that is possible.
+    Collapse {
+        /// The place.
+        at: Spot,
+    },
+    /// Clean what is dirty between two places; then the guest writes again to all that was reported.
+    Harvest {
+        /// One end.
+        from: Spot,
+        /// The other.
+        to: Spot,
+    },
+    /// Make what is young between two places old.
+    Age {
+        /// One end.
+        from: Spot,
+        /// The other.
+        to: Spot,
+    },
+    /// Have what maps a place, page or block, map other memory.
+    Move {
+        /// The place.
+        at: Spot,
+    },
     /// Give empty tables back.
     Prune,
     /// Let the next operation find memory for this many tables, and no more.
@@ -108,6 +135,14 @@ pub enum Refusal {
     Map(MapError),
     /// A change did.
     Change(ChangeError),
+    /// A collapse did.
+    Collapse(CollapseError),
+}
+
+impl From<CollapseError> for Refusal {
+    fn from(error: CollapseError) -> Self {
+        Self::Collapse(error)
+    }
 }
 
 impl From<MapError> for Refusal {
@@ -212,6 +247,20 @@ impl<'m, F: Format> Player<'m, F> {
             Op::Protect { from, to, access } => rig.protect(ground.range(from, to), access)?,
             Op::Split { at, height } => rig.split(ground.place(at), Height::new(height))?,
             Op::Annotate { from, to, payload } => rig.annotate(ground.range(from, to), payload)?,
+            Op::Collapse { at } => {
+                // How many pages it takes is the level's business: some keep aside what they may have to put back.
+                rig.machine().arena().allow(usize::MAX);
+                let at = ground.place(at).min(Ipa::new(reach.end().get() - ground.page));
+                rig.collapse(at, Height::new(1))?;
+            }
+            Op::Harvest { from, to } => {
+                let reported = rig.harvest(ground.range(from, to));
+                rig.write_again(&reported);
+            }
+            Op::Age { from, to } => {
+                rig.age(ground.range(from, to));
+            }
+            Op::Move { at } => rig.relocate(ground.place(at), 1 << 41),
             Op::Prune => rig.prune(reach),
             Op::Allow(n) => rig.machine().arena().allow(n.into()),
         }

@@ -5,7 +5,7 @@
 mod ops;
 
 use ept::Ept;
-use model::suite::{self, Agreement, Op, Play, Player, run_in_step};
+use model::suite::{self, Agreement, Near, Op, Play, Player, Spot, run_in_step};
 use model::{Arena, Machine, Rig, range};
 use ops::{bbm, cases, common_ops, layout, ops, with_memory};
 use proptest::prelude::*;
@@ -130,6 +130,60 @@ proptest! {
         let players = arm::<Granule64K>(&machines, 52, 2).collect();
         run_in_step(players, &ops, Agreement::Exact);
     }
+}
+
+/// What becomes of a block in its life, on every machine: mapped page by page, made one, written, harvested, split, parted,
+/// moved in part, made whole again. Collapses are asked for by random sequences too, and seldom possible there.
+#[test]
+fn the_life_of_a_block_is_the_same_on_every_machine() {
+    let start = Spot { block: 0, page: Near::Start(0) };
+    let next = Spot { block: 1, page: Near::Start(0) };
+    let page = Spot { block: 0, page: Near::Start(3) };
+    let after = Spot { block: 0, page: Near::Start(4) };
+    let map = |from, to, largest| Op::Map { from, to, shift: 0, attrs: 0, largest };
+    let collapse = Op::Collapse { at: page };
+    let harvest = Op::Harvest { from: start, to: next };
+    let life = [
+        (map(start, next, 0), true),
+        (harvest, true),
+        (Op::Age { from: start, to: next }, true),
+        (collapse, true),
+        (harvest, true),
+        (Op::Age { from: page, to: after }, true),
+        (Op::Split { at: page, height: 0 }, true),
+        (Op::Move { at: page }, true),
+        (collapse, false), // a page is elsewhere
+        (Op::Move { at: page }, true),
+        (Op::Protect { from: page, to: after, access: Access::READ }, true),
+        (collapse, false), // a page has other rights
+        (Op::Protect { from: page, to: after, access: Access::RWX }, true),
+        (collapse, true),
+        (collapse, false), // it is one already
+        (Op::Unmap { from: page, to: after }, true),
+        (collapse, false), // there is a hole
+        (map(page, after, 0), true),
+        (harvest, true),
+        (collapse, true),
+        (Op::Move { at: page }, true),
+        (Op::UnmapAll, true),
+    ];
+    let machines = machines::<Ept>(7);
+    let mut players: Vec<_> = arm::<Granule4K>(&machines[..4], 48, 3).collect();
+    players.extend(intel(&machines[4..6], 3, 48));
+    players.extend(arm::<Granule4KLpa2>(&machines[6..], 48, 3));
+    for (n, (op, succeeds)) in life.into_iter().enumerate() {
+        for player in &mut players {
+            let outcome = player.play(op);
+            assert_eq!(
+                outcome.is_ok(),
+                succeeds,
+                "operation {n}, {op:?}, on {}: {outcome:?}",
+                player.label()
+            );
+        }
+    }
+    let ops: Vec<Op> = life.into_iter().map(|(op, _)| op).collect();
+    run_in_step(players, &ops, Agreement::Exact); // once more, compared after each
 }
 
 /// Maps a page on each side of every border between the tables of the root, and at both ends.

@@ -37,6 +37,10 @@ fn op(access: impl Strategy<Value = Access> + 'static) -> impl Strategy<Value = 
         3 => (spot(), spot(), access).prop_map(|(from, to, access)| Op::Protect { from, to, access }),
         1 => (spot(), 0..2u8).prop_map(|(at, height)| Op::Split { at, height }),
         1 => (spot(), spot(), any::<u32>()).prop_map(|(from, to, payload)| Op::Annotate { from, to, payload }),
+        3 => spot().prop_map(|at| Op::Collapse { at }),
+        2 => (spot(), spot()).prop_map(|(from, to)| Op::Harvest { from, to }),
+        1 => (spot(), spot()).prop_map(|(from, to)| Op::Age { from, to }),
+        1 => spot().prop_map(|at| Op::Move { at }),
         1 => Just(Op::Prune),
         1 => (0..4u8).prop_map(Op::Allow),
     ]
