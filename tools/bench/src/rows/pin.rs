@@ -40,19 +40,15 @@ pub fn comparisons() -> Vec<Comparison> {
     vec![
         Comparison::new(
             vec![
-                calls("pin/64 pages", pages, Made::Pages, |bench, at| bench.pin(at)),
-                calls("pin/64 pages, walk and exchange", pages, Made::Pages, |bench, at| {
-                    bench.walk_and_add(at)
-                }),
+                calls("pin/64 pages", pages, Made::Pages, pin),
+                calls("pin/64 pages, walk and exchange", pages, Made::Pages, walk_and_add),
             ],
             |ns| vec![Row::ns("pin_fast of 64 pages / walk + RMW", ns[0], ns[1], Target::AtMost(1.25))],
         ),
         Comparison::new(
             vec![
-                calls("pin/a block", blocks, Made::Blocks, |bench, at| bench.pin(at)),
-                calls("pin/a block, walk and exchange", blocks, Made::Blocks, |bench, at| {
-                    bench.walk_and_add(at)
-                }),
+                calls("pin/a block", blocks, Made::Blocks, pin),
+                calls("pin/a block, walk and exchange", blocks, Made::Blocks, walk_and_add),
             ],
             |ns| vec![Row::ns("pin_fast of a 2M block / walk + RMW", ns[0], ns[1], Target::AtMost(1.25))],
         ),
@@ -99,36 +95,36 @@ impl Bench<'_> {
         let starts = (0..BLOCKS * BLOCK).step_by(bytes as usize);
         (0..repeats).flat_map(|_| starts.clone()).map(|at| act(self, range(at, bytes))).sum()
     }
+}
 
-    /// Pins a range by [`CALLS`] calls, and gives the pins back when the clock has been read.
-    fn pin(&self, all: Range) -> Duration {
-        let section = self.epoch.enter(CpuId::BOOT);
-        let mut slots = [const { None::<Pin> }; (PAGES * CALLS) as usize];
-        let mut pins = Pins::new(&mut slots);
-        let start = Instant::now();
-        for call in parts(all, CALLS) {
-            let end = self.space.pin_fast(&section, call, Hold::Read, &mut pins);
-            assert_eq!(end, call.end());
-        }
-        let took = start.elapsed();
-        self.space.unpin_all(&section, &mut pins, Contents::Unchanged).expect("they are the space's");
-        took
+/// Pins a range by [`CALLS`] calls, and gives the pins back when the clock has been read.
+fn pin(bench: &Bench<'_>, all: Range) -> Duration {
+    let section = bench.epoch.enter(CpuId::BOOT);
+    let mut slots = [const { None::<Pin> }; (PAGES * CALLS) as usize];
+    let mut pins = Pins::new(&mut slots);
+    let start = Instant::now();
+    for call in parts(all, CALLS) {
+        let end = bench.space.pin_fast(&section, call, Hold::Read, &mut pins);
+        assert_eq!(end, call.end());
     }
+    let took = start.elapsed();
+    bench.space.unpin_all(&section, &mut pins, Contents::Unchanged).expect("they are the space's");
+    took
+}
 
-    /// Walks a range by [`CALLS`] calls of the public walker, adds to the word of each leaf, and keeps where it goes.
-    fn walk_and_add(&self, all: Range) -> Duration {
-        let section = self.epoch.enter(CpuId::BOOT);
-        let mut kept = [0; (PAGES * CALLS) as usize];
-        let mut adding = Adding { words: &self.words, kept: &mut kept, len: 0 };
-        let start = Instant::now();
-        for call in parts(all, CALLS) {
-            let walked = self.space.tree().open(&section).walk_with(call, &mut adding);
-            assert_eq!(walked.next, call.end());
-        }
-        let took = start.elapsed();
-        black_box(&kept);
-        took
+/// Walks a range by [`CALLS`] calls of the public walker, adds to the word of each leaf, and keeps where it goes.
+fn walk_and_add(bench: &Bench<'_>, all: Range) -> Duration {
+    let section = bench.epoch.enter(CpuId::BOOT);
+    let mut kept = [0; (PAGES * CALLS) as usize];
+    let mut adding = Adding { words: &bench.words, kept: &mut kept, len: 0 };
+    let start = Instant::now();
+    for call in parts(all, CALLS) {
+        let walked = bench.space.tree().open(&section).walk_with(call, &mut adding);
+        assert_eq!(walked.next, call.end());
     }
+    let took = start.elapsed();
+    black_box(&kept);
+    took
 }
 
 /// Cuts a range into `n` parts of one size.
