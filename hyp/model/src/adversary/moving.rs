@@ -4,7 +4,7 @@ use super::errand::Errand;
 use super::machine::{Adversary, pass};
 use super::promise::Gives;
 use super::work::Worker;
-use stage2::{Children, Entries, Format, Leaf, Mover, Quiescence, span};
+use stage2::{Children, Entries, Format, Leaf, MOVE_BYTES, Mover, Quiescence, span};
 use std::sync::Arc;
 use types::sync::Point;
 use types::{Height, Ipa, Pa, Range};
@@ -15,6 +15,9 @@ const PINS: usize = 2;
 impl<F: Format> Worker<'_, F> {
     pub(super) fn gather(&mut self, ipa: Ipa) {
         let block = self.block(ipa);
+        if block.len() > MOVE_BYTES {
+            return self.move_leaf(ipa);
+        }
         self.begins(Errand::Gather, block, Gives::Nothing);
         let result = {
             let mut section = self.sections.enter(self.cpu.id());

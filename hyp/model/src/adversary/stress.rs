@@ -93,9 +93,19 @@ pub(super) struct Field {
     pub(super) range: Range,
     /// Pages that everybody likes.
     pub(super) hot: Vec<Ipa>,
-    /// In half of all runs everybody does one of two things, and faults.
-    pub(super) duel: Option<[Errand; 2]>,
+    /// In most runs everybody does one of two or three things, and faults.
+    pub(super) few: Option<Vec<Errand>>,
 }
+
+/// Who would seldom meet otherwise, with who makes it possible again.
+const RARE: [&[Errand]; 6] = [
+    &[Errand::Split, Errand::Protect, Errand::Collapse],
+    &[Errand::Split, Errand::Harvest, Errand::Collapse],
+    &[Errand::Collapse, Errand::Protect, Errand::Harvest],
+    &[Errand::Collapse, Errand::Allow, Errand::Zap],
+    &[Errand::Age, Errand::Move],
+    &[Errand::Prune, Errand::Pin, Errand::Move],
+];
 
 impl Field {
     fn new<F: Format>(geometry: &Geometry<F>, seed: u64) -> Self {
@@ -117,12 +127,16 @@ impl Field {
         }
         hot.dedup();
         let mut dice = Dice::new(seed ^ 2);
-        let duel = dice.one_in(2).then(|| [*dice.pick(&ERRANDS), *dice.pick(&ERRANDS)]);
-        if duel.is_some() && dice.one_in(2) {
+        let few = match dice.roll(3) {
+            0 => Some(vec![*dice.pick(&ERRANDS), *dice.pick(&ERRANDS)]),
+            1 => Some(dice.pick(&RARE).to_vec()),
+            _ => None,
+        };
+        if few.is_some() && dice.one_in(2) {
             // And all of it in one block.
             hot.retain(|ipa| ipa.get() - range.start().get() < block);
         }
-        Self { range, hot, duel }
+        Self { range, hot, few }
     }
 }
 

@@ -57,8 +57,8 @@ impl<'w, F: Format> Worker<'w, F> {
     ) -> Self {
         let mut dice = Dice::new(seed);
         let mut likes = vec![Errand::Fault; 4];
-        match field.duel {
-            Some(duel) => likes.extend(duel.iter().flat_map(|errand| [*errand; 3])),
+        match &field.few {
+            Some(few) => likes.extend(few.iter().flat_map(|errand| [*errand; 3])),
             None => {
                 for errand in ERRANDS {
                     likes.extend(std::iter::repeat_n(errand, *dice.pick(&[1, 1, 2, 5])));
@@ -124,7 +124,9 @@ impl<'w, F: Format> Worker<'w, F> {
         let at = self.hot();
         match *self.dice.pick(&self.likes) {
             Errand::Fault if self.dice.one_in(3) => {
-                let largest = Height::new(self.dice.roll(2) as u8);
+                // Blocks where somebody splits them; else more often pages side by side.
+                let pages = if self.likes.contains(&Errand::Split) { 4 } else { 2 };
+                let largest = if self.dice.one_in(pages) { Height::PAGE } else { Height::new(1) };
                 self.fault(self.block(at), largest);
             }
             Errand::Fault => self.fault(self.page(at), Height::PAGE),
