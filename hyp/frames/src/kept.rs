@@ -67,7 +67,7 @@ impl Frames {
         Some(self.stamp(Frame::of(pa), order, usage, cpu))
     }
 
-    /// Puts all that CPUs keep, zeroed runs and [stocks](crate::stock), on the free lists. Returns whether there was
+    /// Puts all that CPUs keep, zeroed runs and stocks, on the free lists. Returns whether there was
     /// anything.
     pub fn drain_kept(&self) -> bool {
         let mut drained = false;

@@ -78,7 +78,7 @@ const DRAINS: u32 = 16;
 ///
 /// Shared by all CPUs. Inside is one spin lock, around the free lists only: it is held for a number of steps that
 /// grows with the number of orders and with nothing else (where memory has run out, with the number of CPUs too), and
-/// nobody who holds it waits for anything. Faults on single pages pass by it, by their CPU's [stock](crate::stock).
+/// nobody who holds it waits for anything. Faults on single pages pass by it, by their CPU's stock.
 pub struct Frames {
     memory: Memory,
     pool: Mutex<Pool>,

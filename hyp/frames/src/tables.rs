@@ -15,7 +15,7 @@ use types::{FRAME_SIZE, Pa};
 /// space at its budget gets none, however much memory there is, so that one guest cannot take the machine's memory
 /// in tables.
 ///
-/// The budget counts tables and the [reserve](crate::reserve) for splits. A lock is around the reserve, held for a number
+/// The budget counts tables and the reserve for splits. A lock is around the reserve, held for a number
 /// of steps that does not grow; a split draws on it and on nothing else, so that it cannot fail for want of memory.
 #[derive(Debug)]
 pub struct Tables<'f> {

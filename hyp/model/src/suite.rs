@@ -3,7 +3,7 @@
 //! Operations speak of places, not of addresses, so that one sequence means the same in every format: near the start or
 //! the end of a block, some blocks around the middle of what the tree reaches, where entries of every height meet.
 //!
-//! A new operation of the library is a variant of [`Op`] and its line in [`Player::act`].
+//! A new operation of the library is a variant of [`Op`] and its line in `Player::act`.
 
 use crate::{Content, Flat, Machine, Rig};
 use stage2::{
@@ -24,7 +24,7 @@ pub enum Near {
     Middle,
 }
 
-/// A place in the [`Ground`].
+/// A place among the few blocks that sequences work in.
 #[derive(Clone, Copy, Debug)]
 pub struct Spot {
     /// Which block, modulo those there are.

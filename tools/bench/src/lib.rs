@@ -10,12 +10,13 @@
 //! | [`rows::translate`] | single translations, and ascending ones by the walker |
 //! | [`rows::fill`] | map and unmap |
 //! | [`rows::split`] | splitting blocks |
+//! | [`rows::pin`] | pinning |
 //! | [`rows::threads`] | two CPUs translating; a reader beside a writer |
 //! | [`rows::faults`] | two CPUs faulting in one region |
 //! | [`rows::waiting`] | the ways of waiting for readers |
 //! | [`rows::size`] | cost and memory against the size of a space |
 //!
-//! Ours and the peer take their tables from one [pool](pool), touched before. `cargo xtask bench stage2` runs all of it and
+//! Ours and the peer take their tables from one [pool], touched before. `cargo xtask bench stage2` runs all of it and
 //! judges by the targets; the criterion benchmark `operations` runs the same contenders one by one, for a look at one
 //! of them and for what changed since the last look.
 #![allow(unsafe_code)] // the pool's memory, and loads that nothing checks: the limit to compare with
