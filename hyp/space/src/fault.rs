@@ -13,7 +13,8 @@ use crate::space::TableView;
 use crate::tally::Event;
 use crate::{Space, SpaceError};
 use frames::{FrameError, Order, Run, Usage};
-use stage2::{Entry, Format, Found, Invalidate, Live, MapError, Note, Owed, Section, Why, span};
+use stage2::{Entry, Format, Found, Invalidate, Live, MapError, Marks, Note, Owed, Section, Why, span};
+use types::sync::mutant;
 use types::{Access, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range};
 
 /// The largest leaf that a fault makes, in bytes, where pages are smaller: it bounds what is zeroed while a guest waits.
@@ -145,6 +146,13 @@ impl<'f, F: Format> Space<'f, F> {
         }
         for _ in 0..PATIENCE {
             let highest = match self.look(&view, fault.ipa) {
+                There::Leaf { access, .. }
+                    if access.contains(fault.access)
+                        && fault.kind == FaultKind::Translation
+                        && self.is_changing_size(&view, fault.ipa) =>
+                {
+                    return Ok(Outcome::Busy);
+                }
                 There::Leaf { range, access } if access.contains(fault.access) => {
                     Owed::relax(range).discharge(tlb).into_inner();
                     return Ok(Outcome::AlreadyMapped);
@@ -270,6 +278,17 @@ impl<'f, F: Format> Space<'f, F> {
             Memory::Fixed(pa) => claim.publish(tlb, pa, attrs),
         }
         Tried::Mapped
+    }
+
+    /// Tells whether the leaf at an address is one that TLBs are not to cache, since somebody changes its size: some CPUs
+    /// fault on such a leaf although it is valid (DDI 0487, D8.17.2, level 1).
+    fn is_changing_size<R>(&self, view: &TableView<'_, 'f, F, R>, ipa: Ipa) -> bool {
+        match view.translate(ipa).entry(self.tree.format()).live() {
+            Some(Live::Leaf(leaf)) => {
+                leaf.attrs.marks.contains(Marks::NO_TLB) && !mutant("nt-fault-taken-for-a-stale-entry")
+            }
+            _ => false,
+        }
     }
 
     /// Looks at what is at an address.

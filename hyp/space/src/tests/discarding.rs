@@ -199,3 +199,24 @@ fn faults_and_discards_at_once_lose_no_frame_and_share_none() {
     space.destroy(&mut stay, &Recorder::default());
     assert_eq!(machine.stats(), before);
 }
+
+#[test]
+fn what_rests_since_an_unlink_goes_back_when_its_readers_have_gone_and_somebody_idles() {
+    let machine = machine(32 * MIB);
+    let way = stage2::Batched::new();
+    let mut stay = way.enter(cpu_id(0));
+    let space = space(&machine);
+    space.add_region(&mut stay, Region::ram(range(GUEST, BLOCK))).unwrap();
+    let _held = break_all_blocks(&machine);
+    let (cpu, tlb) = (FakeCpu::new(0, &machine), Recorder::default());
+    assert_eq!(space.fault(&stay, &cpu, &tlb, &fault_at(GUEST)), Ok(Outcome::Mapped));
+    let before = machine.stats();
+    let reader = way.enter(cpu_id(1));
+    let _ = space.tree().open(&reader); // from now on it is known as one who looks
+    assert_eq!(space.discard(&mut stay, &tlb, range(GUEST, BLOCK)), Ok(Ipa::new(GUEST + BLOCK)));
+    assert!(space.drain(&mut stay), "somebody may look at it");
+    assert_eq!(machine.stats().free, before.free);
+    drop(reader);
+    while space.drain(&mut stay) {}
+    assert_eq!(machine.stats().free, before.free + 2, "the page, and its table");
+}

@@ -200,5 +200,60 @@ fn a_conflict_of_translations_makes_this_cpu_forget_everything() {
         let reach = space.tree().geometry().reach();
         let work = Work { class: Class::Relax, scope: Scope::Range { range: reach, hint: None } };
         assert_eq!(*tlb.0.lock().unwrap(), [work]);
+        assert_eq!((space.stats().conflicts, space.stats().already_mapped), (1, 1));
     });
+}
+
+/// Invalidation during which somebody else does something.
+struct Meanwhile<F>(F);
+
+impl<F: Fn(Class)> Invalidate for Meanwhile<F> {
+    type Pending = ();
+
+    fn begin(&self, work: Work) {
+        (self.0)(work.class);
+    }
+
+    fn complete(&self, (): ()) {}
+}
+
+#[test]
+fn a_fault_on_a_block_that_is_valid_and_not_to_be_cached_is_busy() {
+    let machine = machine(32 * MIB);
+    let epoch = EntryEpoch::new();
+    let mut stay = epoch.enter(cpu_id(0));
+    let format = Format::new(Features::empty());
+    let space =
+        Space::new(&machine, Owner(1), format, geometry(), Bbm::Level1, 1000).expect("there is memory");
+    add_ram(&space, &mut stay, GUEST, 4 * MIB);
+    assert_eq!(fault(&machine, &space, &stay, GUEST), Ok(Outcome::Mapped));
+    let faults = Mutex::new(Vec::new());
+    let split = Meanwhile(|_| {
+        let (other, tlb) = (FakeCpu::new(1, &machine), Recorder::default());
+        let outcome = space.fault(&epoch.enter(cpu_id(1)), &other, &tlb, &fault_at(GUEST + 0x5678));
+        faults.lock().unwrap().push((outcome, tlb.0.into_inner().unwrap().len()));
+    });
+    space.tree().open(&stay).split(&split, Ipa::new(GUEST), Height::PAGE, Why::DirtyLog).expect("room");
+    // First the block with nT; then the pages, while TLBs may hold the block still.
+    assert_eq!(faults.into_inner().unwrap(), [(Ok(Outcome::Busy), 0), (Ok(Outcome::AlreadyMapped), 1)]);
+}
+
+#[test]
+fn a_weaker_cpu_lowers_the_level_before_it_takes_part_and_a_stronger_one_changes_nothing() {
+    let machine = machine(32 * MIB);
+    let epoch = EntryEpoch::new();
+    let mut stay = epoch.enter(cpu_id(0));
+    let format = Format::new(Features::empty());
+    let space =
+        Space::new(&machine, Owner(1), format, geometry(), Bbm::Level2, 1000).expect("there is memory");
+    for (newcomer, level) in [
+        (Bbm::Level3, Bbm::Level2),
+        (Bbm::Level2, Bbm::Level2),
+        (Bbm::Level1, Bbm::Level1),
+        (Bbm::Level2, Bbm::Level1),
+        (Bbm::Level0, Bbm::Level0),
+    ] {
+        space.admit(&mut stay, newcomer);
+        assert_eq!(space.tree().bbm(), level, "after {newcomer:?}");
+    }
 }

@@ -142,19 +142,17 @@ proptest! {
     }
 }
 
-#[test]
-fn cpus_that_run_different_spaces_at_once_never_share_a_vmid() {
-    const SPACES: usize = 20;
-    let vmids = Vmids::up_to(12);
-    let tags: Vec<_> = (0..SPACES).map(|_| Tag::new()).collect();
+/// Three CPUs run many spaces in turn, and nobody else's VMID is theirs while they do.
+fn run_in_turn(vmids: &Vmids, spaces: usize) {
+    let tags: Vec<_> = (0..spaces).map(|_| Tag::new()).collect();
     // Who runs under a VMID: the space plus 1, times 16, plus how many CPUs.
-    let running = [const { AtomicUsize::new(0) }; 13];
+    let running: Vec<_> = (0..=vmids.last).map(|_| AtomicUsize::new(0)).collect();
     thread::scope(|s| {
         for n in 0..3 {
-            let (vmids, tags, running) = (&vmids, &tags, &running);
+            let (tags, running) = (&tags, &running);
             s.spawn(move || {
                 for round in 0..if cfg!(miri) { 60 } else { 30_000 } {
-                    let space = (round * 7 + n * 5) % SPACES;
+                    let space = (round * 7 + n * 5) % spaces;
                     let vmid = vmids.activate(cpu(n), &tags[space], || {});
                     let slot = &running[usize::from(vmid.0)];
                     let before = slot.fetch_add(1, Relaxed);
@@ -173,4 +171,16 @@ fn cpus_that_run_different_spaces_at_once_never_share_a_vmid() {
             });
         }
     });
+}
+
+#[test]
+fn cpus_that_run_different_spaces_at_once_never_share_a_vmid() {
+    run_in_turn(&Vmids::up_to(12), 20);
+}
+
+#[test]
+fn more_spaces_than_8_bits_tell_apart_run_at_once_and_never_share_a_vmid() {
+    let vmids = Vmids::new(VmidBits::Eight);
+    run_in_turn(&vmids, 400);
+    assert!(cfg!(miri) || vmids.rollovers() > 100);
 }
