@@ -273,8 +273,16 @@ impl Record {
     }
 
     #[inline(always)]
-    fn update(&self, mut change: impl FnMut(Word) -> Result<u64, Refused>) -> Result<Word, Refused> {
-        let mut seen = self.load();
+    fn update(&self, change: impl FnMut(Word) -> Result<u64, Refused>) -> Result<Word, Refused> {
+        self.update_from(self.load(), change)
+    }
+
+    #[inline(always)]
+    fn update_from(
+        &self,
+        mut seen: Word,
+        mut change: impl FnMut(Word) -> Result<u64, Refused>,
+    ) -> Result<Word, Refused> {
         loop {
             let next = change(seen)?;
             // O22: acquire, so that a pinner's second look at its entry comes after the word it pinned by; release,
@@ -340,8 +348,15 @@ impl Record {
     /// A block pin is of a whole folio of `order`: it is refused where the folio has been parted.
     #[inline]
     pub fn pin(&self, span: Span, order: Order, hold: Hold) -> Result<(), Refused> {
+        self.pin_seen(self.load(), span, order, hold)
+    }
+
+    /// Does what [`Record::pin`] does, for a caller that has seen the word: where it is so still, the exchange is the only
+    /// access. For many words in turn, where each look would have to wait for the exchange of the word before.
+    #[inline]
+    pub fn pin_seen(&self, seen: Word, span: Span, order: Order, hold: Hold) -> Result<(), Refused> {
         let (count, step) = Self::pin_step(span, hold);
-        self.update(|w| match w {
+        self.update_from(seen, |w| match w {
             _ if w.kind() != Kind::Guest => Err(Refused::Unowned),
             _ if w.refs() == 0 && !mutant("pin-at-zero-references") => Err(Refused::Unowned),
             _ if w.is_frozen() && !mutant("pin-of-a-frozen-frame") => Err(Refused::Frozen),

@@ -65,6 +65,15 @@ pub fn check<F: Format>(format: F, entry: Entry, height: Height) {
         None => false,
     };
     assert_eq!(format.is_pending(raw, height), pending, "is_pending agrees with decode: {raw:#x}");
+    for access in (0..8).map(types::Access::from_bits_truncate) {
+        let gives = match canonical {
+            Entry::Leaf(leaf) => {
+                leaf.attrs.owner == stage2::Owner::Space && leaf.attrs.access.contains(access)
+            }
+            _ => false,
+        };
+        assert_eq!(format.gives(raw, height, access), gives, "gives agrees with decode: {raw:#x}");
+    }
     let output = if let Some(Live::Leaf(leaf)) = live { Some(leaf.pa) } else { None };
     assert_eq!(F::output(raw, height), output, "output agrees with decode: {raw:#x} at {height:?}");
     if height > Height::PAGE {

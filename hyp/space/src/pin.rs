@@ -143,6 +143,18 @@ impl<'b> Pins<'b> {
         self.len == self.slots.len()
     }
 
+    /// Returns the places that are free, to be filled from the first on.
+    #[inline(always)]
+    fn free(&mut self) -> &mut [Option<Pin>] {
+        self.slots.get_mut(self.len..).unwrap_or_default()
+    }
+
+    /// Counts places that were filled.
+    #[inline(always)]
+    const fn grow(&mut self, pins: usize) {
+        self.len += pins;
+    }
+
     /// Adds a pin. There is room.
     #[inline(always)]
     fn push(&mut self, pin: Pin) {

@@ -1,8 +1,8 @@
 //! The seam to an architecture's bits: what a format has to say about its entries.
 
-use crate::{Entry, Leaf, Live, Marks};
+use crate::{Entry, Leaf, Live, Marks, Owner};
 use core::fmt::Debug;
-use types::{Height, Pa};
+use types::{Access, Height, Pa};
 
 /// A page-table format. The value carries what is only known at run time (does the CPU have FWB, does it set dirty
 /// flags, …) and is small and `Copy`; what is known at build time is a constant.
@@ -11,7 +11,7 @@ use types::{Height, Pa};
 /// - `decode(encode(e, h), h) == canonical(e, h)`, and `canonical` is idempotent;
 /// - `decode(0, h) == Entry::Absent`;
 /// - `decode` is total, and never takes a word that no `encode` makes for `Absent`;
-/// - `child`, `output`, `with_output`, `next_output` and `is_pending` agree with `decode` and `encode`;
+/// - `child`, `output`, `with_output`, `next_output`, `is_pending` and `gives` agree with `decode` and `encode`;
 /// - no encoding without a valid bit holds a usable address.
 pub trait Format: Copy + Debug + Send + Sync + 'static {
     /// Base-2 logarithm of the page size, and of a table's size but for a concatenated root.
@@ -67,6 +67,16 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
             Some(Live::Table(table)) => table.pending,
             Some(Live::Leaf(leaf)) => leaf.attrs.marks.contains(Marks::PENDING),
             None => false,
+        }
+    }
+
+    /// Tells whether `raw` is a leaf of `height` that nobody owns, of the space's own memory, that gives all of `access`.
+    /// The hot half of `decode` for whoever pins.
+    #[inline(always)]
+    fn gives(self, raw: u64, height: Height, access: Access) -> bool {
+        match self.decode(raw, height) {
+            Entry::Leaf(leaf) => leaf.attrs.owner == Owner::Space && leaf.attrs.access.contains(access),
+            _ => false,
         }
     }
 

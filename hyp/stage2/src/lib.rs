@@ -26,7 +26,7 @@
 //! | | waits for | |
 //! | --- | --- | --- |
 //! | [`View::translate`] | nothing | one load for each height |
-//! | [`View::sight`], [`View::stands`] | nothing | as translate, and later whether it is so still |
+//! | [`View::sight`], [`View::row`], [`View::stands`] | nothing | as translate, and later whether it is so still |
 //! | [`View::walk`] | nothing | a visitor, holes included |
 //! | [`View::map`], [`View::annotate`] | nothing | absent → leaf or note, in the largest entries that fit |
 //! | [`View::claim`] | nothing | absent → ours, to look again and then [`Claim::publish`] |
@@ -97,7 +97,7 @@ pub use quiescence::{
     EntryEpoch, Epoch, InStay, IpiRendezvous, Kick, Quiescence, ReaderCount, Section, Snapshot, Stay,
     Stragglers, Waiting, Walking,
 };
-pub use sight::Sight;
+pub use sight::{ROW, Row, Sight};
 pub use take::Taken;
 pub use translate::Found;
 pub use tree::{STEP_ENTRIES, Tree, View};

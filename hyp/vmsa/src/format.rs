@@ -270,6 +270,19 @@ impl<G: Granule> Format for Vmsa<G> {
         raw & pending == pending
     }
 
+    #[inline(always)]
+    fn gives(self, raw: u64, height: Height, access: Access) -> bool {
+        let is_ours = raw & (LEAF::HELD::SET.value | LEAF::OWNER.val(0b11).value) == 0;
+        let readable = raw & LEAF::READ::SET.value != 0;
+        let writable = raw & (LEAF::WRITE::SET.value | LEAF::DBM::SET.value) != 0;
+        let executable = raw & (LEAF::XN.mask << LEAF::XN.shift) == LEAF::XN::Executable.value;
+        is_ours
+            && (readable || !access.contains(Access::READ))
+            && (writable || !access.contains(Access::WRITE))
+            && (executable || !access.contains(Access::EXEC))
+            && Self::output(raw, height).is_some()
+    }
+
     fn settled(self, raw: u64, height: Height) -> u64 {
         if Self::output(raw, height).is_none() {
             return raw;

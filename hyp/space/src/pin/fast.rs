@@ -3,10 +3,13 @@
 use super::{Pin, Pins};
 use crate::Space;
 use crate::space::TableView;
-use frames::{FrameError, Hold, Order, Refused};
+use frames::{Hold, Order, Refused, Span};
 use stage2::{Entry, Format, Owner, Section, Sight, span};
 use types::sync::met;
 use types::{Access, FRAME_SIZE, Height, Ipa, Pa, Range};
+
+/// How many frames' words are looked at together.
+const LOOKS: usize = 4;
 
 /// What ended a run of pins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,18 +56,90 @@ impl<'f, F: Format> Space<'f, F> {
         if range.is_empty() {
             return (at, None);
         }
-        let mut sight = view.sight(at);
         loop {
-            match self.pin_leaf(view, &sight, at, range.end(), (hold, access), pins) {
-                (next, Some(stop)) => return (next, Some(stop)),
-                (next, None) if next >= range.end() => return (next, None),
-                (next, None) => at = next,
+            let sight = view.sight(at);
+            if let Err(stop) = self.may_pin(&sight, access) {
+                return (at, Some(stop));
             }
-            sight = match view.beside(&sight) {
-                Some(beside) if beside.height() == Height::PAGE => beside,
-                _ => view.sight(at),
+            let pinned = if sight.height() == Height::PAGE && span::<F>(Height::PAGE) == FRAME_SIZE {
+                self.pin_pages(view, &sight, at, range.end(), hold, pins)
+            } else {
+                self.pin_leaf(view, &sight, at, range.end(), hold, pins)
             };
+            match pinned {
+                (next, None) if next < range.end() => at = next,
+                done => return done,
+            }
         }
+    }
+
+    /// Pins pages side by side, a row at a time, from the one at `at` on. Pages are looked at again row by row.
+    #[inline(always)]
+    fn pin_pages<R>(
+        &self,
+        view: &TableView<'_, 'f, F, R>,
+        sight: &Sight<F>,
+        at: Ipa,
+        end: Ipa,
+        hold: Hold,
+        pins: &mut Pins<'_>,
+    ) -> (Ipa, Option<Stop>) {
+        let row = view.row(sight, ((end.get() - at.get()) / FRAME_SIZE) as usize);
+        let (wanted, before) = (row.len(), pins.len());
+        let mut outputs = row.outputs();
+        let mut stop = None;
+        let mut ipa = at;
+        'row: for slots in pins.free().chunks_mut(LOOKS) {
+            // The words of several frames are looked at before the first is exchanged: an exchange holds up what is behind.
+            let looks: [_; LOOKS] = core::array::from_fn(|_| {
+                let pa = outputs.next()?;
+                let record = self.frames.record(pa).ok();
+                Some((pa, record.map(|record| (record, record.load()))))
+            });
+            for (slot, look) in slots.iter_mut().zip(looks) {
+                let Some((pa, record)) = look else { break 'row };
+                let pinned = match record {
+                    Some((record, seen)) => {
+                        record.pin_seen(seen, Span::Page, Order::FRAME, hold).map_err(stopped)
+                    }
+                    None => Err(Stop::Foreign),
+                };
+                if let Err(why) = pinned {
+                    stop = Some(why);
+                    break 'row;
+                }
+                *slot = Some(Pin { pa, ipa, owner: self.owner, order: Order::FRAME, hold });
+                ipa = ipa.wrapping_add(FRAME_SIZE);
+            }
+        }
+        let pinned = ((ipa.get() - at.get()) / FRAME_SIZE) as usize;
+        pins.grow(pinned);
+        let standing = view.standing(&row);
+        if standing < pinned {
+            self.take_back(before + standing, pins);
+            return (at.wrapping_add(standing as u64 * FRAME_SIZE), Some(Stop::Entry));
+        }
+        // A row that is empty by now was a leaf when it was looked at first.
+        let ended = if pinned < wanted {
+            Some(Stop::Room)
+        } else if wanted == 0 {
+            Some(Stop::Entry)
+        } else {
+            None
+        };
+        (ipa, stop.or(ended))
+    }
+
+    /// Tells whether an entry is a leaf of the space's own memory that gives the right.
+    #[inline(always)]
+    fn may_pin(&self, sight: &Sight<F>, access: Access) -> Result<(), Stop> {
+        if sight.gives(self.tree.format(), access) {
+            return Ok(());
+        }
+        Err(match sight.entry(self.tree.format()) {
+            Entry::Leaf(leaf) if leaf.attrs.owner != Owner::Space => Stop::Foreign,
+            _ => Stop::Entry,
+        })
     }
 
     /// Pins what one leaf maps of `at..end`, and looks at it again. What was pinned of a leaf that has changed meanwhile is
@@ -76,19 +151,11 @@ impl<'f, F: Format> Space<'f, F> {
         sight: &Sight<F>,
         at: Ipa,
         end: Ipa,
-        (hold, access): (Hold, Access),
+        hold: Hold,
         pins: &mut Pins<'_>,
     ) -> (Ipa, Option<Stop>) {
-        let Entry::Leaf(leaf) = sight.entry(self.tree.format()) else { return (at, Some(Stop::Entry)) };
-        if leaf.attrs.owner != Owner::Space {
-            return (at, Some(Stop::Foreign));
-        }
-        if !leaf.attrs.access.contains(access) {
-            return (at, Some(Stop::Entry));
-        }
-        let block = Range::block_around(at, span::<F>(sight.height()));
-        let mut pa = leaf.pa.wrapping_add(at.get() - block.start().get());
-        let end = block.end().min(end);
+        let Some(mut pa) = sight.found().pa(at) else { return (at, Some(Stop::Entry)) };
+        let end = Range::block_around(at, span::<F>(sight.height())).end().min(end);
         let (mut next, before) = (at, pins.len());
         let mut stop = None;
         while next < end {
@@ -118,20 +185,22 @@ impl<'f, F: Format> Space<'f, F> {
     /// Pins the folio that begins at `pa`, if `bytes` bytes hold all of it, or one frame. Returns which.
     #[inline(always)]
     fn pin_folio(&self, pa: Pa, bytes: u64, hold: Hold) -> Result<Order, Stop> {
+        let record = self.frames.record(pa).map_err(|_| Stop::Foreign)?;
         if bytes >= 2 * FRAME_SIZE {
-            let order = self.frames.record(pa).map_err(|_| Stop::Foreign)?.load().order();
+            let order = record.load().order();
             if order != Order::FRAME && order.bytes() <= bytes && pa.is_aligned(order.bytes()) {
-                match self.frames.pin(pa, order, hold) {
+                match record.pin(Span::Block, order, hold) {
                     Ok(()) => return Ok(order),
                     // Parted a moment ago: its frames have words of their own.
-                    Err(FrameError::Refused { why: Refused::Parted, .. }) => {
-                        met("a block pin came after the folio was parted");
-                    }
-                    Err(error) => return Err(stopped(error)),
+                    Err(Refused::Parted) => met("a block pin came after the folio was parted"),
+                    Err(why) => return Err(stopped(why)),
                 }
             }
         }
-        self.frames.pin(pa, Order::FRAME, hold).map_err(stopped).map(|()| Order::FRAME)
+        match record.pin(Span::Page, Order::FRAME, hold) {
+            Ok(()) => Ok(Order::FRAME),
+            Err(why) => Err(stopped(why)),
+        }
     }
 
     /// Gives back all pins but the first `keep`: they were taken by an entry that had gone.
@@ -148,13 +217,10 @@ impl<'f, F: Format> Space<'f, F> {
 
 /// Says what a refused word means to a walk that came to it.
 #[cold]
-fn stopped(error: FrameError) -> Stop {
-    match error {
-        FrameError::NoRecord { .. } => Stop::Foreign,
-        FrameError::Refused { why: Refused::Full, .. } => Stop::Full,
-        _ => {
-            met("pin refused by the word");
-            Stop::Entry
-        }
+fn stopped(why: Refused) -> Stop {
+    if why == Refused::Full {
+        return Stop::Full;
     }
+    met("pin refused by the word");
+    Stop::Entry
 }
