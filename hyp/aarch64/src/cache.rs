@@ -106,6 +106,27 @@ impl Caches {
         }
     }
 
+    /// Makes `bytes` bytes at `pa`, written through the direct map, visible to guests whatever their caches' state.
+    pub fn clean(&self, pa: Pa, bytes: u64) {
+        if self.clean == Clean::ToCoherency {
+            lines(pa.get(), pa.get().saturating_add(bytes), self.data_line, clean_to_coherency);
+            if keeps(98) {
+                dsb_ish(); // O98: clean before a descriptor leads there
+            }
+        }
+    }
+
+    /// Makes what guests wrote to `bytes` bytes at `pa`, whatever their caches' state, what the direct map reads. Where a
+    /// guest's accesses are always cacheable there is nothing to do. Nobody else reaches the memory meanwhile.
+    pub fn clean_and_invalidate(&self, pa: Pa, bytes: u64) {
+        if self.clean == Clean::ToCoherency {
+            lines(pa.get(), pa.get().saturating_add(bytes), self.data_line, clean_and_invalidate);
+            if keeps(99) {
+                dsb_ish(); // O99: no stale line is left before the first read
+            }
+        }
+    }
+
     /// Zeroes `bytes` bytes at `pa`, both multiples of the frame size, and makes the zeroes visible to guests whatever
     /// their caches' state.
     ///
@@ -165,6 +186,7 @@ macro_rules! by_address {
 #[cfg(not(target_os = "none"))]
 use crate::effect::Effect;
 by_address!(clean_to_coherency, "dc cvac", |at| Effect::Dc("cvac", at));
+by_address!(clean_and_invalidate, "dc civac", |at| Effect::Dc("civac", at));
 by_address!(clean_to_unification, "dc cvau", |at| Effect::Dc("cvau", at));
 by_address!(invalidate_fetch, "ic ivau", |at| Effect::Ic("ivau", Some(at)));
 
@@ -298,6 +320,22 @@ mod tests {
         let done = effects(|| unsafe { caches.zero(Pa::new(0x5000), 0x1000) });
         let zeroed = (0x5000..0x6000).step_by(512).map(|at| Effect::Dc("zva", at));
         assert_eq!(done, zeroed.chain([Effect::Dsb("ish")]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_moved_is_cleaned_and_invalidated_where_it_was_and_cleaned_where_it_is() {
+        let caches = Caches::decode(CTR_A72, 4, LOC_3, 0);
+        let lines = |name| (0x5000..0x6000).step_by(64).map(move |at| Effect::Dc(name, at));
+        let then_dsb = |name| lines(name).chain([Effect::Dsb("ish")]).collect::<Vec<_>>();
+        assert_eq!(effects(|| caches.clean_and_invalidate(Pa::new(0x5000), 0x1000)), then_dsb("civac"));
+        assert_eq!(effects(|| caches.clean(Pa::new(0x5000), 0x1000)), then_dsb("cvac"));
+    }
+
+    #[test]
+    fn with_fwb_what_is_moved_needs_nothing() {
+        let caches = Caches::decode(CTR_A72, 7, LOC_3, FWB);
+        assert_eq!(effects(|| caches.clean_and_invalidate(Pa::new(0x5000), 0x1000)), []);
+        assert_eq!(effects(|| caches.clean(Pa::new(0x5000), 0x1000)), []);
     }
 
     #[test]

@@ -51,6 +51,14 @@ impl Cpu for Core<'_> {
         self.caches.publish(pa, bytes);
     }
 
+    fn clean(&self, pa: Pa, bytes: u64) {
+        self.caches.clean(pa, bytes);
+    }
+
+    fn clean_and_invalidate(&self, pa: Pa, bytes: u64) {
+        self.caches.clean_and_invalidate(pa, bytes);
+    }
+
     fn zero(&self, pa: Pa, bytes: u64) {
         // SAFETY: the trait's contract: whole frames that no guest has seen and that the caller alone has.
         unsafe { self.caches.zero(pa, bytes) }

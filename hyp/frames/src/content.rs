@@ -3,7 +3,7 @@
 //! A guest, another CPU or a device may write the same bytes at any time, so every access is a relaxed atomic one, of
 //! one size: what comes out is then some mixture of what was written, and never undefined.
 
-use crate::{FrameError, Frames, Kind};
+use crate::{FrameError, Frames, Kind, Order};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use types::{FRAME_SIZE, Pa};
 
@@ -40,6 +40,26 @@ impl Frames {
             self.fetch(at, now);
             at = at.wrapping_add(now.len() as u64);
             rest = later;
+        }
+        Ok(())
+    }
+
+    /// Copies the contents of the guest's block at `from` to the one at `to`. Whoever writes to it meanwhile, its writes are
+    /// copied or not, in words.
+    ///
+    /// Errors: [`FrameError::NoRecord`], [`FrameError::NotGuest`]; the frames before have been copied.
+    pub fn copy(&self, from: Pa, to: Pa, order: Order) -> Result<(), FrameError> {
+        for frame in 0..order.frames() {
+            let (from, to) = (from.wrapping_add(frame * FRAME_SIZE), to.wrapping_add(frame * FRAME_SIZE));
+            self.check(from)?;
+            self.check(to)?;
+            let words = FRAME_SIZE as usize / WORD;
+            // SAFETY: aligned and in guests' frames, which are mapped RAM that everybody else here accesses as atomic
+            // words.
+            let (from, to) = unsafe { (self.map().words(from, words), self.map().words(to, words)) };
+            for (to, from) in to.iter().zip(from) {
+                to.store(from.load(Relaxed), Relaxed);
+            }
         }
         Ok(())
     }

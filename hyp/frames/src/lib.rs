@@ -24,6 +24,8 @@ mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod holders;
+#[cfg(all(test, loom))]
+mod interleaved;
 mod kept;
 mod layout;
 mod moves;

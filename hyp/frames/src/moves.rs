@@ -91,11 +91,23 @@ impl Frames {
     }
 }
 
+impl Frames {
+    /// Lets go of the words of the block at `pa`, which were [kept](Frozen::keep) frozen.
+    pub fn thaw(&self, pa: Pa, order: Order) {
+        drop(Frozen { frames: self, first: Frame::of(pa), order, count: order.frames() });
+    }
+}
+
 impl Frozen<'_> {
-    /// Makes one folio of the frames, at most 2 MiB and not more than were frozen, and lets go of them.
+    /// Leaves the words frozen, for [`Frames::thaw`] to let go of them: for who freezes more blocks than it can remember.
+    pub fn keep(self) {
+        core::mem::forget(self);
+    }
+
+    /// Makes one folio of the frames, which are at most 2 MiB, and lets go of them.
     pub fn join(self) {
         if self.order > Order::FOLIO {
-            return;
+            return; // two folios side by side stay two
         }
         // The first one last: a pin of the whole is possible when all of them are.
         for record in self.records() {

@@ -259,6 +259,12 @@ impl fmt::Debug for Word {
 pub struct Record(AtomicU64);
 
 impl Record {
+    /// Makes a record that is in no bank. The model checker's atomics are not made by a cast.
+    #[cfg(all(test, loom))]
+    pub(crate) fn new(word: Word) -> Self {
+        Self(AtomicU64::new(word.0))
+    }
+
     /// Reads the word.
     pub fn load(&self) -> Word {
         // O20: who sees a word sees what was written to the frame's entries before; pairs with O21 and O22.

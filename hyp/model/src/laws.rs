@@ -65,7 +65,7 @@ pub fn check<F: Format>(format: F, entry: Entry, height: Height) {
         None => false,
     };
     assert_eq!(format.is_pending(raw, height), pending, "is_pending agrees with decode: {raw:#x}");
-    for access in (0..8).map(types::Access::from_bits_truncate) {
+    for access in (0..8).map(Access::from_bits_truncate) {
         let gives = match canonical {
             Entry::Leaf(leaf) => {
                 leaf.attrs.owner == stage2::Owner::Space && leaf.attrs.access.contains(access)

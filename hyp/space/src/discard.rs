@@ -96,7 +96,7 @@ impl<F: Format> Remains<'_, F> {
 
 /// Drops the reference of a mapping that no CPU can reach any more. A note, a fixed place and a borrowed frame have
 /// none here.
-fn give_back<F: Format>(frames: &Frames, lost: &Quiesced<Lost<F>>) {
+pub(crate) fn give_back<F: Format>(frames: &Frames, lost: &Quiesced<Lost<F>>) {
     let Entry::Leaf(leaf) = lost.entry() else {
         return;
     };

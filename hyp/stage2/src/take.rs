@@ -10,8 +10,8 @@ use crate::census::Event;
 use crate::place::{Place, covered};
 use crate::tree::Flight;
 use crate::{
-    Attrs, ChangeError, Class, Entries, Entry, Format, Invalidate, Leaf, Marks, Owed, Pages, Scope, View,
-    Work,
+    Attrs, ChangeError, Class, Entries, Entry, Format, Invalidate, Leaf, Lost, Marks, Owed, Pages, Quiesced,
+    Scope, View, Work,
 };
 use types::sync::{met, mutant};
 use types::{Height, Ipa, Pa, Range};
@@ -83,12 +83,17 @@ impl<F: Format, M: Entries + Pages, R> Taken<'_, '_, F, M, R> {
     }
 
     /// Publishes a leaf that maps the whole entry to `pa`, a multiple of its size and within the format's output size,
-    /// and makes it visible to table walkers.
-    pub fn publish<I: Invalidate>(mut self, cpu: &I, pa: Pa, attrs: Attrs) {
+    /// and makes it visible to table walkers. Returns what was there: no CPU can reach it any more.
+    pub fn publish<I: Invalidate>(mut self, cpu: &I, pa: Pa, attrs: Attrs) -> Quiesced<Lost<F>> {
         let (view, height, range) = (self.view, self.place.height, self.range());
-        self.next = view.tree.format.encode(Entry::Leaf(Leaf { pa, attrs }), height);
+        let was = core::mem::replace(
+            &mut self.next,
+            view.tree.format.encode(Entry::Leaf(Leaf { pa, attrs }), height),
+        );
         drop(self);
         view.publish(cpu, range.start(), range.end());
+        // It was invalidated when it was taken, and frozen ever since.
+        Quiesced::long_ago(Lost::new(range.start(), was, height, view.tree.format))
     }
 }
 

@@ -105,6 +105,15 @@ pub trait Cpu {
     /// observers with caches off: data cache cleaned to the point of coherency, instruction cache invalidated.
     fn publish(&self, pa: Pa, bytes: u64);
 
+    /// Makes `bytes` of memory at `pa`, written through the direct map, visible to observers with caches off where this
+    /// machine needs that: cleaned to the point of coherency. Data only; for code, [`Cpu::publish`].
+    fn clean(&self, pa: Pa, bytes: u64);
+
+    /// Makes what guests wrote to `bytes` of memory at `pa`, with their caches on or off, what the direct map reads, where
+    /// this machine needs that: cleaned and invalidated to the point of coherency. No guest can reach the memory any more,
+    /// and no TLB translates to it.
+    fn clean_and_invalidate(&self, pa: Pa, bytes: u64);
+
     /// Zeroes `bytes` of memory at `pa`, both multiples of the frame size, and makes the zeroes visible to observers
     /// with caches off where this machine needs that. Called for every frame before a guest first sees it.
     fn zero(&self, pa: Pa, bytes: u64);

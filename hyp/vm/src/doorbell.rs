@@ -151,6 +151,14 @@ mod loom_tests {
         fn publish(&self, _: Pa, _: u64) {}
 
         fn zero(&self, _: Pa, _: u64) {}
+
+        fn clean(&self, _: Pa, _: u64) {
+            panic!("nothing is moved here");
+        }
+
+        fn clean_and_invalidate(&self, _: Pa, _: u64) {
+            panic!("nothing is moved here");
+        }
     }
 
     #[test]

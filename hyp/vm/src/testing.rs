@@ -47,6 +47,14 @@ impl Cpu for FakeCpu {
     fn publish(&self, _: Pa, _: u64) {}
 
     fn zero(&self, _: Pa, _: u64) {}
+
+    fn clean(&self, _: Pa, _: u64) {
+        panic!("nothing is moved here");
+    }
+
+    fn clean_and_invalidate(&self, _: Pa, _: u64) {
+        panic!("nothing is moved here");
+    }
 }
 
 /// The virtual CPU interface of one CPU, and the two timers' physical interrupts there.

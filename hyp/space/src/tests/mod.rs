@@ -3,6 +3,8 @@
 mod content;
 mod discarding;
 mod faults;
+mod held;
+mod moving;
 mod parallel;
 mod pins;
 mod populating;
@@ -42,6 +44,10 @@ struct FakeCpu<'f> {
     frames: &'f Frames,
     zeroed: AtomicU64,
     published: Mutex<Vec<(Pa, u64)>>,
+    /// What was cleaned, in order: how, where, and the first byte there at that time.
+    cleaned: Mutex<Vec<(Cleaned, Pa, u8)>>,
+    /// Called before each copy, by its first cleaning: what happens on other CPUs while this one moves memory.
+    moving: Option<&'f (dyn Fn() + Sync)>,
     /// Called before each zeroing: what happens on other CPUs while this one prepares a fault.
     meanwhile: Option<&'f (dyn Fn() + Sync)>,
     /// Called before each allocation: what happens on other CPUs since this one found nothing mapped.
@@ -55,9 +61,27 @@ impl<'f> FakeCpu<'f> {
             frames,
             zeroed: AtomicU64::new(0),
             published: Mutex::default(),
+            cleaned: Mutex::default(),
+            moving: None,
             meanwhile: None,
             before: None,
         }
+    }
+}
+
+/// How memory was cleaned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cleaned {
+    ForData,
+    ForFetches,
+    AndInvalidated,
+}
+
+impl FakeCpu<'_> {
+    fn note_cleaned(&self, how: Cleaned, pa: Pa) {
+        let mut byte = [0];
+        self.frames.read(pa, &mut byte).expect("what is cleaned is a guest's frame");
+        self.cleaned.lock().unwrap().push((how, pa, byte[0]));
     }
 }
 
@@ -87,6 +111,18 @@ impl Cpu for FakeCpu<'_> {
 
     fn publish(&self, pa: Pa, bytes: u64) {
         self.published.lock().unwrap().push((pa, bytes));
+        self.note_cleaned(Cleaned::ForFetches, pa);
+    }
+
+    fn clean(&self, pa: Pa, _: u64) {
+        self.note_cleaned(Cleaned::ForData, pa);
+    }
+
+    fn clean_and_invalidate(&self, pa: Pa, _: u64) {
+        if let Some(moving) = self.moving {
+            moving();
+        }
+        self.note_cleaned(Cleaned::AndInvalidated, pa);
     }
 
     fn zero(&self, pa: Pa, bytes: u64) {

@@ -48,6 +48,14 @@ impl Cpu for NoZeroing {
     fn publish(&self, _: Pa, _: u64) {}
 
     fn zero(&self, _: Pa, _: u64) {}
+
+    fn clean(&self, _: Pa, _: u64) {
+        panic!("nothing is moved here");
+    }
+
+    fn clean_and_invalidate(&self, _: Pa, _: u64) {
+        panic!("nothing is moved here");
+    }
 }
 
 /// By pages, and by blocks.

@@ -31,6 +31,10 @@ impl Cpu for Fake {
 
     fn publish(&self, _: Pa, _: u64) {}
 
+    fn clean(&self, _: Pa, _: u64) {}
+
+    fn clean_and_invalidate(&self, _: Pa, _: u64) {}
+
     fn zero(&self, _: Pa, _: u64) {}
 }
 

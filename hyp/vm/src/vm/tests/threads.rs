@@ -54,6 +54,14 @@ impl Cpu for ThreadCpu<'_> {
     fn publish(&self, _: Pa, _: u64) {}
 
     fn zero(&self, _: Pa, _: u64) {}
+
+    fn clean(&self, _: Pa, _: u64) {
+        panic!("nothing is moved here");
+    }
+
+    fn clean_and_invalidate(&self, _: Pa, _: u64) {
+        panic!("nothing is moved here");
+    }
 }
 
 /// What a thread is in a test: a CPU with one vCPU.
