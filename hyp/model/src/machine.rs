@@ -10,8 +10,9 @@ use stage2::{
     Slot, Snapshot, Stay, TablePa, TableSize, Work,
 };
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
-use types::{CpuId, CpuSet, Ipa, Range};
+use types::{CpuId, CpuSet, Ipa, Pa, Range};
 
 /// Memory, CPU and read sections of one host thread.
 #[derive(Debug)]
@@ -23,6 +24,10 @@ pub struct Machine {
     /// Tables in reserve for splits. Who has drawn one and gives it back has it below zero for a moment at most.
     reserved: Cell<i64>,
     instructions: RefCell<Box<dyn Instructions>>,
+    /// How many more tables may be taken or reserved.
+    requests: Cell<u64>,
+    /// The entries that were looked at or written since the last count.
+    touched: RefCell<HashSet<(Pa, usize)>>,
 }
 
 /// What the hardware does to an entry by itself: given the word, returns it with more flags set.
@@ -47,6 +52,8 @@ impl Machine {
             hardware: Cell::new(None),
             reserved: Cell::new(0),
             instructions: RefCell::new(Box::new(Sequence::RIGHT)),
+            requests: Cell::new(u64::MAX),
+            touched: RefCell::default(),
         }
     }
 
@@ -68,6 +75,23 @@ impl Machine {
     /// Returns the number of tables that are in reserve for splits.
     pub fn reserved(&self) -> i64 {
         self.reserved.get()
+    }
+
+    /// Grants `n` more requests for memory, for a table or for a reserve, and refuses after that.
+    pub fn allow_requests(&self, n: u64) {
+        self.requests.set(n);
+    }
+
+    fn grant(&self) -> Result<(), NoPages> {
+        let left = self.requests.get();
+        let one_less = if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
+        self.requests.set(one_less.ok_or(NoPages)?);
+        Ok(())
+    }
+
+    /// Returns how many entries were looked at or written since the last call, each counted once.
+    pub fn touched(&self) -> usize {
+        std::mem::take(&mut *self.touched.borrow_mut()).len()
     }
 
     /// Notes that a lost leaf or note came out.
@@ -140,12 +164,14 @@ impl Entries for Machine {
 
     fn slot(&self, table: TablePa, index: usize) -> Watched<'_> {
         assert!(self.arena.is_taken(table.pa()), "looks into {table:?}, which was given back");
+        self.touched.borrow_mut().insert((table.pa(), index));
         Watched { machine: self, table, index }
     }
 }
 
 impl Pages for Machine {
     fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
+        self.grant()?;
         let table = self.arena.take(size, purpose)?;
         self.push(Effect::Take { table: table.table().pa(), size });
         if purpose == Purpose::Split {
@@ -161,6 +187,7 @@ impl Pages for Machine {
     }
 
     fn reserve(&self, tables: u64) -> Result<(), NoPages> {
+        self.grant()?;
         self.reserved.update(|n| n + tables as i64);
         Ok(())
     }

@@ -130,7 +130,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// must be there all, map memory side by side, and in the same way but for accessed and dirty flags. That the memory
     /// is *one folio*, so that a pin of the block means what it says, is the caller's to know.
     ///
-    /// Bounded by a table's entries, three invalidations and one grace period.
+    /// Bounded by [`Bounds::COLLAPSE`](crate::Bounds::COLLAPSE).
     ///
     /// # Errors
     /// [`CollapseError`]; nothing was changed.
@@ -211,7 +211,11 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         };
         drop(view);
         drop(flight);
-        let Committed { grace, scratch, underway } = done.inspect_err(|_| self.memory.release(1))?;
+        let Committed { grace, scratch, underway } = done.inspect_err(|_| {
+            if !mutant("refused-keeps-its-reserve") {
+                self.memory.release(1);
+            }
+        })?;
         let grace = grace.wait(section);
         self.retire_children(section.cpu(), &collapse, scratch, grace, sink);
         drop(underway);

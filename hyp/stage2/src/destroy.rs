@@ -45,7 +45,7 @@ impl<F: Format, M: Entries + Pages> Remains<F, M> {
     /// Gives back one step's worth: leaves and notes to `sink`, tables to their memory, the root last. Returns whether
     /// everything has gone back.
     ///
-    /// Bounded by [`STEP_ENTRIES`] entries, up to a table's worth.
+    /// Bounded by [`Bounds::DESTROY`](crate::Bounds::DESTROY).
     pub fn sweep(&mut self, cpu: CpuId, sink: &mut impl FnMut(Quiesced<Lost<F>>)) -> bool {
         let mut budget = STEP_ENTRIES;
         if !mutant("destroy-forgets-what-rests") {

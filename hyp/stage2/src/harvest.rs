@@ -79,7 +79,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// `dirtied` is told of each leaf before it is cleaned: address, height. What it was told is an answer only when
     /// this returns. It may be told of one twice. A block that reaches beyond the range is reported and cleaned whole.
     ///
-    /// Bounded by [`STEP_ENTRIES`](crate::STEP_ENTRIES) entries and one invalidation.
+    /// Bounded by [`Bounds::HARVEST`](crate::Bounds::HARVEST).
     ///
     /// # Errors
     /// [`ChangeError`]; nothing from the address it names on was cleaned.
@@ -100,7 +100,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// Where the hardware does not set the accessed flag, the next access faults: [`View::hold_leaf`](crate::View::hold_leaf)
     /// makes the leaf young again.
     ///
-    /// Bounded by [`STEP_ENTRIES`](crate::STEP_ENTRIES) entries and one invalidation.
+    /// Bounded by [`Bounds::HARVEST`](crate::Bounds::HARVEST).
     ///
     /// # Errors
     /// [`ChangeError::Unmappable`]; [`ChangeError::Busy`] where an entry kept changing.

@@ -49,6 +49,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod bounds;
 mod census;
 mod claim;
 mod collapse;
@@ -79,6 +80,7 @@ mod unmap;
 mod walk;
 
 pub use batch::Lost;
+pub use bounds::Bounds;
 pub use census::{BLACKOUTS, Census, HEIGHTS};
 pub use claim::Claim;
 pub use collapse::{Children, CollapseError, MOVE_BYTES, Mover};

@@ -80,7 +80,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     /// Maps `mapping.range`, or its first part: returns the address up to which it is mapped, further on than the
     /// start. Go on from there with a further call until it is the end.
     ///
-    /// Bounded by [`STEP_ENTRIES`] entries and one invalidation of class [`Class::Publish`].
+    /// Bounded by [`Bounds::MAP`](crate::Bounds::MAP).
     ///
     /// # Errors
     /// [`MapError`]; the call has then changed nothing.

@@ -41,7 +41,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// `dirtied` is told of each dirty leaf that is about to lose the right to write, since its dirty flag goes with
     /// it: address, height. It may be told of one twice.
     ///
-    /// Bounded by [`STEP_ENTRIES`](crate::STEP_ENTRIES) entries, one invalidation, and three for a block to split.
+    /// Bounded by [`Bounds::PROTECT`](crate::Bounds::PROTECT).
     ///
     /// # Errors
     /// [`ChangeError`]; nothing from the address it names on was changed.

@@ -23,7 +23,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// which it has looked. Go on from there with a further call until it is the end. Leaves alone what others are
     /// changing.
     ///
-    /// Bounded by [`STEP_ENTRIES`] entries, and one invalidation and one grace period for each height.
+    /// Bounded by [`Bounds::PRUNE`](crate::Bounds::PRUNE).
     ///
     /// # Errors
     /// [`ChangeError::Unmappable`].

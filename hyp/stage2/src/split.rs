@@ -54,7 +54,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     /// Splits the block that maps `ipa` until the entry for `ipa` is not above `height`. Where nothing is mapped there
     /// is nothing to do.
     ///
-    /// Bounded by one split for each height, of a table's entries and three invalidations each.
+    /// Bounded by [`Bounds::SPLIT`](crate::Bounds::SPLIT).
     ///
     /// # Errors
     /// [`ChangeError`]. What was split before stays so.

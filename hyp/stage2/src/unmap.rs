@@ -49,8 +49,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// subtree that is large, or rests until its epoch has passed, perhaps to the sink of a later call (of this, or of
     /// [`drain`](Tree::drain)) or of another CPU's.
     ///
-    /// Bounded by [`STEP_ENTRIES`] entries to walk and twice as many to sweep, four invalidations (three of them for a
-    /// block to split) and one grace period.
+    /// Bounded by [`Bounds::UNMAP`](crate::Bounds::UNMAP).
     ///
     /// # Errors
     /// [`ChangeError`]; nothing from the address it names on was changed.

@@ -207,7 +207,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             return Walked { next: range.end(), end: WalkEnd::Done };
         };
         let top = self.tree.geometry.top();
-        let mut budget = STEP_ENTRIES;
+        let mut budget = if mutant("step-without-a-bound") { usize::MAX } else { STEP_ENTRIES };
         let mut at = range.start();
         let mut restarts = 0;
         while let Ok(rest) = Range::new(at, range.end()) {

@@ -4,7 +4,7 @@ mod common;
 
 use common::{BLOCK, GIB, PAGE, mapping, pages, rig};
 use model::{Effect, Machine, range};
-use stage2::{Bbm, ChangeError, Class, MapError, Quiescence, STEP_ENTRIES, Scope, Work};
+use stage2::{Bbm, ChangeError, Class, Quiescence, STEP_ENTRIES, Scope, Work};
 use types::{CpuId, Height, Ipa};
 
 fn works(effects: &[Effect]) -> Vec<Work> {
@@ -182,46 +182,6 @@ fn a_tree_gives_everything_back_at_its_end() {
     rig.map(&mapping(range(GIB - PAGE, GIB + BLOCK + 2 * PAGE))).expect("free");
     rig.annotate(range(8 * GIB, 3 * PAGE), 9).expect("free");
     rig.destroy();
-}
-
-#[test]
-fn every_allocation_made_to_fail_in_turn_leaves_the_state_as_it_was() {
-    // Each operation with memory for no table, one, two…, until it succeeds.
-    type Setup = fn(&mut model::Rig<'_, common::Format4K>);
-    let mapped: Setup = |rig| rig.map(&mapping(range(GIB, GIB))).expect("free");
-    let empty: Setup = |_| {};
-    type Try = fn(&mut model::Rig<'_, common::Format4K>) -> bool;
-    let cases: [(Setup, Try, usize); 5] = [
-        (empty, |rig| rig.map(&pages(range(GIB, PAGE))) == Err(MapError::NoPages), 2),
-        (empty, |rig| rig.annotate(range(GIB, PAGE), 1) == Err(MapError::NoPages), 2),
-        (mapped, |rig| matches!(rig.unmap(range(GIB, PAGE)), Err(ChangeError::NoPages { .. })), 2),
-        (
-            mapped,
-            |rig| {
-                matches!(
-                    rig.protect(range(GIB + PAGE, PAGE), types::Access::READ),
-                    Err(ChangeError::NoPages { .. })
-                )
-            },
-            2,
-        ),
-        (mapped, |rig| matches!(rig.split(Ipa::new(GIB), Height::PAGE), Err(ChangeError::NoPages { .. })), 2),
-    ];
-    for (n, (setup, attempt, needed)) in cases.into_iter().enumerate() {
-        for allowed in 0..=needed {
-            let machine = Machine::new(16 << 20);
-            let mut rig = rig(&machine, Bbm::Level0);
-            setup(&mut rig);
-            let before = rig.flat.clone();
-            machine.arena().allow(allowed);
-            let failed = attempt(&mut rig);
-            assert_eq!(failed, allowed < needed, "case {n} with {allowed} tables");
-            if failed {
-                assert_eq!(rig.flat, before, "case {n} with {allowed} tables");
-            }
-            rig.compare();
-        }
-    }
 }
 
 #[test]
