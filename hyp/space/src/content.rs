@@ -6,6 +6,7 @@
 
 use crate::fault::There;
 use crate::space::TableView;
+use crate::tally::Event;
 use crate::{Backing, Space, SpaceError};
 use frames::{FrameError, Hold, Order};
 use stage2::{Format, Found, Invalidate, Section, span};
@@ -136,6 +137,9 @@ impl<F: Format> Space<'_, F> {
             let now = bytes.min(left);
             if let Some(Pinned { pa, folio, order }) = pinned {
                 let done = part(pa, now);
+                if access.hold == Hold::Write {
+                    self.tally.count(section.cpu(), Event::Written);
+                }
                 let unpinned = self.frames.unpin(folio, order, access.hold);
                 debug_assert_eq!((done, unpinned), (Ok(()), Ok(())), "a pinned frame is not the guest's");
             }

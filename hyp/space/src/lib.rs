@@ -18,6 +18,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod collapse;
 mod content;
 mod discard;
 mod error;
@@ -34,6 +35,7 @@ mod tally;
 mod tests;
 mod vmid;
 
+pub use collapse::Collapsed;
 pub use discard::Remains;
 pub use error::SpaceError;
 pub use fault::Outcome;

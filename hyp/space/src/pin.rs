@@ -178,6 +178,10 @@ impl<F: Format> Space<'_, F> {
         if pin.is_wanted(self.frames) {
             self.tally.count(section.cpu(), Event::LetGo);
         }
+        if contents == Contents::Written {
+            // Before the pin goes: who freezes the word then finds it counted.
+            self.tally.count(section.cpu(), Event::Written);
+        }
         let (range, late) = (pin.range(), mutant("dirty-marked-after-unpin"));
         if contents == Contents::Written && !late && !mutant("unpin-forgets-dirty") {
             self.mark_written(section, range);

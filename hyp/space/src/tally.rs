@@ -25,8 +25,9 @@ pub(crate) enum Event {
     StillPinned,
     LetGo,
     Conflict,
+    Written,
 }
-const EVENTS: usize = 14;
+const EVENTS: usize = 15;
 
 /// The counters of a space.
 #[derive(Debug)]
@@ -48,7 +49,7 @@ impl Tally {
         self.shards[cpu.index() % SHARDS].0[event as usize].fetch_add(1, Relaxed);
     }
 
-    fn sum(&self, event: Event) -> u64 {
+    pub(crate) fn sum(&self, event: Event) -> u64 {
         self.shards.iter().map(|shard| shard.0[event as usize].load(Relaxed)).sum()
     }
 

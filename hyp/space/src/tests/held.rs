@@ -3,7 +3,7 @@
 use super::*;
 use crate::{Contents, MoveError, Pin, PinError, Pins};
 use frames::{FrameError, Hold, Order, Usage};
-use stage2::{ChangeError, CollapseError, EntryEpoch, Section, Why};
+use stage2::{ChangeError, EntryEpoch, Section, Why};
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
@@ -114,8 +114,8 @@ impl World<'_> {
                     let _ = self.space.fault(&section, &cpu, &tlb, &fault);
                 }
                 _ => {
-                    let made = self.space.tree().collapse(&mut section, &tlb, start, Height::new(1));
-                    assert_ne!(made, Err(CollapseError::NoPages));
+                    let made = self.space.collapse(&mut section, &cpu, &tlb, start, Height::new(1));
+                    assert_ne!(made, Err(MoveError::Immovable { ipa: start }), "it is lent to nobody");
                 }
             }
         }
@@ -124,10 +124,10 @@ impl World<'_> {
 
 #[test]
 fn pins_hold_under_moves_splits_collapses_and_unmaps_and_every_count_is_exact_at_the_end() {
-    for bbm in [Bbm::Level0, Bbm::Level2] {
+    for (bbm, features) in [(Bbm::Level0, Features::HARDWARE_DIRTY), (Bbm::Level2, Features::empty())] {
         let machine = machine(32 * MIB);
         let before = machine.stats();
-        let space = Space::new(&machine, Owner(1), Format::new(Features::empty()), geometry(), bbm, 1000);
+        let space = Space::new(&machine, Owner(1), Format::new(features), geometry(), bbm, 1000);
         let world = World {
             machine: &machine,
             space: space.expect("there is memory"),

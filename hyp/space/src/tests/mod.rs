@@ -1,5 +1,6 @@
 //! Tests of a whole space on the host: RAM in a buffer, real descriptors, CPUs that are threads.
 
+mod collapsing;
 mod content;
 mod discarding;
 mod faults;

@@ -1,0 +1,321 @@
+//! Collapse: small mappings side by side become one block again, where they lie in one folio, or by moving them together.
+//!
+//! Invariants (docs/protocol/move.md, docs/protocol/collapse.md):
+//! - A block that was collapsed in place lies in one folio, so that a pin of the block is one count. What lies side by side
+//!   in single frames is joined first: all words frozen, none pinned.
+//! - What is moved together is moved as a page is: entries frozen first, words then, and nothing is freed before no CPU can
+//!   reach it. A pin anywhere in it refuses the whole, and its pinner is asked to let go.
+//! - Where the hardware keeps a dirty flag, the contents are copied before anything is frozen, and what was written since,
+//!   by a guest or through a pin, is copied again: a guest waits for the invalidation, and for what it writes itself.
+//!
+//! Neighbours: `stage2` has the engine, `moving` moves single leaves.
+
+use crate::discard::give_back;
+use crate::moving::{MOVE_STEP_BYTES, finish};
+use crate::tally::Event;
+use crate::{MoveError, Space};
+use frames::{FrameError, Order, Refused, Usage};
+use stage2::{
+    Children, CollapseError, Entries, Entry, Format, Invalidate, Leaf, Marks, Mover, Section, span,
+};
+use types::sync::{met, mutant};
+use types::{Cpu, Height, Ipa, Pa, Range};
+
+/// How small mappings became a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Collapsed {
+    /// The memory is where it was.
+    InPlace,
+    /// The memory is elsewhere: in one run.
+    Moved,
+}
+
+/// What the parts of a block to be are like.
+struct Parts {
+    first: Leaf,
+    /// They lie side by side, aligned as the block is.
+    contiguous: bool,
+    /// Whether hardware keeps dirty flags in them.
+    keeps_dirty: bool,
+}
+
+/// Moves the parts of a block together, or joins their frames where they are.
+struct Gather<'g, 'f, F: Format, C> {
+    space: &'g Space<'f, F>,
+    cpu: &'g C,
+    /// Where the block is to be.
+    to: Pa,
+    /// What was copied before the parts were frozen is as it was unless they are dirty.
+    copied: Option<Copied>,
+    joins: bool,
+    refused: Option<MoveError>,
+}
+
+/// A copy that was made while the memory was in use.
+#[derive(Clone, Copy)]
+struct Copied {
+    /// How many pins had been given back as written before.
+    written: u64,
+}
+
+impl<'f, F: Format> Space<'f, F> {
+    /// Makes one block of `height` of the leaves of the next height below that map the block around `ipa`. Where they do
+    /// not lie in one folio, their contents are moved into one, for blocks of at most 2 MiB.
+    ///
+    /// Bounded by a table's entries, four invalidations, a grace period and two copies of the block.
+    ///
+    /// # Errors
+    /// [`MoveError`]. Nothing was changed, but that folios may be parted and that what was written counts as clean until
+    /// it is written again, which nobody asks for while no log runs.
+    pub fn collapse<S: Section, C: Cpu, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &C,
+        tlb: &I,
+        ipa: Ipa,
+        height: Height,
+    ) -> Result<Collapsed, MoveError> {
+        if height == Height::PAGE || height > self.tree.largest_leaf() {
+            return Err(MoveError::WrongSize { ipa });
+        }
+        if self.tree.is_logging() {
+            return Err(MoveError::Logging);
+        }
+        let block = Range::block_around(ipa, span::<F>(height));
+        let parts = self.look_over(section, block, height)?;
+        let order = Order::of_bytes(block.len()).filter(|order| order.bytes() <= MOVE_STEP_BYTES);
+        let is_folio =
+            |order| self.frames.record(parts.first.pa).is_ok_and(|record| record.load().order() == order);
+        match order {
+            // Of larger blocks each folio is pinned by itself.
+            None if parts.contiguous => self.collapse_in_place(section, tlb, ipa, height),
+            None => Err(MoveError::WrongSize { ipa }),
+            Some(order) if parts.contiguous && is_folio(order) => {
+                self.collapse_in_place(section, tlb, ipa, height)
+            }
+            Some(order) => self.gather(section, cpu, tlb, (block, height, order), &parts),
+        }
+    }
+
+    fn collapse_in_place<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        tlb: &I,
+        ipa: Ipa,
+        height: Height,
+    ) -> Result<Collapsed, MoveError> {
+        self.tree.collapse(section, tlb, ipa, height).map_err(|error| failed(error, ipa))?;
+        Ok(Collapsed::InPlace)
+    }
+
+    /// Looks at the parts of a block to be. A look that says no is final; one that says yes decides nothing.
+    fn look_over<S: Section>(&self, section: &S, block: Range, height: Height) -> Result<Parts, MoveError> {
+        let view = self.tree.open(section);
+        let mut at = block.start();
+        let mut sight = view.sight(at);
+        let first = self.movable(&sight, at)?;
+        if sight.height() >= height {
+            return Err(MoveError::WrongSize { ipa: at });
+        }
+        if sight.height().above() != height {
+            return Err(MoveError::Uneven { ipa: at });
+        }
+        let part = span::<F>(sight.height());
+        let mut contiguous = first.pa.is_aligned(block.len());
+        let flags = Marks::YOUNG | Marks::DIRTY;
+        loop {
+            let leaf = self.movable(&sight, at)?;
+            if leaf.attrs.without(flags) != first.attrs.without(flags) {
+                return Err(MoveError::Uneven { ipa: at });
+            }
+            contiguous &= leaf.pa == first.pa.wrapping_add(at.get() - block.start().get());
+            at = at.wrapping_add(part);
+            if at >= block.end() {
+                break;
+            }
+            sight = view.sight(at);
+            if sight.height().above() != height {
+                return Err(MoveError::Uneven { ipa: at });
+            }
+        }
+        let clean = Entry::Leaf(Leaf { attrs: first.attrs.without(Marks::DIRTY), ..first });
+        let keeps_dirty = match self.tree.format().canonical(clean, sight.height()) {
+            Entry::Leaf(leaf) => !leaf.attrs.marks.contains(Marks::DIRTY),
+            _ => false,
+        };
+        Ok(Parts { first, contiguous, keeps_dirty })
+    }
+
+    fn gather<S: Section, C: Cpu, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &C,
+        tlb: &I,
+        (block, height, order): (Range, Height, Order),
+        parts: &Parts,
+    ) -> Result<Collapsed, MoveError> {
+        let ipa = block.start();
+        self.let_go_of_parts(section, block)?;
+        let mut gather = Gather {
+            space: self,
+            cpu,
+            to: parts.first.pa,
+            copied: None,
+            joins: parts.contiguous,
+            refused: None,
+        };
+        if parts.contiguous {
+            let made = self.tree.collapse_into(section, tlb, ipa, height, &mut gather, &mut |_| {});
+            made.map_err(|error| gather.refused.take().unwrap_or(failed(error, ipa)))?;
+            return Ok(Collapsed::InPlace);
+        }
+        let usage = Usage::Guest(self.owner);
+        let run = self.frames.allocate(order, usage).map_err(|_| MoveError::NoMemory)?;
+        gather.to = run.pa();
+        if parts.keeps_dirty {
+            gather.copied = Some(self.copy_ahead(section, cpu, tlb, block, run.pa())?);
+        }
+        let frames = self.frames;
+        let sink = &mut |lost| give_back(frames, &lost);
+        let made = self.tree.collapse_into(section, tlb, ipa, height, &mut gather, sink);
+        made.map_err(|error| gather.refused.take().unwrap_or(failed(error, ipa)))?;
+        run.into_pa();
+        self.tally.count(section.cpu(), Event::Moved);
+        Ok(Collapsed::Moved)
+    }
+
+    /// Asks the pinners of every part, and has parts of larger folios leave them. Nothing is frozen.
+    fn let_go_of_parts<S: Section>(&self, section: &S, block: Range) -> Result<(), MoveError> {
+        self.each_part_of(section, block, |space, ipa, pa, order| {
+            space.ask(section.cpu(), ipa, pa, order)?;
+            space.leave_folio(section.cpu(), ipa, pa, order)
+        })
+    }
+
+    /// Copies the parts of a block while guests use them. On return every later write of a guest sets a dirty flag, and
+    /// every later one through a pin is counted when the pin goes.
+    fn copy_ahead<S: Section, C: Cpu, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &C,
+        tlb: &I,
+        block: Range,
+        to: Pa,
+    ) -> Result<Copied, MoveError> {
+        let copied = Copied { written: self.tally.sum(Event::Written) };
+        let mut at = block.start();
+        while let Ok(rest) = Range::new(at, block.end())
+            && !rest.is_empty()
+        {
+            let next = self.tree.harvest(section, tlb, rest, &mut |_, _| {});
+            at = next.map_err(|_| MoveError::Busy { ipa: at })?;
+        }
+        self.each_part_of(section, block, |space, ipa, pa, order| {
+            space.bring(cpu, pa, to.wrapping_add(ipa.get() - block.start().get()), order);
+            Ok(())
+        })?;
+        Ok(copied)
+    }
+
+    /// Calls `act` for each part of a block, as long as each is memory of its own.
+    fn each_part_of<S: Section>(
+        &self,
+        section: &S,
+        block: Range,
+        mut act: impl FnMut(&Self, Ipa, Pa, Order) -> Result<(), MoveError>,
+    ) -> Result<(), MoveError> {
+        let view = self.tree.open(section);
+        let mut at = block.start();
+        while at < block.end() {
+            let sight = view.sight(at);
+            let leaf = self.movable(&sight, at)?;
+            let part = span::<F>(sight.height());
+            let order = Order::of_bytes(part).filter(|_| part < block.len());
+            // Copied from under a look that nobody holds on to: a part that goes meanwhile is missed when it is frozen.
+            act(self, at, leaf.pa, order.ok_or(MoveError::Busy { ipa: at })?)?;
+            at = at.wrapping_add(part);
+        }
+        Ok(())
+    }
+}
+
+impl<F: Format, C: Cpu> Gather<'_, '_, F, C> {
+    /// Freezes the words of every part; of none where that is refused.
+    fn freeze<M: Entries>(&mut self, children: &Children<'_, F, M>, order: Order) -> Result<(), MoveError> {
+        let frames = self.space.frames;
+        for (n, (ipa, leaf)) in children.iter().enumerate() {
+            match frames.freeze(leaf.pa, order) {
+                Ok(frozen) => frozen.keep(),
+                Err(error) => {
+                    met("collapse lost to a pin");
+                    children.iter().take(n).for_each(|(_, leaf)| frames.thaw(leaf.pa, order));
+                    return Err(unfrozen(error, ipa));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<F: Format, C: Cpu> Mover<F> for Gather<'_, '_, F, C> {
+    fn move_in<M: Entries>(&mut self, children: &Children<'_, F, M>) -> Option<Pa> {
+        let (space, bytes) = (self.space, span::<F>(children.height()));
+        let order = Order::of_bytes(bytes)?;
+        let start = children.iter().next()?.0;
+        let block = Order::of_bytes(span::<F>(children.height().above()))?;
+        if self.joins {
+            match space.frames.freeze(self.to, block) {
+                Ok(frozen) => frozen.join(),
+                Err(error) => {
+                    self.refused = Some(unfrozen(error, start));
+                    return None;
+                }
+            }
+            return Some(self.to);
+        }
+        if !mutant("collapse-without-freezing-words")
+            && let Err(refused) = self.freeze(children, order)
+        {
+            self.refused = Some(refused);
+            return None;
+        }
+        // The words are ours: whoever wrote through a pin has been counted by now.
+        let stands = |copied: Copied| {
+            copied.written == space.tally.sum(Event::Written) || mutant("collapse-ignores-written-pins")
+        };
+        let is_copied = self.copied.is_some_and(stands);
+        let mut access = types::Access::empty();
+        for (ipa, leaf) in children.iter() {
+            access |= leaf.attrs.access;
+            if !is_copied || (leaf.attrs.marks.contains(Marks::DIRTY) && !mutant("collapse-copies-once")) {
+                space.bring(self.cpu, leaf.pa, self.to.wrapping_add(ipa.get() - start.get()), order);
+            }
+        }
+        finish(self.cpu, self.to, block, access);
+        if !mutant("collapse-without-freezing-words") {
+            children.iter().for_each(|(_, leaf)| space.frames.thaw(leaf.pa, order));
+        }
+        Some(self.to)
+    }
+}
+
+/// Says what it means that a word could not be frozen. Its pinner is asked when the caller comes back.
+fn unfrozen(error: FrameError, ipa: Ipa) -> MoveError {
+    match error {
+        FrameError::Refused { why: Refused::Pinned, .. } => MoveError::Pinned { ipa },
+        FrameError::Refused { why: Refused::Shared, .. } => MoveError::Immovable { ipa },
+        _ => MoveError::Busy { ipa },
+    }
+}
+
+/// Says what it means that the tables did not collapse.
+fn failed(error: CollapseError, ipa: Ipa) -> MoveError {
+    match error {
+        CollapseError::NoTable | CollapseError::Unmappable => MoveError::WrongSize { ipa },
+        CollapseError::Uneven { ipa } => MoveError::Uneven { ipa },
+        CollapseError::Busy { ipa } => MoveError::Busy { ipa },
+        CollapseError::Logging => MoveError::Logging,
+        CollapseError::NoPages => MoveError::NoMemory,
+        CollapseError::Refused => MoveError::Busy { ipa },
+    }
+}

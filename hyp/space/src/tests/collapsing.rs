@@ -1,0 +1,237 @@
+use super::*;
+use crate::{Collapsed, Contents, MoveError, Pin, Pins};
+use frames::{Hold, Order};
+use stage2::{EntryEpoch, Why};
+
+/// A space whose block at `GUEST` is made of pages, each marked with its number, on a machine with the features: in
+/// frames from here and there, or side by side.
+fn with_pages(
+    features: Features,
+    scattered: bool,
+    test: impl FnOnce(&Machine, &Space<'_, Format>, &mut Stay<'_>),
+) {
+    let machine = machine(32 * MIB);
+    let before = machine.stats();
+    let epoch = EntryEpoch::new();
+    let mut stay = epoch.enter(cpu_id(0));
+    let space = Space::new(&machine, Owner(1), Format::new(features), geometry(), Bbm::Level0, 100)
+        .expect("there is memory");
+    add_ram(&space, &mut stay, GUEST, BLOCK);
+    let (cpu, tlb) = (FakeCpu::new(0, &machine), Recorder::default());
+    let held = if scattered { break_all_blocks(&machine) } else { Vec::new() };
+    for page in (0..512).map(|n| GUEST + (n * 5 % 512) * PAGE) {
+        space.fault(&stay, &cpu, &tlb, &fault_at(page)).unwrap();
+    }
+    drop(held);
+    if !scattered {
+        space.tree().open(&stay).split(&tlb, Ipa::new(GUEST), Height::PAGE, Why::Pin).unwrap();
+    }
+    for page in 0..512 {
+        let ipa = Ipa::new(GUEST + page * PAGE);
+        space.copy_in(&mut stay, &cpu, &tlb, ipa, &[page as u8]).unwrap();
+    }
+    assert_eq!(leaves(&space), [512, 0, 0]);
+    test(&machine, &space, &mut stay);
+    space.destroy(&mut stay, &tlb);
+    machine.drain_kept();
+    assert_eq!(machine.stats(), before, "nothing has leaked");
+}
+
+fn collapse(
+    space: &Space<'_, Format>,
+    stay: &mut Stay<'_>,
+    cpu: &FakeCpu<'_>,
+) -> Result<Collapsed, MoveError> {
+    let at = Ipa::new(GUEST + 3 * PAGE);
+    space.collapse(stay, cpu, &Recorder::default(), at, Height::new(1))
+}
+
+/// Looks whether the block is one, in a folio of its own, with all that was in its pages.
+fn is_block(machine: &Machine, space: &Space<'_, Format>, stay: &Stay<'_>) {
+    assert_eq!(leaves(space), [0, 1, 0]);
+    let (pa, _) = translate(space, stay, GUEST).unwrap();
+    for page in 0..512 {
+        assert_eq!(byte_at(space, stay, GUEST + page * PAGE), page as u8, "page {page}");
+        let word = machine.record(pa.wrapping_add(page * PAGE)).unwrap().load();
+        assert_eq!((word.order(), word.refs(), word.is_frozen()), (Order::FOLIO, 1, false));
+    }
+    let mut slot = [None];
+    let mut pins = Pins::new(&mut slot);
+    let block = range(GUEST, BLOCK);
+    assert_eq!(space.pin_fast(stay, block, Hold::Read, &mut pins), block.end(), "one pin for all of it");
+    space.unpin_all(stay, &mut pins, Contents::Unchanged).unwrap();
+}
+
+#[test]
+fn pages_of_one_folio_become_a_block_where_they_are() {
+    with_pages(Features::empty(), false, |machine, space, stay| {
+        let (pa, _) = translate(space, stay, GUEST).unwrap();
+        let cpu = FakeCpu::new(0, machine);
+        assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::InPlace));
+        assert_eq!(translate(space, stay, GUEST).unwrap().0, pa);
+        assert!(cpu.cleaned.lock().unwrap().is_empty(), "nothing was copied");
+        is_block(machine, space, stay);
+    });
+}
+
+#[test]
+fn pages_side_by_side_in_single_frames_become_a_folio_again() {
+    with_pages(Features::empty(), false, |machine, space, stay| {
+        let (pa, _) = translate(space, stay, GUEST).unwrap();
+        machine.part_folio(pa).unwrap();
+        let before = machine.stats();
+        let cpu = FakeCpu::new(0, machine);
+        assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::InPlace));
+        assert_eq!((translate(space, stay, GUEST).unwrap().0, machine.stats().guest), (pa, before.guest));
+        assert!(cpu.cleaned.lock().unwrap().is_empty(), "nothing was copied");
+        is_block(machine, space, stay);
+    });
+}
+
+#[test]
+fn pages_from_here_and_there_are_moved_into_one_folio() {
+    for features in [Features::empty(), Features::HARDWARE_DIRTY] {
+        with_pages(features, true, |machine, space, stay| {
+            let before = machine.stats();
+            let cpu = FakeCpu::new(0, machine);
+            assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::Moved));
+            is_block(machine, space, stay);
+            assert_eq!((machine.stats().guest, space.stats().moved), (before.guest, 1));
+            assert_eq!(space.stats().reserve_bytes, PAGE);
+        });
+    }
+}
+
+#[test]
+fn a_pin_anywhere_in_it_keeps_a_block_from_being_made_and_is_asked_to_go() {
+    for scattered in [false, true] {
+        with_pages(Features::HARDWARE_DIRTY, scattered, |machine, space, stay| {
+            if !scattered {
+                machine.part_folio(translate(space, stay, GUEST).unwrap().0).unwrap();
+            }
+            let mut slot = [None];
+            let mut pins = Pins::new(&mut slot);
+            space.pin_fast(stay, range(GUEST + 100 * PAGE, PAGE), Hold::Read, &mut pins);
+            let before = machine.stats();
+            let cpu = FakeCpu::new(0, machine);
+            let ipa = Ipa::new(GUEST + 100 * PAGE);
+            assert_eq!(collapse(space, stay, &cpu), Err(MoveError::Pinned { ipa }));
+            assert!(pins.iter().all(|pin| pin.is_wanted(machine)));
+            assert_eq!((leaves(space), machine.stats()), ([512, 0, 0], before));
+            space.unpin_all(stay, &mut pins, Contents::Unchanged).unwrap();
+            collapse(space, stay, &cpu).unwrap();
+            is_block(machine, space, stay);
+        });
+    }
+}
+
+/// A pin that comes while the contents are copied ahead is found when the words are to be frozen, and everything is put
+/// back.
+#[test]
+fn a_pin_that_comes_during_the_copy_ahead_keeps_a_block_from_being_made() {
+    with_pages(Features::HARDWARE_DIRTY, true, |machine, space, stay| {
+        let pinned = Mutex::new(None::<Pin>);
+        let pin_once = || {
+            let mut pinned = pinned.lock().unwrap();
+            if pinned.is_none() {
+                let epoch = EntryEpoch::new();
+                let mut slot = [None];
+                let mut pins = Pins::new(&mut slot);
+                let page = range(GUEST + 7 * PAGE, PAGE);
+                space.pin_fast(&epoch.enter(cpu_id(1)), page, Hold::Write, &mut pins);
+                *pinned = pins.pop();
+            }
+        };
+        let before = machine.stats();
+        let cpu = FakeCpu { moving: Some(&pin_once), ..FakeCpu::new(0, machine) };
+        let ipa = Ipa::new(GUEST + 7 * PAGE);
+        assert_eq!(collapse(space, stay, &cpu), Err(MoveError::Pinned { ipa }));
+        let pin = pinned.lock().unwrap().take().expect("the page was in use all the time");
+        assert_eq!(translate(space, stay, ipa.get()).unwrap().0, pin.pa());
+        for page in 0..512 {
+            let word = machine.record(translate(space, stay, GUEST + page * PAGE).unwrap().0).unwrap().load();
+            assert!(!word.is_frozen());
+        }
+        assert_eq!((leaves(space), machine.stats()), ([512, 0, 0], before));
+        space.unpin(stay, pin, Contents::Unchanged).unwrap();
+    });
+}
+
+/// What is written while the contents are copied ahead is in the block: by a guest, which sets the dirty flag, and by a
+/// pinner, which comes and goes without one.
+#[test]
+fn what_is_written_during_the_copy_ahead_is_copied_again() {
+    with_pages(Features::HARDWARE_DIRTY, true, |machine, space, stay| {
+        let copies = AtomicU64::new(0);
+        let write_late = || {
+            // All pages but the last are copied by now.
+            if copies.fetch_add(1, Relaxed) != 511 {
+                return;
+            }
+            let epoch = EntryEpoch::new();
+            let other = epoch.enter(cpu_id(1));
+            let (guest, pinner) = (Ipa::new(GUEST + 5 * PAGE), range(GUEST + 6 * PAGE, PAGE));
+            let view = space.tree().open(&other);
+            let held = view.hold_leaf(guest).unwrap();
+            held.allow(&Recorder::default(), Access::WRITE);
+            machine
+                .write(translate(space, &other, guest.get()).unwrap().0.wrapping_add(64), &[0xee])
+                .unwrap();
+            let mut slot = [None];
+            let mut pins = Pins::new(&mut slot);
+            assert_eq!(space.pin_fast(&other, pinner, Hold::Write, &mut pins), pinner.end());
+            let pin = pins.pop().unwrap();
+            machine.write(pin.pa().wrapping_add(64), &[0xdd]).unwrap();
+            space.unpin(&other, pin, Contents::Written).unwrap();
+        };
+        let cpu = FakeCpu { moving: Some(&write_late), ..FakeCpu::new(0, machine) };
+        assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::Moved));
+        is_block(machine, space, stay);
+        assert_eq!(byte_at(space, stay, GUEST + 5 * PAGE + 64), 0xee, "a guest's write is lost");
+        assert_eq!(byte_at(space, stay, GUEST + 6 * PAGE + 64), 0xdd, "a pinner's write is lost");
+    });
+}
+
+/// Only what was written is copied while nobody can use it.
+#[test]
+fn what_nobody_writes_during_the_copy_ahead_is_copied_once() {
+    with_pages(Features::HARDWARE_DIRTY, true, |machine, space, stay| {
+        let copies = AtomicU64::new(0);
+        let write_one = || {
+            if copies.fetch_add(1, Relaxed) == 511 {
+                let epoch = EntryEpoch::new();
+                let other = epoch.enter(cpu_id(1));
+                let view = space.tree().open(&other);
+                let held = view.hold_leaf(Ipa::new(GUEST + 9 * PAGE)).unwrap();
+                held.allow(&Recorder::default(), Access::WRITE);
+            }
+        };
+        let cpu = FakeCpu { moving: Some(&write_one), ..FakeCpu::new(0, machine) };
+        assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::Moved));
+        assert_eq!(copies.load(Relaxed), 513);
+    });
+}
+
+#[test]
+fn what_cannot_be_a_block_is_an_error_and_stays_as_it_was() {
+    with_pages(Features::empty(), true, |machine, space, stay| {
+        let cpu = FakeCpu::new(0, machine);
+        space.tree().log_begins();
+        assert_eq!(collapse(space, stay, &cpu), Err(MoveError::Logging));
+        space.tree().log_ends();
+        let held = leave_free(machine, 100);
+        let before = machine.stats();
+        assert_eq!(collapse(space, stay, &cpu), Err(MoveError::NoMemory));
+        assert_eq!((machine.stats(), leaves(space)), (before, [512, 0, 0]));
+        drop(held);
+        space.discard(stay, &Recorder::default(), range(GUEST + 40 * PAGE, PAGE)).unwrap();
+        let ipa = Ipa::new(GUEST + 40 * PAGE);
+        assert_eq!(collapse(space, stay, &cpu), Err(MoveError::NotMapped { ipa }));
+        let far = Ipa::new(GUEST + 64 * BLOCK);
+        let tlb = Recorder::default();
+        assert_eq!(
+            space.collapse(stay, &cpu, &tlb, far, Height::new(1)),
+            Err(MoveError::NotMapped { ipa: far })
+        );
+    });
+}
