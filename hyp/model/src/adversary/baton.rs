@@ -13,7 +13,7 @@ use std::thread::{self, Thread};
 /// Nobody holds the baton.
 const NOBODY: usize = usize::MAX;
 /// How often threads may wait for each other, one after the other, before nobody is taken to get on.
-const LIVELOCK: u64 = 300_000;
+const LIVELOCK: u64 = 20_000;
 
 /// What a thread of a stopped run unwinds with.
 #[derive(Debug)]
@@ -31,8 +31,9 @@ pub(super) struct Baton {
 struct Turns {
     dice: Dice,
     threads: Vec<Option<Thread>>,
-    /// The threads that have come.
+    /// The threads that have come, and those that will.
     came: usize,
+    expected: usize,
     /// The threads that run still.
     running: Vec<usize>,
     /// One point in so many is a switch.
@@ -49,6 +50,7 @@ impl Baton {
             dice: Dice::new(seed),
             threads: vec![None; threads],
             came: 0,
+            expected: threads,
             running: (0..threads).collect(),
             pace,
             steps: 0,
@@ -70,12 +72,13 @@ impl Baton {
         self.turns().steps
     }
 
-    /// Another run begins, with as many threads.
-    pub(super) fn again(&self) {
+    /// Another part of the run begins, with `threads` threads, no more than at first.
+    pub(super) fn again(&self, threads: usize) {
         let mut turns = self.turns();
         turns.came = 0;
+        turns.expected = threads;
         turns.waits = 0;
-        turns.running = (0..turns.threads.len()).collect();
+        turns.running = (0..threads).collect();
     }
 
     /// The thread `me` comes, and waits for its first turn. The last that comes begins the run.
@@ -83,7 +86,7 @@ impl Baton {
         let mut turns = self.turns();
         turns.threads[me] = Some(thread::current());
         turns.came += 1;
-        let first = (turns.came == turns.threads.len()).then(|| turns.any());
+        let first = (turns.came == turns.expected).then(|| turns.any());
         self.hand_to(turns, first);
         self.wait(me);
     }

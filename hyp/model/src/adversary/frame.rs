@@ -13,6 +13,8 @@ const BASE: u64 = 0x80_0000_0000;
 pub(super) struct Frame {
     /// The page that it is for; `None` where it is free.
     pub(super) home: Option<Ipa>,
+    /// When it was taken for that page.
+    pub(super) born: u64,
     /// Since when it is certain that its contents are mapped there.
     pub(super) since: Option<u64>,
     /// When it was last written, of writes that nobody has heard of.
@@ -71,7 +73,7 @@ impl Frames {
     }
 
     /// Takes frames side by side for the pages of `range`: aligned as the addresses are within a block.
-    pub(super) fn take(&mut self, range: Range, dice: &mut Dice) -> Option<Pa> {
+    pub(super) fn take(&mut self, range: Range, now: u64, dice: &mut Dice) -> Option<Pa> {
         let offset = (range.start().get() / self.page) as usize % self.per_block;
         let pages = (range.len() / self.page) as usize;
         let blocks = self.frames.len() / self.per_block;
@@ -80,26 +82,26 @@ impl Frames {
         let first = (0..blocks)
             .map(|n| (first + n) % blocks * self.per_block + offset)
             .find(|n| self.frames.get(*n..n + pages).is_some_and(|all| all.iter().all(free)))?;
-        Some(self.settle(first, range))
+        Some(self.settle(first, range, now))
     }
 
     /// Takes the frame that makes one run with the frame `neighbour`, which is for another page of the same block.
-    pub(super) fn take_beside(&mut self, neighbour: Pa, of: Ipa, range: Range) -> Option<Pa> {
+    pub(super) fn take_beside(&mut self, neighbour: Pa, of: Ipa, range: Range, now: u64) -> Option<Pa> {
         let n = self.number(neighbour)?;
         let (from, to) = (of.get() / self.page, range.start().get() / self.page);
         let n = usize::try_from(n as i64 + to as i64 - from as i64).ok()?;
         let pages = (range.len() / self.page) as usize;
         let free = |frame: &Frame| frame.home.is_none() && !frame.is_orphan && frame.pins == 0;
         let all = self.frames.get(n..n + pages)?;
-        all.iter().all(free).then(|| self.settle(n, range))
+        all.iter().all(free).then(|| self.settle(n, range, now))
     }
 
-    fn settle(&mut self, first: usize, range: Range) -> Pa {
+    fn settle(&mut self, first: usize, range: Range, now: u64) -> Pa {
         for at in 0..range.len() / self.page {
             let n = first + at as usize;
             let home = range.start().wrapping_add(at * self.page);
             let generation = self.frames[n].generation + 1;
-            self.frames[n] = Frame { home: Some(home), generation, ..Frame::default() };
+            self.frames[n] = Frame { home: Some(home), born: now, generation, ..Frame::default() };
             self.of_page.entry(home).or_default().push(n);
         }
         self.pa(first)

@@ -73,6 +73,8 @@ impl<F: Format> State<F> {
     pub(super) fn may_walk(&self, who: usize) -> bool {
         let observer = &self.observers[who];
         match self.style {
+            // Before a tree ends, everybody has left it for another.
+            _ if self.is_ending => false,
             Style::Broadcast => true,
             Style::Interrupt => observer.is_inside,
             Style::InterruptArm => observer.is_inside || observer.is_finishing,

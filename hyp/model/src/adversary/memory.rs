@@ -66,6 +66,10 @@ impl<F: Format> Slot for Word<'_, F> {
     }
 
     fn store(self, raw: u64, order: Ordering) {
+        // What is filled before anybody can come there is nobody else's business.
+        if order == Ordering::Relaxed && self.machine.state().place(self.key()).is_some() {
+            pass(Point::Step);
+        }
         self.write(
             |slot| {
                 let old = slot.load(Ordering::Acquire);
@@ -77,6 +81,7 @@ impl<F: Format> Slot for Word<'_, F> {
     }
 
     fn swap(self, raw: u64, order: Ordering) -> u64 {
+        pass(Point::Step);
         self.write(|slot| slot.swap(raw, order), raw)
     }
 

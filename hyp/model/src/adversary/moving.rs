@@ -3,13 +3,14 @@
 use super::errand::Errand;
 use super::machine::{Adversary, pass};
 use super::promise::Gives;
+use super::state::Pinned;
 use super::work::Worker;
 use stage2::{Children, Entries, Format, Leaf, MOVE_BYTES, Mover, Quiescence, span};
 use std::sync::Arc;
 use types::sync::Point;
 use types::{Height, Ipa, Pa, Range};
 
-/// The most pins that there are at a time.
+/// The most pins that one CPU has at a time.
 const PINS: usize = 2;
 
 impl<F: Format> Worker<'_, F> {
@@ -58,7 +59,7 @@ impl<F: Format> Worker<'_, F> {
                         state.coverage.count("move lost to pin");
                         return Ok(());
                     }
-                    to = state.frames.take(range, &mut state.dice);
+                    to = state.frames.take(range, state.now, &mut state.dice);
                     let Some(to) = to else { return Ok(()) };
                     for at in pages {
                         let (page, from) = (range.start().wrapping_add(at), leaf.pa.wrapping_add(at));
@@ -84,20 +85,20 @@ impl<F: Format> Worker<'_, F> {
         {
             let section = self.sections.enter(self.cpu.id());
             let view = self.tree.open(&section);
-            let look = || view.translate(page.start()).pa(page.start());
-            if let Some(pa) = look() {
+            let sight = view.sight(page.start());
+            if let Some(pa) = sight.found().pa(page.start()) {
                 let mut pinned = false;
                 self.machine.check(|state, _| {
                     if let Some(frame) = state.frames.get_mut(pa).filter(|frame| frame.home.is_some()) {
                         frame.pins += 1;
                         let generation = frame.generation;
-                        state.pins.push((pa, generation, page.start()));
+                        state.pins.push(Pinned { pa, generation, page: page.start(), by: self.me });
                         pinned = true;
                     }
                     Ok(())
                 });
                 pass(Point::Step);
-                if pinned && look() != Some(pa) {
+                if pinned && !view.stands(&sight) {
                     self.machine.state().coverage.count("pin lost to a writer");
                     self.unpin(pa);
                 } else if pinned {
@@ -109,21 +110,23 @@ impl<F: Format> Worker<'_, F> {
         self.ends(Errand::Pin, page, Gives::Nothing);
     }
 
-    /// Lets go of pins, the oldest first, until the machine has `most` left for each CPU.
+    /// Lets go of its own pins, the oldest first, until it has `most` left.
     pub(super) fn let_go_of_pins(&self, most: usize) {
         loop {
-            let oldest = {
+            let mine: Vec<Pa> = {
                 let state = self.machine.state();
-                (state.pins.len() > most).then(|| state.pins[0].0)
+                state.pins.iter().filter(|pin| pin.by == self.me).map(|pin| pin.pa).collect()
             };
-            let Some(pa) = oldest else { return };
-            self.unpin(pa);
+            if mine.len() <= most {
+                return;
+            }
+            self.unpin(mine[0]);
         }
     }
 
     fn unpin(&self, pa: Pa) {
         self.machine.check(|state, _| {
-            if let Some(n) = state.pins.iter().position(|pin| pin.0 == pa) {
+            if let Some(n) = state.pins.iter().position(|pin| pin.pa == pa && pin.by == self.me) {
                 state.pins.remove(n);
                 if let Some(frame) = state.frames.get_mut(pa) {
                     frame.pins -= 1;
@@ -151,7 +154,7 @@ impl<F: Format> Mover<F> for Gatherer<'_, F> {
                 state.coverage.count("move lost to pin");
                 return Ok(());
             }
-            to = state.frames.take(self.block, &mut state.dice);
+            to = state.frames.take(self.block, state.now, &mut state.dice);
             let Some(to) = to else { return Ok(()) };
             for (ipa, leaf) in &children {
                 let new = to.wrapping_add(ipa.get() - self.block.start().get());

@@ -2,7 +2,7 @@
 
 use super::breach::Breach;
 use super::errand::{Errand, Meeting};
-use super::state::{Crime, State};
+use super::state::{Crime, Pinned, State};
 use super::trace::Event;
 use crate::Arena;
 use stage2::{Census, Entry, Format, Geometry, Marks, span};
@@ -34,6 +34,11 @@ impl<F: Format> State<F> {
                 promise.relaxing += 1;
             }
         }
+        if errand == Errand::Zap {
+            for page in Self::pages(range) {
+                self.promises.entry(page).or_default().zapping += 1;
+            }
+        }
         self.now
     }
 
@@ -47,6 +52,13 @@ impl<F: Format> State<F> {
                 let promise = self.promises.entry(page).or_default();
                 promise.relaxing -= 1;
                 promise.relaxed_at = self.now;
+            }
+        }
+        if errand == Errand::Zap {
+            for page in Self::pages(range) {
+                let promise = self.promises.entry(page).or_default();
+                promise.zapping -= 1;
+                promise.zapped_at = self.now;
             }
         }
     }
@@ -145,6 +157,15 @@ impl<F: Format> State<F> {
             return Err(Crime::at(Breach::FrameAstray, range, format!("{entry:?} came out")));
         };
         self.out_of_reach(leaf.pa, range.len(), range)?;
+        for page in Self::pages(range).filter(|_| !self.is_ending) {
+            let promise = self.promises.get(&page).copied().unwrap_or_default();
+            let pa = leaf.pa.wrapping_add(page.get() - ipa.get());
+            let born = self.frames.get(pa).map_or(0, |frame| frame.born);
+            if promise.zapping == 0 && promise.zapped_at < born {
+                let what = format!("{page:?} came out, and nobody has unmapped it");
+                return Err(Crime::at(Breach::FrameAstray, page_range::<F>(page), what));
+            }
+        }
         self.leaves_dirty(ipa, leaf.pa, range.len(), leaf.attrs.marks)?;
         let freed = self.frames.free(leaf.pa, range.start(), range.len());
         freed.map_err(|(breach, what)| Crime::at(breach, range, what))
@@ -172,6 +193,7 @@ impl<F: Format> State<F> {
         let told = self.is_told(from);
         if let Some(new) = self.frames.get_mut(to) {
             new.since = old.since;
+            new.born = old.born;
             // What is reported of the old frame is reported of its contents.
             new.written = old.written.filter(|_| !told);
         }
@@ -179,10 +201,11 @@ impl<F: Format> State<F> {
         freed.map_err(|(breach, what)| Crime::at(breach, page_range::<F>(page), what))
     }
 
-    /// A pin of the frame at `pa` has come about: it must be the page's own.
+    /// A pin of the frame at `pa` has come about: it must be the page's own, or have been when it was pinned, and not be
+    /// anybody else's since.
     pub(super) fn is_pinned_here(&self, pa: Pa, page: Range) -> Result<(), Crime> {
         match self.frames.get(pa) {
-            Some(frame) if frame.home == Some(page.start()) => Ok(()),
+            Some(frame) if frame.home == Some(page.start()) || frame.is_orphan => Ok(()),
             frame => {
                 let what = format!("{pa:?} is pinned for {page:?}, and is {frame:?}");
                 Err(Crime::at(Breach::PinIgnored, page, what))
@@ -191,7 +214,8 @@ impl<F: Format> State<F> {
     }
 
     /// A device writes to a pinned frame.
-    pub(super) fn device_writes(&mut self, (pa, generation, page): (Pa, u64, Ipa)) -> Result<(), Crime> {
+    pub(super) fn device_writes(&self, pin: Pinned) -> Result<(), Crime> {
+        let Pinned { pa, generation, page, .. } = pin;
         match self.frames.get(pa) {
             Some(frame) if frame.generation == generation && (frame.home.is_some() || frame.is_orphan) => {
                 Ok(())

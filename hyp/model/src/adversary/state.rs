@@ -80,6 +80,20 @@ pub(super) struct Promise {
     /// Operations under way that may give the right to write.
     pub(super) relaxing: u32,
     pub(super) relaxed_at: u64,
+    /// Unmaps of it under way, and when the last one ended.
+    pub(super) zapping: u32,
+    pub(super) zapped_at: u64,
+}
+
+/// A pinned frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pinned {
+    pub(super) pa: Pa,
+    /// The frame's generation when it was pinned.
+    pub(super) generation: u64,
+    pub(super) page: Ipa,
+    /// Who lets it go.
+    pub(super) by: usize,
 }
 
 /// What an operation that reports dirty leaves has been told so far.
@@ -123,8 +137,9 @@ pub(super) struct State<F: Format> {
     /// Pages in play.
     pub(super) hot: Vec<Ipa>,
     pub(super) reserved: i64,
-    /// Pinned frames: which, whose they were when they were pinned, and for which page.
-    pub(super) pins: Vec<(Pa, u64, Ipa)>,
+    /// The tree ends: everything comes out, wanted or not.
+    pub(super) is_ending: bool,
+    pub(super) pins: Vec<Pinned>,
 }
 
 impl<F: Format> State<F> {
@@ -160,6 +175,7 @@ impl<F: Format> State<F> {
             now: 0,
             hot,
             reserved: 0,
+            is_ending: false,
             pins: Vec::new(),
         }
     }
@@ -209,6 +225,7 @@ impl<F: Format> State<F> {
     /// The root of the tree is known.
     pub(super) fn rooted(&mut self, root: Pa) {
         self.root = Some(root);
+        self.is_ending = false;
         self.spots.clear();
         self.spots.insert(root, (Ipa::new(0), self.geometry.top()));
         self.judge =

@@ -5,7 +5,7 @@ use super::breach::Failure;
 use super::cpu::{Cpu, Lapse};
 use super::errand::{Coverage, Errand};
 use super::frame::Frames;
-use super::machine::Adversary;
+use super::machine::{Adversary, pass};
 use super::memory::Memory;
 use super::section::{Asking, Recorded};
 use super::state::State;
@@ -16,6 +16,7 @@ use stage2::{
 };
 use std::sync::Arc;
 use std::thread;
+use types::sync::Point;
 use types::{CpuId, Height, Ipa, Range};
 
 /// What is stressed, and how.
@@ -194,7 +195,7 @@ fn one_life<F: Format>(
             // The judge wants grace periods, also where nobody else has ever looked.
             let _ = tree.open(&sections.enter(CpuId::new(types::MAX_CPUS - 1).unwrap_or(CpuId::BOOT)));
         }
-        machine.baton.again();
+        machine.baton.again(plan.cpus);
         thread::scope(|scope| {
             for cpu in 0..plan.cpus {
                 let (tree, sections) = (&tree, &sections);
@@ -209,7 +210,8 @@ fn one_life<F: Format>(
         });
         operations = plan.operations * plan.cpus as u64;
         if !machine.has_failed() {
-            rest(machine, tree, &sections, plan, field);
+            machine.baton.again(1);
+            machine.run_as(0, || rest(machine, tree, &sections, plan, field, life));
         }
     });
     operations
@@ -222,26 +224,31 @@ fn rest<F: Format>(
     sections: &Recorded<F>,
     plan: &Plan,
     field: &Field,
+    life: u64,
 ) {
     let cpu = Cpu::new(machine.clone(), 0, plan.sequence.clone(), plan.lapse);
     let mut section = sections.enter(CpuId::BOOT);
-    for _ in 0..100 {
-        let rests = tree.drain(&mut section, &mut |lost| {
-            machine.check(|state, _| state.out(lost.ipa(), lost.height(), lost.entry()));
-        });
-        if !rests {
-            break;
-        }
-    }
     // What was put back exactly as it was need not be visible at once: who faults on it comes again.
     for cpu in (0..plan.cpus).filter_map(CpuId::new) {
         machine.check(|state, _| state.effect(None, Effect::Dsb { cpu, reach: Reach::Ishst }));
     }
     machine.check(|state, _| state.effect(None, Effect::StepEnd));
-    machine.check(State::at_rest);
     let flat = Flat::of(&tree.open(&section), geometry_reach(&tree, field));
-    let pages: u64 = flat.stretches().iter().map(|stretch| stretch.range.len()).sum();
-    machine.check(|state, _| state.adds_up(&tree.census(), pages));
+    // One life in two ends with whatever rests.
+    if life.is_multiple_of(2) {
+        while tree.drain(&mut section, &mut |lost| {
+            machine.check(|state, _| state.out(lost.ipa(), lost.height(), lost.entry()));
+        }) {
+            pass(Point::Spin);
+        }
+        machine.check(State::at_rest);
+        let bytes: u64 = flat.stretches().iter().map(|stretch| stretch.range.len()).sum();
+        machine.check(|state, _| state.adds_up(&tree.census(), bytes));
+    }
+    machine.check(|state, _| {
+        state.is_ending = true;
+        Ok(())
+    });
     let mut remains = tree.destroy(&mut section, &cpu);
     while !remains.sweep(CpuId::BOOT, &mut |lost| {
         machine.check(|state, _| state.out(lost.ipa(), lost.height(), lost.entry()));

@@ -24,7 +24,7 @@ pub(super) struct Worker<'w, F: Format> {
     pub(super) tree: &'w Tree<F, Memory<F>>,
     pub(super) sections: &'w Recorded<F>,
     pub(super) cpu: Cpu<F>,
-    me: usize,
+    pub(super) me: usize,
     field: &'w Field,
     dice: Dice,
     /// What this one likes to do: errands, as often as they are in the list.
@@ -174,10 +174,8 @@ impl<'w, F: Format> Worker<'w, F> {
         let Some((pa, generations)) = self.take_frames(range, likely) else { return };
         self.begins(Errand::Fault, range, Gives::Write);
         let mapping = Mapping { range, pa, attrs, largest, why: Why::Alignment };
-        let next = {
-            let section = self.sections.enter(self.cpu.id());
-            self.tree.open(&section).map(&self.cpu, &mapping).unwrap_or(range.start())
-        };
+        let by_claim = self.dice.one_in(3) && range == self.page(range.start());
+        let next = if by_claim { self.map_by_claim(&mapping) } else { self.map(&mapping) };
         self.machine.check(|state, _| {
             if let Ok(done) = Range::new(range.start(), next) {
                 state.certain(done, pa, &generations);
@@ -189,6 +187,26 @@ impl<'w, F: Format> Worker<'w, F> {
         self.ends(Errand::Fault, range, Gives::Write);
     }
 
+    /// Maps in one go. Returns up to where.
+    fn map(&self, mapping: &Mapping) -> Ipa {
+        let section = self.sections.enter(self.cpu.id());
+        self.tree.open(&section).map(&self.cpu, mapping).unwrap_or(mapping.range.start())
+    }
+
+    /// Maps a page as a fault does that looks again whether it may, and may not always. Returns up to where.
+    fn map_by_claim(&mut self, mapping: &Mapping) -> Ipa {
+        let start = mapping.range.start();
+        let section = self.sections.enter(self.cpu.id());
+        let view = self.tree.open(&section);
+        let Ok(claim) = view.claim(start, Height::PAGE, mapping.why) else { return start };
+        pass(Point::Step);
+        if self.dice.one_in(3) {
+            return start;
+        }
+        claim.publish(&self.cpu, mapping.pa, mapping.attrs);
+        mapping.range.end()
+    }
+
     /// Takes free frames for `range`: beside a neighbour's, unless by lot elsewhere.
     fn take_frames(&mut self, range: Range, elsewhere: bool) -> Option<(Pa, Vec<u64>)> {
         let mut taken = None;
@@ -198,12 +216,12 @@ impl<'w, F: Format> Worker<'w, F> {
                 state.hot.iter().filter(|ipa| block.contains(**ipa) && !range.contains(**ipa));
             let beside = neighbours.find_map(|ipa| state.mapped(arena, *ipa).map(|(_, pa)| (*ipa, pa)));
             let pa = match beside.filter(|_| !elsewhere) {
-                Some((of, neighbour)) => state.frames.take_beside(neighbour, of, range),
+                Some((of, neighbour)) => state.frames.take_beside(neighbour, of, range, state.now),
                 None => None,
             };
             let pa = match pa {
                 Some(pa) => Some(pa),
-                None => state.frames.take(range, &mut state.dice),
+                None => state.frames.take(range, state.now, &mut state.dice),
             };
             taken = pa.map(|pa| (pa, state.generations(pa, range.len())));
             Ok(())
@@ -298,6 +316,7 @@ impl<'w, F: Format> Worker<'w, F> {
     }
 
     fn told(&self, ipa: Ipa, height: Height) {
+        pass(Point::Step);
         self.machine.check(|state, _| {
             state.told(self.me, ipa, height);
             Ok(())
