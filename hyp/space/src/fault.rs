@@ -144,6 +144,7 @@ impl<'f, F: Format> Space<'f, F> {
         if !standing.region.access.contains(fault.access) {
             return Ok(Outcome::Denied);
         }
+        let mut has_failed = false;
         for _ in 0..PATIENCE {
             let highest = match self.look(&view, fault.ipa) {
                 There::Leaf { access, .. }
@@ -162,8 +163,12 @@ impl<'f, F: Format> Space<'f, F> {
                 There::Owned => return Ok(Outcome::Busy),
                 There::Nothing(highest) => highest,
             };
-            if self.map_one(&view, cpu, tlb, &standing, fault.ipa, highest)? {
-                return Ok(Outcome::Mapped);
+            match self.map_one(&view, cpu, tlb, &standing, fault.ipa, highest) {
+                Ok(true) => return Ok(Outcome::Mapped),
+                Ok(false) => {}
+                // What was on its way back when we failed may be back since we looked: once more.
+                Err(_) if !has_failed => has_failed = true,
+                Err(error) => return Err(error),
             }
             if !self.regions.stands(fault.ipa, &standing) {
                 return Ok(Outcome::Busy);
@@ -213,7 +218,8 @@ impl<'f, F: Format> Space<'f, F> {
     }
 
     /// Decides what it means that there is no memory: an error, or nothing but a lost race. Somebody who has memory for
-    /// this address, or for another and will give it back, was about to publish when we failed; or has published.
+    /// this address, or for another and will give it back, was about to publish when we failed; or has published. Or memory
+    /// is on its way back: what an unmap has taken out of the tables, or what rests since.
     fn is_final<R>(
         &self,
         view: &TableView<'_, 'f, F, R>,
@@ -221,9 +227,14 @@ impl<'f, F: Format> Space<'f, F> {
         failure: Failure,
     ) -> Result<bool, SpaceError> {
         match self.look(view, ipa) {
-            There::Nothing(_) if failure.unpublished == 0 => Err(failure.error),
+            There::Nothing(_) if failure.unpublished == 0 && !self.is_coming_back() => Err(failure.error),
             _ => Ok(false),
         }
+    }
+
+    /// Tells whether frames or tables are on their way back, so that having none is not final.
+    pub(crate) fn is_coming_back(&self) -> bool {
+        self.tree.is_retiring() && !mutant("gone-while-it-comes-back")
     }
 
     pub(crate) fn count_smaller(&self, cpu: CpuId, why: Why) {

@@ -126,8 +126,12 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
             Tried::Mapped => self.go_on_from(end),
             Tried::Lost(_) => {} // the next step looks again
             Tried::NoTables(_) => {
+                let passing = self.space.is_coming_back() || self.space.frames.unpublished() > 0;
                 if let There::Nothing(_) = self.space.look(view, ipa) {
-                    return Err(SpaceError::OutOfTables { ipa });
+                    return Err(match passing {
+                        true => SpaceError::Busy { ipa },
+                        false => SpaceError::OutOfTables { ipa },
+                    });
                 }
             }
         }
@@ -162,8 +166,10 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
                 Err(FrameError::Exhausted { unpublished, .. }) => unpublished,
                 Err(_) => 0,
             };
-            let error =
-                if unpublished == 0 { SpaceError::OutOfMemory { ipa } } else { SpaceError::Busy { ipa } };
+            let error = match unpublished == 0 && !self.space.is_coming_back() {
+                true => SpaceError::OutOfMemory { ipa },
+                false => SpaceError::Busy { ipa },
+            };
             plan = plan.smaller().ok_or(error)?;
             self.space.count_smaller(cpu.id(), plan.why);
         }

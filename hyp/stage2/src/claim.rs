@@ -9,6 +9,7 @@
 
 use crate::place::covered;
 use crate::place::{ABSENT, Place};
+use crate::under_way::Counted;
 use crate::{Attrs, Entries, Entry, Format, Invalidate, Leaf, MapError, Pages, View, Why};
 use types::sync::{full_barrier, mutant};
 use types::{Height, Ipa, Pa, Range};
@@ -22,6 +23,8 @@ pub struct Claim<'c, 'v, F: Format, M: Entries + Pages, R> {
     view: &'c View<'v, F, M, R>,
     ipa: Ipa,
     place: Place,
+    /// A block's reserve is in our hands, or new tables were.
+    drawn: Option<Counted<'v>>,
 }
 
 impl<'v, F: Format, M: Entries + Pages, R> View<'v, F, M, R> {
@@ -35,12 +38,17 @@ impl<'v, F: Format, M: Entries + Pages, R> View<'v, F, M, R> {
     pub fn claim(&self, ipa: Ipa, height: Height, why: Why) -> Result<Claim<'_, 'v, F, M, R>, MapError> {
         // What splitting the leaf will need is set aside before it can be found.
         let tree = self.tree;
-        tree.reserve_leaves(height, 1).map_err(|_| tree.no_pages(ipa, height))?;
-        let place = self.freeze_absent(ipa, height, why).inspect_err(|_| tree.release_leaves(height, 1))?;
+        let mut drawn = (height > Height::PAGE).then(|| tree.unlinking());
+        if drawn.is_some() {
+            let reserve = tree.draw(|| tree.reserve_leaves(height, 1));
+            reserve.map_err(|shortage| shortage.while_mapping(ipa, height))?;
+        }
+        let place = self.freeze_absent(ipa, height, why, &mut drawn);
+        let place = place.inspect_err(|_| tree.release_leaves(height, 1))?;
         // O30: the entry is frozen before we look whether it is still wanted. Pairs with O31, between a new
         // decision and the walk that enforces it, in `space`.
         full_barrier(30);
-        Ok(Claim { view: self, ipa, place })
+        Ok(Claim { view: self, ipa, place, drawn })
     }
 }
 
@@ -57,11 +65,12 @@ impl<F: Format, M: Entries + Pages, R> Claim<'_, '_, F, M, R> {
 
     /// Publishes a leaf that maps the whole entry to `pa`, a multiple of its size and within the format's output size,
     /// and makes it visible to table walkers.
-    pub fn publish<I: Invalidate>(self, cpu: &I, pa: Pa, attrs: Attrs) {
+    pub fn publish<I: Invalidate>(mut self, cpu: &I, pa: Pa, attrs: Attrs) {
         let (view, place, range) = (self.view, self.place, self.range());
         let leaf = view.tree.format.encode(Entry::Leaf(Leaf { pa, attrs }), place.height);
         view.tree.counters.gained(view.cpu, place.height, 1);
         view.tree.settle(place, leaf);
+        drop(self.drawn.take());
         core::mem::forget(self);
         view.publish(cpu, range.start(), range.end());
     }

@@ -25,7 +25,7 @@ use crate::census::Event;
 use crate::geometry::span;
 use crate::place::{PATIENCE, Place, Spot, covered};
 use crate::sweep::{Grace, Subtree};
-use crate::tree::Underway;
+use crate::tree::Shortage;
 use crate::{
     Attrs, Bbm, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, Live, Marks, Owed,
     Pages, Purpose, Quiesced, Rewrite, Scope, Section, Slot, TablePa, Tree, View, Work,
@@ -202,8 +202,9 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         }
         let collapse = view.candidate(block.start(), height, likeness)?;
         // The reserve first: it is what lets the block be split again in a fault.
+        let retiring = self.unlinking();
         if !mutant("collapse-without-reserve") {
-            self.memory.reserve(1).map_err(|_| self.no_reserve(ipa))?;
+            self.draw(|| self.memory.reserve(1)).map_err(|shortage| Self::no_reserve(shortage, ipa))?;
         }
         let done = match view.collapse_way(&collapse) {
             CollapseWay::Hold => view.collapse_by_hold(section, cpu, &collapse),
@@ -211,20 +212,23 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         };
         drop(view);
         drop(flight);
-        let Committed { grace, scratch, underway } = done.inspect_err(|_| {
+        let Committed { grace, scratch } = done.inspect_err(|_| {
             if !mutant("refused-keeps-its-reserve") {
                 self.memory.release(1);
             }
         })?;
         let grace = grace.wait(section);
         self.retire_children(section.cpu(), &collapse, scratch, grace, sink);
-        drop(underway);
+        drop(retiring);
         Ok(())
     }
 
     /// Says why there is no page: others than the caller may be about to give some back.
-    fn no_reserve(&self, ipa: Ipa) -> CollapseError {
-        if self.is_retiring() { CollapseError::Busy { ipa } } else { CollapseError::NoPages }
+    const fn no_reserve(shortage: Shortage, ipa: Ipa) -> CollapseError {
+        match shortage {
+            Shortage::Passing => CollapseError::Busy { ipa },
+            Shortage::Final => CollapseError::NoPages,
+        }
     }
 
     /// Gives back the table, and hands over what its entries mapped where that was moved.
@@ -264,8 +268,6 @@ enum CollapseWay {
 struct Committed<'t, P> {
     grace: Grace<'t, P>,
     scratch: Option<TablePa>,
-    /// From before the unlink: whoever finds no page meanwhile knows that one is coming.
-    underway: Underway<'t>,
 }
 
 impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
@@ -322,11 +324,9 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         mover: &mut impl Mover<F>,
     ) -> Result<Committed<'t, S::Period>, CollapseError> {
         let tree = self.tree;
-        let Ok(scratch) = tree.memory.take(Geometry::<F>::table_size(), Purpose::Scratch) else {
-            return Err(tree.no_reserve(collapse.ipa));
-        };
+        let scratch = tree.draw(|| tree.memory.take(Geometry::<F>::table_size(), Purpose::Scratch));
+        let scratch = scratch.map_err(|shortage| Tree::<F, M>::no_reserve(shortage, collapse.ipa))?;
         let scratch = scratch.into_table();
-        let underway = tree.unlinking();
         let give_up = |taken: usize, raw_link: Option<u64>, error| {
             for index in usize::from(mutant("child-not-put-back"))..taken {
                 let raw = tree.memory.slot(scratch, index).load(Relaxed); // ours alone
@@ -385,7 +385,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         self.publish(cpu, range.start(), range.end());
         self.bury(collapse);
         self.count_collapse(collapse);
-        Ok(Committed { grace, scratch: Some(scratch), underway })
+        Ok(Committed { grace, scratch: Some(scratch) })
     }
 
     fn collapse_by_hold<S: Section, I: Invalidate>(
@@ -401,7 +401,6 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             Some(live) => format.encode(Entry::Held(live), height),
             None => raw,
         };
-        let underway = tree.unlinking();
         let Ok(link) = tree.replace(self.cpu, collapse.link, collapse.raw_link, |raw| hold(raw, height))
         else {
             met("collapse lost its link to another writer");
@@ -446,7 +445,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let settled = Entry::from(block(attrs.without(Marks::PENDING)));
         tree.settle(collapse.link, format.encode(settled, height));
         self.count_collapse(collapse);
-        Ok(Committed { grace, scratch: None, underway })
+        Ok(Committed { grace, scratch: None })
     }
 
     /// Takes one child by compare-exchange, as long as it is what it has to be.

@@ -76,6 +76,7 @@ mod sweep;
 mod take;
 mod translate;
 mod tree;
+mod under_way;
 mod unmap;
 mod walk;
 

@@ -16,6 +16,8 @@ use crate::census::{Event, HEIGHTS};
 use crate::geometry::{shift, span};
 use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
 use crate::tree::STEP_ENTRIES;
+use crate::tree::Shortage;
+use crate::under_way::Counted;
 use crate::{
     Attrs, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, MapError, NoPages, Note,
     Owed, Pages, Purpose, Scope, Slot, Table, TablePa, TableSize, Tree, View, Why, Work,
@@ -76,7 +78,7 @@ struct Run {
     len: usize,
 }
 
-impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
+impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
     /// Maps `mapping.range`, or its first part: returns the address up to which it is mapped, further on than the
     /// start. Go on from there with a further call until it is the end.
     ///
@@ -108,8 +110,15 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         self.fill(&Fill { range, content: Content::Note(note), largest, why: Why::Alignment })
     }
 
-    /// Freezes the absent entry of `height` for `ipa`, with the tables on the way to it. Returns where it is.
-    pub(crate) fn freeze_absent(&self, ipa: Ipa, height: Height, why: Why) -> Result<Place, MapError> {
+    /// Freezes the absent entry of `height` for `ipa`, with the tables on the way to it. Returns where it is. `drawn` counts
+    /// the caller as one who has drawn pages, from when that is so.
+    pub(crate) fn freeze_absent(
+        &self,
+        ipa: Ipa,
+        height: Height,
+        why: Why,
+        drawn: &mut Option<Counted<'t>>,
+    ) -> Result<Place, MapError> {
         let range = covered::<F>(ipa, height);
         if height > self.tree.largest_leaf() || !self.tree.geometry.reach().covers(range) {
             return Err(MapError::Unmappable);
@@ -129,7 +138,8 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                     return Ok(spot.place);
                 }
             } else {
-                match self.link_filled(&fill, &run, spot) {
+                let drawn = drawn.get_or_insert_with(|| self.tree.unlinking());
+                match self.link_filled(&fill, &run, spot, drawn) {
                     Ok(table) => {
                         return Ok(Place { table, index: self.tree.geometry.index(run.at, height), height });
                     }
@@ -185,8 +195,12 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 return Err(self.obstacle(at, place.height, spot.raw));
             }
             let run = fill.run(at, height, &self.tree.geometry);
-            if fill.is_memory() && self.tree.reserve_leaves(height, run.len as u64).is_err() {
-                return Err(self.tree.no_pages(at, height));
+            let reserves = fill.is_memory() && height > Height::PAGE;
+            // From before pages are drawn until they are linked or back: who finds none meanwhile finds us counted.
+            let drawing = (reserves || place.height != height).then(|| self.tree.unlinking());
+            if reserves {
+                let reserve = self.tree.draw(|| self.tree.reserve_leaves(height, run.len as u64));
+                reserve.map_err(|shortage| shortage.while_mapping(at, height))?;
             }
             let unused = |n: usize| {
                 if fill.is_memory() {
@@ -199,8 +213,8 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 if done > 0 {
                     return Ok((run.end::<F>(done), done));
                 }
-            } else {
-                match self.link_filled(fill, &run, spot) {
+            } else if let Some(drawing) = &drawing {
+                match self.link_filled(fill, &run, spot, drawing) {
                     Ok(_) => return Ok((run.end::<F>(run.len), run.len)),
                     Err(Unlinked::NoPages) => {
                         unused(run.len);
@@ -239,18 +253,25 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
 
     /// Makes the tables between `spot`, which is absent, and the run, fills them, and links them. Returns the lowest,
     /// which holds the run.
-    fn link_filled(&self, fill: &Fill, run: &Run, spot: Spot) -> Result<TablePa, Unlinked> {
+    fn link_filled(
+        &self,
+        fill: &Fill,
+        run: &Run,
+        spot: Spot,
+        _drawing: &Counted<'_>,
+    ) -> Result<TablePa, Unlinked> {
         let tree = self.tree;
         let missing = usize::from(spot.place.height.get() - run.height.get());
-        // From before tables are taken until they are linked or back: who finds none meanwhile finds us counted.
-        let underway = tree.unlinking();
-        let Ok(new) = NewTables::take(&tree.memory, missing, Geometry::<F>::table_size()) else {
-            // Some may be on their way back, or in the hands of another CPU that needs the same table.
-            let is_final = !tree.others_retiring() && tree.read(spot.place) == ABSENT;
-            return Err(match is_final || mutant("no-pages-while-some-come-back") {
-                true => Unlinked::NoPages,
-                false => Unlinked::Lost,
-            });
+        let size = Geometry::<F>::table_size();
+        let new = match tree.draw(|| NewTables::take(&tree.memory, missing, size)) {
+            Ok(new) => new,
+            // Another CPU that needed the same table may have linked it.
+            Err(Shortage::Final)
+                if tree.read(spot.place) == ABSENT || mutant("no-pages-while-some-come-back") =>
+            {
+                return Err(Unlinked::NoPages);
+            }
+            Err(_) => return Err(Unlinked::Lost),
         };
         let mut height = run.height;
         let first = tree.geometry.index(run.at, height);
@@ -276,7 +297,6 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         if mutant("linked-before-filled") {
             fill_lowest();
         }
-        drop(underway);
         tree.counters.count(self.cpu, Event::TableTaken, new.len as u64);
         fill.count(self, run.height, run.len);
         Ok(lowest)

@@ -9,6 +9,9 @@
 //!                                        ▲                  └── a rest, or too early ── park ─┐
 //!                                        └────────────────────────────────────────────────────┘
 //! ```
+//! What is parked counts as retiring, as the operation did that parked it: from the one to the other there is no moment in
+//! which somebody who has found no page could take it for gone.
+//!
 //! The places are the tree's own, so freeing needs no memory; where all are taken, the caller waits for a grace period
 //! instead. Each CPU looks first where others do not.
 //!
@@ -17,6 +20,7 @@
 use crate::TablePa;
 use crate::quiescence::Epoch;
 use crate::sweep::Subtree;
+use crate::under_way::{Counted, UnderWay};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use types::sync::{AtomicU64, mutant, o};
 use types::{CpuId, Height, Ipa, Pa};
@@ -35,6 +39,8 @@ pub(crate) struct Parking {
     /// A bit for each place with a subtree that waits to be taken.
     parked: AtomicU64,
     places: [Place; PLACES],
+    /// What is under way in the tree: see [`UnderWay`].
+    pub(crate) under_way: UnderWay,
 }
 
 #[derive(Debug)]
@@ -62,6 +68,7 @@ pub(crate) struct Parked<'t> {
     /// When it may be swept.
     pub(crate) epoch: Epoch,
     place: Reserved<'t>,
+    retiring: Counted<'t>,
 }
 
 impl Parking {
@@ -72,7 +79,12 @@ impl Parking {
             cursor: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
         };
-        Self { free: AtomicU64::new(ALL), parked: AtomicU64::new(0), places: core::array::from_fn(place) }
+        Self {
+            free: AtomicU64::new(ALL),
+            parked: AtomicU64::new(0),
+            places: core::array::from_fn(place),
+            under_way: UnderWay::new(),
+        }
     }
 
     /// Returns no place at all.
@@ -142,7 +154,8 @@ impl<'t> Reserved<'t> {
             base: Ipa::new(place.base.load(Relaxed)),
             cursor: Ipa::new(place.cursor.load(Relaxed)),
         };
-        Parked { subtree, epoch: Epoch::new(place.epoch.load(Relaxed)), place: self }
+        let retiring = self.parking.under_way.adopt_retiring();
+        Parked { subtree, epoch: Epoch::new(place.epoch.load(Relaxed)), place: self, retiring }
     }
 
     /// Puts `subtree` into this place, which is one, until `epoch` has passed.
@@ -152,6 +165,7 @@ impl<'t> Reserved<'t> {
         place.base.store(subtree.base.get(), Relaxed);
         place.cursor.store(subtree.cursor.get(), Relaxed);
         place.epoch.store(epoch.number(), Relaxed);
+        core::mem::forget(self.parking.under_way.retiring()); // until it is taken
         let bit = core::mem::take(&mut self.bits); // no longer ours
         // O14: the subtree's description, and the grace period where it has been waited for. Pairs with O13.
         self.parking.parked.fetch_or(bit, o(14, Release));
@@ -164,9 +178,10 @@ impl<'t> Parked<'t> {
         self.place.park(self.subtree, self.epoch);
     }
 
-    /// Returns the place, for a rest of the subtree, or to be free.
-    pub(crate) fn into_place(self) -> Reserved<'t> {
-        self.place
+    /// Returns the place, for a rest of the subtree, or to be free; and what keeps the subtree counted until it has gone
+    /// back, or is parked again.
+    pub(crate) fn into_place(self) -> (Reserved<'t>, Counted<'t>) {
+        (self.place, self.retiring)
     }
 }
 

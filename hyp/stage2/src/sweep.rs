@@ -150,7 +150,9 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             after = next;
             if may_be_swept(parked.epoch) {
                 let subtree = parked.subtree;
-                self.sweep_or_park(cpu, subtree, parked.into_place(), budget, sink);
+                let (place, retiring) = parked.into_place();
+                self.sweep_or_park(cpu, subtree, place, budget, sink);
+                drop(retiring);
             } else {
                 parked.put_back();
             }

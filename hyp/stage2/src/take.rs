@@ -8,7 +8,7 @@
 
 use crate::census::Event;
 use crate::place::{Place, covered};
-use crate::tree::Flight;
+use crate::under_way::Counted;
 use crate::{
     Attrs, ChangeError, Class, Entries, Entry, Format, Invalidate, Leaf, Lost, Marks, Owed, Pages, Quiesced,
     Scope, View, Work,
@@ -28,7 +28,7 @@ pub struct Taken<'c, 'v, F: Format, M: Entries + Pages, R> {
     leaf: Leaf,
     /// What the entry becomes when this is let go.
     next: u64,
-    _flight: Flight<'v>,
+    _flight: Counted<'v>,
 }
 
 impl<'v, F: Format, M: Entries + Pages, R> View<'v, F, M, R> {

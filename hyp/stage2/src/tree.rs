@@ -4,18 +4,14 @@ use crate::census::{Counters, Event};
 use crate::geometry::span;
 use crate::parking::Parking;
 use crate::place::PATIENCE;
+use crate::under_way::Counted;
 use crate::{
     Bbm, Census, ChangeError, Entries, Format, FreshTable, Geometry, MapError, NoPages, Pages, Purpose,
     Section, TablePa,
 };
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, mutant, o, spin_loop};
+use core::sync::atomic::Ordering::Relaxed;
+use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, mutant, spin_loop};
 use types::{CpuId, CpuSet, Height, Ipa, Range};
-
-/// One operation that retires tables, in the count of what is under way.
-const RETIRING: u64 = 1 << 32;
-/// One batch in flight, in the same count.
-const IN_FLIGHT: u64 = 1;
 
 /// The most entries that one step of an operation touches, up to a table's worth.
 pub const STEP_ENTRIES: usize = 1 << 16;
@@ -32,14 +28,11 @@ pub struct Tree<F, M> {
     root: FreshTable,
     /// The CPUs that have ever opened a view. Bits are only ever set.
     opened: AtomicU64,
-    /// Below [`RETIRING`], batches of reducing writes whose invalidation is not complete; above, operations that have
-    /// unlinked a table, or are about to, and have not given it back. In one word, since a split is both.
-    under_way: AtomicU64,
     bbm: AtomicU8,
     /// Dirty logs that run.
     logs: AtomicU32,
     /// Operations that wait for the outcome of somebody's entry.
-    waiting: AtomicU64,
+    waiting: AtomicU32,
     pub(crate) parking: Parking,
 }
 
@@ -57,10 +50,9 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             counters: Counters::new(),
             root,
             opened: AtomicU64::new(0),
-            under_way: AtomicU64::new(0),
             bbm: AtomicU8::new(bbm as u8),
             logs: AtomicU32::new(0),
-            waiting: AtomicU64::new(0),
+            waiting: AtomicU32::new(0),
             parking: Parking::new(),
         })
     }
@@ -176,50 +168,55 @@ impl<F: Format, M> Tree<F, M> {
     }
 
     /// Counts a batch of reducing writes, before the first of them and until its invalidation is complete.
-    pub(crate) fn depart(&self) -> Flight<'_> {
-        self.flight(IN_FLIGHT)
+    pub(crate) fn depart(&self) -> Counted<'_> {
+        self.parking.under_way.in_flight()
     }
 
     /// As [`Self::depart`] and [`Self::unlinking`] in one, for an operation that takes a table and may give it back.
-    pub(crate) fn depart_unlinking(&self) -> Flight<'_> {
-        self.flight(IN_FLIGHT | RETIRING)
-    }
-
-    fn flight(&self, step: u64) -> Flight<'_> {
-        // Relaxed: whoever sees one of the writes sees this too, since the write is a release (O10).
-        self.under_way.fetch_add(step, Relaxed);
-        Flight { under_way: &self.under_way, step }
+    pub(crate) fn depart_unlinking(&self) -> Counted<'_> {
+        self.parking.under_way.both()
     }
 
     /// Tells whether other batches than the caller's own are in flight. The caller has met an entry that is as it
     /// wants it: then the batch that made it so is among them, or complete.
-    pub(crate) fn others_in_flight(&self, _own: &Flight<'_>) -> bool {
-        // O12: a batch that is no longer counted has completed its invalidation before. Pairs with O15.
-        self.under_way.load(o(12, Acquire)) % RETIRING > 1
+    pub(crate) fn others_in_flight(&self, _own: &Counted<'_>) -> bool {
+        self.parking.under_way.batches() > 1
     }
 
-    /// Counts an operation that unlinks tables, from before it does until they are given back. Whoever finds no page for
-    /// a table meanwhile is told to come again, and not that there is none.
-    pub(crate) fn unlinking(&self) -> Underway<'_> {
-        Underway::new(&self.under_way, RETIRING)
+    /// Counts an operation that draws pages or unlinks tables, from before it does until they are linked or given back.
+    /// Whoever finds no page for a table meanwhile is told to come again, and not that there is none.
+    pub(crate) fn unlinking(&self) -> Counted<'_> {
+        self.parking.under_way.retiring()
     }
 
-    /// Tells whether tables are on their way back.
-    pub(crate) fn is_retiring(&self) -> bool {
-        self.under_way.load(Relaxed) >= RETIRING || self.parking.has_parked()
+    /// Tells whether tables, or what they mapped, are on their way back, or pages in somebody's hands: then having no
+    /// page, or no frame, is not final. Where it says no, what is back by now can be had.
+    pub fn is_retiring(&self) -> bool {
+        self.parking.under_way.retirements() > 0
     }
 
-    /// Tells whether others than the caller, which is counted itself, have tables on their way back. Where they have
-    /// not, what they were doing to entries until a moment ago can be seen.
+    /// Tells whether others than the caller, which is counted itself, are retiring.
     pub(crate) fn others_retiring(&self) -> bool {
-        // O12, with O15: whoever drew the page that we did not find is counted still, or done.
-        self.under_way.load(o(12, Acquire)) / RETIRING > 1 || self.parking.has_parked()
+        self.parking.under_way.retirements() > 1
     }
 
-    /// Says why there is no page for a table: some may be on their way back.
-    pub(crate) fn no_pages(&self, ipa: Ipa, height: Height) -> MapError {
-        let is_final = !self.is_retiring() || mutant("no-pages-while-some-come-back");
-        if is_final { MapError::NoPages } else { MapError::Busy { ipa, height } }
+    /// Draws pages by `take`, on behalf of a caller that is counted as retiring.
+    ///
+    /// A look comes after each failure, and another try after a look that finds nobody else: what the others were doing
+    /// may have ended between the two, and the page be back.
+    pub(crate) fn draw<T>(&self, mut take: impl FnMut() -> Result<T, NoPages>) -> Result<T, Shortage> {
+        for _ in 0..PATIENCE {
+            if let Ok(drawn) = take() {
+                return Ok(drawn);
+            }
+            if mutant("no-pages-while-some-come-back") {
+                break;
+            }
+            if self.others_retiring() {
+                return Err(Shortage::Passing);
+            }
+        }
+        Err(Shortage::Final)
     }
 
     /// Makes the patience of one operation.
@@ -247,9 +244,7 @@ impl<F: Format, M> Tree<F, M> {
             section.wait(period);
         }
         let mut patience = self.patience();
-        while !mutant("weaker-cpu-during-a-change")
-            && !self.under_way.load(o(12, Acquire)).is_multiple_of(RETIRING)
-        {
+        while !mutant("weaker-cpu-during-a-change") && self.parking.under_way.batches() != 0 {
             patience.wait(section, self.geometry.reach().start(), self.geometry.top())?;
         }
         Ok(())
@@ -275,38 +270,39 @@ impl<F: Format, M> Tree<F, M> {
     }
 }
 
-/// A batch of reducing writes that is counted as in flight.
-#[derive(Debug)]
-pub(crate) struct Flight<'t> {
-    under_way: &'t AtomicU64,
-    step: u64,
+/// Why no page was drawn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shortage {
+    /// Some are on their way back, or in the hands of others.
+    Passing,
+    /// There are none.
+    Final,
 }
 
-impl Drop for Flight<'_> {
-    fn drop(&mut self) {
-        // O15: our invalidation is complete before we are no longer counted. Pairs with O12.
-        self.under_way.fetch_sub(self.step, o(15, Release));
+impl Shortage {
+    /// Returns what a caller that is mapping says.
+    pub(crate) const fn while_mapping(self, ipa: Ipa, height: Height) -> MapError {
+        match self {
+            Self::Passing => MapError::Busy { ipa, height },
+            Self::Final => MapError::NoPages,
+        }
     }
 }
 
-/// Something that is counted while this lives.
+/// An operation that is counted as waiting while this lives.
 #[derive(Debug)]
-pub(crate) struct Underway<'t> {
-    count: &'t AtomicU64,
-    step: u64,
-}
+struct Waiter<'t>(&'t AtomicU32);
 
-impl<'t> Underway<'t> {
-    fn new(count: &'t AtomicU64, step: u64) -> Self {
-        count.fetch_add(step, Relaxed);
-        Self { count, step }
+impl<'t> Waiter<'t> {
+    fn new(waiting: &'t AtomicU32) -> Self {
+        waiting.fetch_add(1, Relaxed);
+        Self(waiting)
     }
 }
 
-impl Drop for Underway<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        // O15: a page that was drawn is linked, or back, before we are no longer counted. Pairs with O12.
-        self.count.fetch_sub(self.step, o(15, Release));
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -315,8 +311,8 @@ impl Drop for Underway<'_> {
 #[derive(Debug)]
 pub(crate) struct Patience<'t> {
     spins: u32,
-    waiting: &'t AtomicU64,
-    counted: Option<Underway<'t>>,
+    waiting: &'t AtomicU32,
+    counted: Option<Waiter<'t>>,
 }
 
 impl Patience<'_> {
@@ -334,7 +330,7 @@ impl Patience<'_> {
             return Err(ChangeError::Busy { ipa, height });
         }
         let waiting = self.waiting;
-        self.counted.get_or_insert_with(|| Underway::new(waiting, 1));
+        self.counted.get_or_insert_with(|| Waiter::new(waiting));
         section.pass();
         // Under a model checker every wait is as long as it takes the others to get on.
         let spins = if cfg!(loom) { 1 } else { 1u32 << self.spins };

@@ -21,7 +21,8 @@ use crate::parking::Reserved;
 use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
 use crate::split::Splitting;
 use crate::sweep::{Grace, Subtree};
-use crate::tree::{STEP_ENTRIES, Underway};
+use crate::tree::STEP_ENTRIES;
+use crate::under_way::Counted;
 use crate::{
     ChangeError, Entries, Entry, Format, Invalidate, Lost, Pages, Quiesced, Section, TablePa, Tree, View, Why,
 };
@@ -32,7 +33,7 @@ use types::{CpuId, Height, Ipa, Range};
 enum Collected<'t> {
     /// Entries are frozen and in the batch; they end before `next`. With a place to park, where a large subtree is among
     /// them; counted as retiring.
-    Frozen { next: Ipa, parking: Option<Reserved<'t>>, underway: Underway<'t> },
+    Frozen { next: Ipa, parking: Option<Reserved<'t>>, underway: Counted<'t> },
     /// Nothing is mapped before this address.
     Nothing { next: Ipa },
     /// A block reaches beyond the range.

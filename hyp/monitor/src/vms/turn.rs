@@ -14,7 +14,7 @@ use aarch64::guest::{Context, El1, decode, el1, ich, switch};
 use log::{debug, error, warn};
 use space::Outcome;
 use stage2::Quiescence;
-use types::{Access, Cause, Cpu, Ipa, SysReg};
+use types::{Access, Cause, Cpu, FaultKind, Ipa, SysReg};
 use vm::{
     CallOutcome, ExitReason, Intent, Mmio, MmioOp, MmioOutcome, Next, Start, SysAccess, SysOutcome, Timer,
     Vcpu, Why,
@@ -242,6 +242,7 @@ impl<'a> Turns<'a> {
         }
         // Devices first: they are below memory, and the most frequent.
         if fault.ipa < vm::map::RAM
+            && fault.kind != FaultKind::TlbConflict // of which no address is promised
             && let Some(transfer) = abort.transfer
             && self.device(fault.ipa, transfer)
         {
@@ -256,7 +257,9 @@ impl<'a> Turns<'a> {
         let outcome = self.guest.space.fault(&section, &self.cpu, &tlb, &fault);
         drop(section);
         match outcome {
-            Ok(Outcome::Mapped | Outcome::AlreadyMapped | Outcome::Busy) => {}
+            Ok(Outcome::Mapped | Outcome::AlreadyMapped) => {}
+            // It may be for memory that rests: a guest that comes again for it may be the only one who ever does.
+            Ok(Outcome::Busy) => self.tidy(),
             Ok(Outcome::Outside | Outcome::Denied | Outcome::Noted(_)) => self.outside(abort, fault.ipa, far),
             Err(error) => {
                 error!("{}: vCPU {} cannot go on: {error}", self.name(), self.vcpu.index());
@@ -275,7 +278,7 @@ impl<'a> Turns<'a> {
         page
     }
 
-    /// Gives back what rests since an unlink, before this CPU has nothing to do.
+    /// Gives back what rests since an unlink: before this CPU has nothing to do, and when a fault has found no memory.
     fn tidy(&self) {
         if self.guest.space.tree().is_draining() {
             let mut section = self.hypervisor.waiting.enter(self.cpu.id());

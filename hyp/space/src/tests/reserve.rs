@@ -1,8 +1,11 @@
 //! The split reserve of a space: blocks can be split when nothing else is left.
 
 use super::*;
+use crate::Region;
 use crate::{Outcome, table_budget};
-use stage2::{Batched, Section};
+use stage2::{Batched, Invalidate, Section, Work};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// The frames that root and links above the blocks of one region take.
 fn above() -> u32 {
@@ -75,4 +78,71 @@ fn what_rests_until_its_epoch_has_passed_makes_a_missing_reserve_busy_and_not_an
     }
     assert_eq!(fault(&machine, &space, &stay, GUEST), Ok(Outcome::Mapped));
     assert_eq!(leaves(&space), [0, 1, 0]);
+}
+
+/// One CPU gives back all that there is, again and again; another faults. The one table that the budget allows is mapped,
+/// rests, or is in the first CPU's hands: then nobody may say that there is none.
+#[test]
+fn a_table_on_its_way_back_is_never_taken_for_gone() {
+    for _ in 0..if cfg!(miri) { 2 } else { 100 } {
+        let machine = machine(16 * MIB);
+        let way = Batched::new();
+        let space = space_with_tables(&machine, above() + 1);
+        // Not a whole block, so that pages are mapped, in a table.
+        let region = Region::ram(range(GUEST + PAGE, 8 * PAGE));
+        space.add_region(&mut way.enter(cpu_id(0)), region).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                for n in 0..20 {
+                    let stay = way.enter(cpu_id(1));
+                    let outcome = fault(&machine, &space, &stay, GUEST + (1 + n % 8) * PAGE);
+                    let goes_on = [Outcome::Mapped, Outcome::AlreadyMapped, Outcome::Busy];
+                    assert!(outcome.is_ok_and(|outcome| goes_on.contains(&outcome)), "{outcome:?}");
+                }
+                done.store(true, Relaxed);
+            });
+            while !done.load(Relaxed) {
+                let mut stay = way.enter(cpu_id(0));
+                let _ = space.discard(&mut stay, &Recorder::default(), range(GUEST, BLOCK));
+                space.drain(&mut stay);
+            }
+        });
+    }
+}
+
+/// The same in one order: what a discard has unlinked and not given back is asked for.
+#[test]
+fn a_fault_while_a_discard_is_under_way_is_busy_and_no_error() {
+    let machine = machine(16 * MIB);
+    let epoch = EntryEpoch::new();
+    let space = space_with_tables(&machine, above() + 1);
+    let mut stay = epoch.enter(cpu_id(0));
+    space.add_region(&mut stay, Region::ram(range(GUEST + PAGE, PAGE))).unwrap();
+    assert_eq!(fault(&machine, &space, &stay, GUEST + PAGE), Ok(Outcome::Mapped));
+    let asked = std::cell::Cell::new(None);
+    let other = EntryEpoch::new();
+    // Called while the discard waits for its invalidation: the table is unlinked, and not back.
+    let during = |_: Work| {
+        if asked.get().is_none() {
+            asked.set(Some(Err(SpaceError::NoRegion { ipa: Ipa::new(0) }))); // not again from inside
+            asked.set(Some(fault(&machine, &space, &other.enter(cpu_id(1)), GUEST + PAGE)));
+        }
+    };
+    space.discard(&mut stay, &Meanwhile(during), range(GUEST, BLOCK)).unwrap();
+    assert_eq!(asked.get(), Some(Ok(Outcome::Busy)));
+    assert_eq!(fault(&machine, &space, &stay, GUEST + PAGE), Ok(Outcome::Mapped));
+}
+
+/// A CPU whose invalidation gives somebody else the time for something.
+struct Meanwhile<F>(F);
+
+impl<F: Fn(Work)> Invalidate for Meanwhile<F> {
+    type Pending = ();
+
+    fn begin(&self, work: Work) {
+        self.0(work);
+    }
+
+    fn complete(&self, (): ()) {}
 }
