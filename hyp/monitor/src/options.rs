@@ -16,6 +16,8 @@ pub struct Options {
     pub wait: Way,
     /// `bbm=0|1|2|3`: the break-before-make level to use at most; what the CPUs can do where it does not say.
     pub bbm: Bbm,
+    /// `exercise=resize`: work for these mechanisms while guests run; none where it does not say.
+    pub exercise: Exercise,
     /// `provoke=panic|overflow|null|write-code|execute-data|undefined`: a bug to provoke, for tests of the report.
     pub provoke: Option<Provoke>,
 }
@@ -47,6 +49,16 @@ impl Way {
     pub fn name(self) -> &'static str {
         Self::NAMES.iter().find(|(_, way)| *way == self).map_or("", |(name, _)| name)
     }
+}
+
+/// Work for the mechanisms that may be chosen, while guests run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Exercise {
+    /// None but what guests make.
+    #[default]
+    None,
+    /// Splitting blocks and collapsing them again.
+    Resize,
 }
 
 /// The styles of invalidation, by the names that the command line gives them.
@@ -90,6 +102,7 @@ impl Options {
             "log" => self.log = value.parse().ok()?,
             "invalidate" => self.invalidate = named(&STYLES, value)?,
             "wait" => self.wait = named(&Way::NAMES, value)?,
+            "exercise" => self.exercise = named(&[("resize", Exercise::Resize)], value)?,
             "bbm" => self.bbm = named(&LEVELS, value)?,
             "provoke" => self.provoke = Some(Provoke::parse(value)?),
             _ => return None,
@@ -105,6 +118,7 @@ impl Default for Options {
             invalidate: Style::Broadcast,
             wait: Way::Epoch,
             bbm: Bbm::Level3,
+            exercise: Exercise::None,
             provoke: None,
         }
     }
@@ -130,11 +144,11 @@ mod tests {
 
     #[test]
     fn the_mechanisms_can_be_exchanged_by_name() {
-        let line = "invalidate=interrupt wait=batched bbm=1 wait=sleep bbm=4 invalidate=";
+        let line = "invalidate=interrupt wait=batched bbm=1 exercise=resize wait=sleep bbm=4 invalidate=";
         let mut others = Vec::new();
         let options = Options::parse(line, |u| others.push(u.0));
         assert_eq!((options.invalidate, options.wait), (Style::Interrupt, Way::Batched));
-        assert_eq!(options.bbm, Bbm::Level1);
+        assert_eq!((options.bbm, options.exercise), (Bbm::Level1, Exercise::Resize));
         assert_eq!(others, ["wait=sleep", "bbm=4", "invalidate="]);
         assert_eq!((options.wait.name(), style_name(options.invalidate)), ("batched", "interrupt"));
     }

@@ -127,7 +127,7 @@ impl Presence {
         if too_early {
             self.catch_up(me, cpu);
         }
-        seat.visits.store((seat.visits.load(Relaxed) + 1) | 1, Relaxed); // only this CPU writes it
+        seat.visits.store(seat.visits.load(Relaxed) + 1, Relaxed); // only this CPU writes it
         // O110: inside before we look at the generation. Pairs with O113.
         full_barrier(110);
         if !too_early {

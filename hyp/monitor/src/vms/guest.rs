@@ -1,5 +1,6 @@
 //! A virtual machine with its memory, and how it is loaded.
 
+use super::exercise::Exercise;
 use super::{Format, Hypervisor, Load};
 use aarch64::cpu::Core;
 use aarch64::guest::controls::Identity;
@@ -22,6 +23,7 @@ pub(super) struct Guest {
     pub(super) space: Box<Space<'static, Format>>,
     /// Which CPUs are in it.
     presence: Box<Presence>,
+    pub(super) exercise: Exercise,
 }
 
 // A guest is moved into its box over the stack of the boot CPU, more than once where nothing is optimised away.
@@ -93,7 +95,7 @@ impl Guest {
         };
         let id_bits = IdBits { ipa_bits: geometry.ipa_bits() as u8 };
         let vm = Vm::new(config, id_bits, timers, &super::OUTPUT)?;
-        Ok(Self { vm, space, presence: presence() })
+        Ok(Self { vm, space, presence: presence(), exercise: Exercise::default() })
     }
 
     /// Returns how this guest's translations are invalidated by `cpu`, which is the one that runs this.

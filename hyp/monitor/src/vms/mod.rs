@@ -5,6 +5,7 @@
 //!
 //! Neighbours: `vm` says what a guest sees, `space` what is behind its addresses, `aarch64` enters and leaves it.
 
+mod exercise;
 mod guest;
 mod input;
 mod lists;

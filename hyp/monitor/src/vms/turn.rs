@@ -3,6 +3,7 @@
 use super::guest::Guest;
 use super::lists::Lists;
 use super::{Hypervisor, Load};
+use crate::options::Exercise;
 use crate::report;
 use aarch64::barrier::{dsb_sy, wfi};
 use aarch64::cpu::Core;
@@ -340,6 +341,9 @@ impl<'a> Turns<'a> {
             report::stop_if_reported();
             ExitReason::Kick
         } else if id == interrupts.virtual_timer {
+            if self.hypervisor.machine.options.exercise == Exercise::Resize {
+                self.guest.exercise.resize(self.guest, self.hypervisor, &self.cpu);
+            }
             vm.timer_fired(self.vcpu, Timer::Virtual); // the guest deactivates it
             ExitReason::Timer
         } else if id == interrupts.physical_timer {

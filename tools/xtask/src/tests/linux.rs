@@ -6,7 +6,7 @@ use crate::board::{Board, Built};
 use crate::bundle::{self, One};
 use crate::console::Console;
 use crate::qemu::{CPUS, DEFAULT_CPU};
-use crate::report::{END, STATS};
+use crate::report::{self, END, STATS};
 use crate::run::{HYPERVISOR_APPEND, Prepared, bare, host, linux_cmdline, vm};
 use crate::setup;
 use crate::size::Size;
@@ -64,7 +64,7 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
     for variant in variants {
         let shape = Shape { cpu: variant.cpu, smp: 2, memory: MEMORY[0] };
         let name = format!("Linux boots with {}: {}, 2 CPUs", variant.options, variant.cpu);
-        let says = |console: &mut Console| restarts_and_says(console, variant.says);
+        let says = |console: &mut Console| restarts_and_says(console, variant);
         cases.boot(&name, || varied(&built, variant, shape), says);
     }
     Ok(())
@@ -77,24 +77,30 @@ struct Variant {
     options: &'static str,
     /// Lines that the statistics then have.
     says: &'static [&'static str],
+    /// What the statistics count, and have counted.
+    counts: &'static [&'static str],
 }
 
-/// Each way of waiting and of invalidating once, and the lowest level of break-before-make on a CPU that has a higher one.
+/// Each way of waiting and of invalidating once, and the lowest level of break-before-make on a CPU that has a higher one;
+/// while blocks are split and collapsed.
 const VARIANTS: [Variant; 3] = [
     Variant {
         cpu: "cortex-a72",
-        options: "invalidate=interrupt wait=batched",
-        says: &["invalidation: interrupt", "waiting for readers: batched"],
+        options: "exercise=resize invalidate=interrupt wait=batched",
+        says: &["invalidation: interrupt", "waiting for readers: batched", "linux BBM level: 0"],
+        counts: &["linux splits", "linux collapses", "linux blackouts", "kicks to invalidate"],
     },
     Variant {
         cpu: "neoverse-v1",
-        options: "wait=rendezvous bbm=0",
+        options: "exercise=resize wait=rendezvous bbm=0",
         says: &["invalidation: broadcast", "waiting for readers: rendezvous", "linux BBM level: 0"],
+        counts: &["linux splits", "linux collapses", "linux blackouts", "TLBI whole VMID"],
     },
     Variant {
         cpu: "max",
-        options: "invalidate=interrupt wait=count",
+        options: "exercise=resize invalidate=interrupt wait=count",
         says: &["invalidation: interrupt", "waiting for readers: count", "linux BBM level: 2"],
+        counts: &["linux splits", "linux collapses", "linux grace periods", "kicks to invalidate"],
     },
 ];
 
@@ -105,11 +111,16 @@ fn varied(built: &Built, variant: &Variant, shape: Shape) -> Result<Prepared> {
 }
 
 /// Restarts once, so that what was mapped is unmapped while readers and TLBs may know it, and looks what was in use.
-fn restarts_and_says(console: &mut Console, says: &[&str]) -> Result<()> {
+fn restarts_and_says(console: &mut Console, variant: &Variant) -> Result<()> {
     reboots(console)?;
-    for line in says {
+    for line in variant.says {
         let said = console.log().lines().any(|found| found.trim_end() == *line);
         ensure!(said, "the statistics do not say \"{line}\"");
+    }
+    let counted = report::statistics(console.log());
+    for what in variant.counts {
+        let count = counted.iter().find(|(name, _)| name == what).map_or("nothing", |(_, count)| count);
+        ensure!(count.parse::<u64>().is_ok_and(|n| n > 0), "\"{what}\" is {count}");
     }
     Ok(())
 }
