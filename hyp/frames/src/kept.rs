@@ -10,7 +10,10 @@ use types::sync::{AtomicU64, o};
 use types::{CpuId, FRAME_SIZE, MAX_CPUS, Pa};
 
 /// One run per CPU at most: its address, with the order plus 1 in the bits that are zero in an address; 0 for none.
-pub(crate) struct Kept([AtomicU64; MAX_CPUS]);
+pub(crate) struct Kept([AtomicU64; CPUS]);
+
+/// The CPUs that keep something. A model checker's threads have small stacks and few CPUs.
+const CPUS: usize = if cfg!(loom) { 2 } else { MAX_CPUS };
 
 impl Kept {
     pub(crate) fn new() -> Self {
@@ -33,6 +36,28 @@ impl Kept {
     pub(crate) fn any(&self) -> bool {
         self.0.iter().any(|slot| slot.load(o(26, Acquire)) != 0) // O26
     }
+
+    /// Puts a run in `cpu`'s slot, and returns what was there.
+    fn put(&self, cpu: CpuId, pa: Pa, order: Order) -> Option<(Pa, Order)> {
+        // O26: the run is zeroed, and its records say so, before it can be taken. Pairs with itself.
+        unpack(self.0[cpu.index()].swap(pack(pa, order), o(26, AcqRel)))
+    }
+
+    /// Returns what is in `cpu`'s slot now.
+    fn look(&self, cpu: CpuId) -> Option<(Pa, Order)> {
+        unpack(self.0[cpu.index()].load(Relaxed)) // the exchange or swap decides
+    }
+
+    /// Takes this run out of `cpu`'s slot, if it is there still.
+    fn take(&self, cpu: CpuId, (pa, order): (Pa, Order)) -> bool {
+        let slot = &self.0[cpu.index()];
+        slot.compare_exchange(pack(pa, order), 0, o(26, AcqRel), Relaxed).is_ok() // O26
+    }
+
+    /// Takes whatever is in `cpu`'s slot.
+    fn empty(&self, cpu: CpuId) -> Option<(Pa, Order)> {
+        unpack(self.0[cpu.index()].swap(0, o(26, AcqRel))) // O26
+    }
 }
 
 impl Frames {
@@ -43,28 +68,23 @@ impl Frames {
         for record in self.records(Frame::of(pa), order) {
             record.store(word);
         }
-        let before = self.recounted(order, kind, Kind::Kept, || {
-            // O26: the run is zeroed, and its records say so, before it can be taken. Pairs with itself.
-            self.kept.0[cpu.index()].swap(pack(pa, order), o(26, AcqRel))
-        });
+        let before = self.recounted(order, kind, Kind::Kept, || self.kept.put(cpu, pa, order));
         run.into_pa();
-        if let Some((pa, order)) = unpack(before) {
+        if let Some((pa, order)) = before {
             self.free_whole(pa, order);
         }
     }
 
     /// Takes what `cpu` has kept, if it has that order: zeroed.
     pub fn take_kept(&self, cpu: CpuId, order: Order, usage: Usage) -> Option<Run<'_>> {
-        let slot = &self.kept.0[cpu.index()];
-        let word = slot.load(o(26, Acquire)); // O26
-        let (pa, _) = unpack(word).filter(|(_, kept)| *kept == order)?;
+        let run = self.kept.look(cpu).filter(|(_, kept)| *kept == order)?;
         self.picked_up(usage.kind(), cpu); // before it is out of the slot: nobody shall find neither it nor us
-        if slot.compare_exchange(word, 0, o(26, AcqRel), o(26, Acquire)).is_err() {
-            self.published(usage.kind(), cpu); // O26
+        if !self.kept.take(cpu, run) {
+            self.published(usage.kind(), cpu);
             return None;
         }
         self.recounted(order, Kind::Kept, usage.kind(), || ());
-        Some(self.stamp(Frame::of(pa), order, usage, cpu))
+        Some(self.stamp(Frame::of(run.0), order, usage, cpu))
     }
 
     /// Puts all that CPUs keep, zeroed runs and stocks, on the free lists. Returns whether there was
@@ -72,13 +92,13 @@ impl Frames {
     pub fn drain_kept(&self) -> bool {
         let mut drained = false;
         let by = CpuId::BOOT;
-        for slot in &self.kept.0 {
-            if slot.load(Relaxed) == 0 {
+        for cpu in (0..CPUS).filter_map(CpuId::new) {
+            if self.kept.look(cpu).is_none() {
                 continue;
             }
             self.picked_up(Kind::Guest, by); // it is in our hand until it is on a list
-            if let Some((pa, order)) = unpack(slot.swap(0, o(26, AcqRel))) {
-                self.free_whole(pa, order); // O26
+            if let Some((pa, order)) = self.kept.empty(cpu) {
+                self.free_whole(pa, order);
                 drained = true;
             }
             self.published(Kind::Guest, by);
@@ -86,3 +106,6 @@ impl Frames {
         self.drain_stocks(by) || drained
     }
 }
+
+#[cfg(all(test, loom))]
+mod interleaved;

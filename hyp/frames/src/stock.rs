@@ -41,8 +41,11 @@ impl Stock {
 // The store of all frames is moved into place over the boot CPU's stack, which has 128 KiB.
 const _: () = assert!(size_of::<Stocks>() <= 4 << 10);
 
+/// The CPUs that there is a stock for. A model checker's threads have small stacks and few CPUs.
+const CPUS: usize = if cfg!(loom) { 2 } else { MAX_CPUS };
+
 /// The stocks of all CPUs.
-pub(crate) struct Stocks([Stock; MAX_CPUS]);
+pub(crate) struct Stocks([Stock; CPUS]);
 
 /// Bits that say how many frames are left.
 const LEFT: u32 = 8;
@@ -126,3 +129,6 @@ impl Stocks {
         self.0.iter().map(|stock| stock.taken.load(Relaxed)).sum()
     }
 }
+
+#[cfg(all(test, loom))]
+mod interleaved;
