@@ -77,9 +77,6 @@ impl<'f, F: Format> Space<'f, F> {
     /// these tables for the first time. On return nothing is under way that it would not bear. The level never rises.
     /// Passes quiescent points.
     pub fn admit<S: Section>(&self, section: &mut S, newcomer: Bbm) {
-        if newcomer >= self.tree.bbm() {
-            return;
-        }
         // Busy: changes of size were under way for long; they are bounded steps, and new ones begin at the lower level.
         while self.tree.lower_bbm(section, newcomer).is_err() {
             section.pass();

@@ -9,8 +9,8 @@ use crate::{
     Bbm, Census, ChangeError, Entries, Format, FreshTable, Geometry, MapError, NoPages, Pages, Purpose,
     Section, TablePa,
 };
-use core::sync::atomic::Ordering::Relaxed;
-use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, mutant, spin_loop};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, mutant, o, spin_loop};
 use types::{CpuId, CpuSet, Height, Ipa, Range};
 
 /// The most entries that one step of an operation touches, up to a table's worth.
@@ -29,6 +29,8 @@ pub struct Tree<F, M> {
     /// The CPUs that have ever opened a view. Bits are only ever set.
     opened: AtomicU64,
     bbm: AtomicU8,
+    /// The lowest level above which nothing is under way any more: what a CPU that can do no more may rely on.
+    settled_bbm: AtomicU8,
     /// Dirty logs that run.
     logs: AtomicU32,
     /// Operations that wait for the outcome of somebody's entry.
@@ -51,6 +53,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             root,
             opened: AtomicU64::new(0),
             bbm: AtomicU8::new(bbm as u8),
+            settled_bbm: AtomicU8::new(bbm as u8),
             logs: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             parking: Parking::new(),
@@ -229,13 +232,19 @@ impl<F: Format, M> Tree<F, M> {
         self.waiting.load(Relaxed) != 0 && !mutant("collapse-starves-a-waiter")
     }
 
-    /// Lowers the break-before-make level to at most `bbm`, before a CPU or an IOMMU that can do no more takes part. On
-    /// return no change of size is under way that was begun at a higher level.
+    /// Lowers the break-before-make level to at most `bbm`, before a CPU or an IOMMU that can do no more takes part, also
+    /// where another CPU has lowered it already and is waiting still. On return no change of size is under way that was begun at a higher level.
     ///
     /// # Errors
     /// [`ChangeError::Busy`] where changes were still under way after a while: the level is lower already; call again
     /// before the newcomer is let in.
     pub fn lower_bbm<S: Section>(&self, section: &mut S, bbm: Bbm) -> Result<(), ChangeError> {
+        // O126: whoever has waited for that before us has waited for changes whose end is before this. Pairs with itself.
+        let settled = self.settled_bbm.load(o(126, Acquire));
+        let settled = if mutant("lowered-taken-for-settled") { self.bbm.load(Relaxed) } else { settled };
+        if settled <= bbm as u8 {
+            return Ok(());
+        }
         self.bbm.fetch_min(bbm as u8, Relaxed);
         // Who opens a section after this finds the lower level; who has one open is waited for.
         if let Some(period) = self.grace(&*section)
@@ -247,6 +256,7 @@ impl<F: Format, M> Tree<F, M> {
         while !mutant("weaker-cpu-during-a-change") && self.parking.under_way.batches() != 0 {
             patience.wait(section, self.geometry.reach().start(), self.geometry.top())?;
         }
+        self.settled_bbm.fetch_min(bbm as u8, o(126, Release)); // O126
         Ok(())
     }
 
