@@ -43,6 +43,10 @@ pub struct Means {
     pub level_hint: Has,
     /// Whether there are instructions on ranges (FEAT_TLBIRANGE).
     pub ranges: Has,
+    /// Whether addresses have 52 bits in 4 or 16 KiB granules (FEAT_LPA2 in use, VTCR_EL2.DS = 1). Not a means of the CPU:
+    /// an operand by range then counts its base in units of 64 KiB, and a range begins at a multiple of that (DDI 0487,
+    /// C5.5, "TLBI RIPAS2E1IS", BaseADDR).
+    pub wide_addresses: Has,
 }
 
 /// Whether a CPU has something.

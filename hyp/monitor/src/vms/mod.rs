@@ -244,5 +244,7 @@ fn vtcr_controls(features: &Features) -> vmsa::Controls {
 
 fn means(features: &Features) -> Means {
     let having = |has| if features.has.contains(has) { Having::Yes } else { Having::No };
-    Means { level_hint: having(Has::TTL), ranges: having(Has::RANGE_TLBI) }
+    // The guests' tables are of the format without LPA2.
+    let wide_addresses = Having::No;
+    Means { level_hint: having(Has::TTL), ranges: having(Has::RANGE_TLBI), wide_addresses }
 }

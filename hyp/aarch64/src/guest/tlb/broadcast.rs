@@ -63,13 +63,18 @@ impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
             Some(height) if height.get() < 3 => u64::from(3 - height.get()),
             _ => 0,
         };
+        let base_shift = match self.means.wide_addresses {
+            Has::Yes if !mutant("range-base-in-granules") => 16,
+            _ => self.granule_shift,
+        };
         let mut at = range.start().align_down(1 << self.granule_shift);
         let mut left = (range.end().get() - at.get()).div_ceil(1 << self.granule_shift);
         left -= u64::from(mutant("tlbi-range-one-page-short"));
         let mut scale = 3;
         while left > 0 {
-            if left == 1 {
-                // A single granule of a larger leaf is enough to remove the leaf, so no step by its size here.
+            if left == 1 || !at.is_aligned(1 << base_shift) {
+                // A single granule of a larger leaf is enough to remove the leaf, so no step by its size here. Before a
+                // range can begin, and at the end, one by one.
                 let operand = at.get() >> 12 | self.level(hint);
                 if hint.is_some() {
                     ipas2le1is(operand);
@@ -77,7 +82,9 @@ impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
                     ipas2e1is(operand);
                 }
                 self.issued.by_address.fetch_add(1, Relaxed);
-                return;
+                left -= 1;
+                at = at.wrapping_add(1 << self.granule_shift);
+                continue;
             }
             let unit = 1_u64 << (5 * scale + 1);
             let units = (left / unit).min(32);
@@ -85,7 +92,7 @@ impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
                 scale -= 1;
                 continue;
             }
-            let base = at.get() >> self.granule_shift & ((1 << 37) - 1);
+            let base = at.get() >> base_shift & ((1 << 37) - 1);
             let operand = base | level << 37 | (units - 1) << 39 | scale << 44 | granule << 46;
             if hint.is_some() {
                 ripas2le1is(operand);

@@ -9,7 +9,10 @@ use stage2::{Attrs, Bbm, Mapping, Why, span};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use types::{Access, CpuId, Height, Ipa, Pa, Vmid};
-use vmsa::{Controls, Features, Granule, Granule4K, Granule16K, Granule64K, Layout, Vmsa};
+use vmsa::{
+    Controls, Features, Granule, Granule4K, Granule4KLpa2, Granule16K, Granule16KLpa2, Granule64K, Layout,
+    Vmsa,
+};
 
 /// The VMID of the space when its entries have been written.
 const OURS: u64 = Judge::<Tiny>::VMID.0 as u64;
@@ -153,13 +156,14 @@ impl Executed {
         (Some(range(at, 1 << self.stage2.granule_shift)), height(level))
     }
 
-    /// An operand by range: base in granules, level, number, scale, granule.
+    /// An operand by range: base in granules, or in 64 KiB where addresses have 52 bits; level, number, scale, granule.
     fn of_range(&self, operand: u64) -> (Option<Range>, Option<Height>) {
         let shift = self.stage2.granule_shift;
         let units = (operand >> 39 & 31) + 1;
         let granules = units << (5 * (operand >> 44 & 3) + 1);
         assert_eq!(operand >> 46, u64::from((shift - 10) / 2), "the granule");
-        let base = (operand & ((1 << 37) - 1)) << shift;
+        let unit = if self.stage2.means.wide_addresses == Has::Yes { 16 } else { shift };
+        let base = (operand & ((1 << 37) - 1)) << unit;
         (Some(range(base, granules << shift)), height(operand >> 37 & 3))
     }
 }
@@ -244,7 +248,7 @@ fn on_every_machine(act: impl Fn(Means, Bbm)) {
     for level_hint in [Has::No, Has::Yes] {
         for ranges in [Has::No, Has::Yes] {
             for bbm in [Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3] {
-                act(Means { level_hint, ranges }, bbm);
+                act(Means { level_hint, ranges, wide_addresses: Has::No }, bbm);
             }
         }
     }
@@ -258,6 +262,13 @@ fn what_is_broadcast_cleans_every_entry_of_4k_tables() {
 #[test]
 fn what_is_broadcast_cleans_every_entry_of_16k_tables() {
     on_every_machine(exercise::<Granule16K>);
+}
+
+#[test]
+fn what_is_broadcast_cleans_every_entry_of_tables_with_52_bit_addresses() {
+    let wide = |means| Means { wide_addresses: Has::Yes, ..means };
+    on_every_machine(|means, bbm| exercise::<Granule4KLpa2>(wide(means), bbm));
+    on_every_machine(|means, bbm| exercise::<Granule16KLpa2>(wide(means), bbm));
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn a_rollover_empties_every_tlb() {
 const OURS: u64 = 5 << 48 | 0x4000_0000;
 
 fn means(level_hint: Has, ranges: Has) -> Means {
-    Means { level_hint, ranges }
+    Means { level_hint, ranges, wide_addresses: Has::No }
 }
 
 fn effects(means: Means, work: Work) -> Vec<Effect> {
@@ -108,7 +108,7 @@ fn work(class: Class, start: u64, end: u64, hint: Option<Height>) -> Work {
     Work { class, scope: Scope::Range { range, hint } }
 }
 
-const PLAIN: Means = Means { level_hint: Has::No, ranges: Has::No };
+const PLAIN: Means = Means { level_hint: Has::No, ranges: Has::No, wide_addresses: Has::No };
 
 #[test]
 fn a_page_goes_by_address_then_stage_1_with_a_barrier_between() {
