@@ -206,6 +206,7 @@ impl<F: Format> State<F> {
     pub(super) fn effect(&mut self, about: Option<Range>, effect: Effect) -> Result<(), Crime> {
         self.note(about, Event::Effect(effect));
         let Some(judge) = &mut self.judge else { return Ok(()) };
+        let about = about.or_else(|| judge.owed().filter(|_| effect == Effect::StepEnd));
         judge.step(effect).map_err(|violation| {
             let table = if let Effect::Write { table, .. } | Effect::GiveBack { table } = effect {
                 Some(table)

@@ -338,6 +338,12 @@ impl<F: Format> Judge<F> {
         Some((Range::block_around(start, span::<F>(height)), height))
     }
 
+    /// Returns the addresses of the first entry that a step may not end with, if there is one.
+    pub(crate) fn owed(&self) -> Option<Range> {
+        let key = self.unclean.keys().find(|key| self.linked.contains_key(&key.0))?;
+        self.place(*key).map(|(range, _)| range)
+    }
+
     /// Names an entry, and tells its story.
     fn story(&self, key: (Pa, usize)) -> String {
         let place = self.place(key).map(|(range, height)| format!(" ({range:x?}, height {})", height.get()));
