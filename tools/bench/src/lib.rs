@@ -10,9 +10,9 @@
 //! | [`rows::translate`] | single translations, and ascending ones by the walker |
 //! | [`rows::fill`] | map and unmap |
 //! | [`rows::split`] | splitting blocks |
-//! | [`rows::pin`] | pinning |
 //! | [`rows::threads`] | two CPUs translating; a reader beside a writer |
 //! | [`rows::faults`] | two CPUs faulting in one region |
+//! | [`rows::pins`] | pins without waiting |
 //! | [`rows::waiting`] | the ways of waiting for readers |
 //! | [`rows::size`] | cost and memory against the size of a space |
 //!

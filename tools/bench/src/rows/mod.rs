@@ -2,7 +2,6 @@
 
 pub mod faults;
 pub mod fill;
-pub mod pin;
 pub mod pins;
 pub mod size;
 pub mod split;
@@ -26,7 +25,6 @@ pub const GROUPS: &[Group] = &[
     Group { key: "map", make: fill::map },
     Group { key: "unmap", make: fill::unmap },
     Group { key: "split", make: split::comparisons },
-    Group { key: "pin", make: pin::comparisons },
     Group { key: "threads", make: threads::translating },
     Group { key: "faults", make: faults::comparisons },
     Group { key: "pins", make: pins::comparisons },

@@ -1,11 +1,14 @@
-//! Pins without waiting: of 64 pages, and of one block, against the walk and an exchange for each word.
+//! Pins without waiting: of 64 pages, and of one block, against the walk and an exchange for each word; and two CPUs that
+//! pin ranges of their own, against how the bare exchanges scale.
 
+use super::threads::together;
 use crate::comparison::{Comparison, Contender, Row, Target, time};
 use crate::pool;
-use crate::scene::{BLOCK, Format, NoTlb, ONE_UP, PAGE, geometry, mapping, range};
+use crate::scene::{BLOCK, Format, NoTlb, ONE_UP, PAGE, cpu, geometry, mapping, range};
 use frames::{Hold, Order, Owner, Usage};
 use space::{Contents, Pin, Pins, Space};
 use stage2::{Answer, Bbm, EntryEpoch, Quiescence};
+use std::cell::Cell;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::AcqRel;
 use std::time::Duration;
@@ -34,6 +37,7 @@ pub fn comparisons() -> Vec<Comparison> {
         Comparison::new(blocks, |ns| {
             vec![Row::ns("pin_fast of a 2M block / walk and exchange", ns[0], ns[1], Target::AtMost(1.25))]
         }),
+        scaling(),
     ]
 }
 
@@ -104,4 +108,65 @@ fn walk_and_exchange(space: &Space<'static, Format>, epoch: &EntryEpoch, bytes: 
             }
         }
     })
+}
+
+/// How often each CPU goes through its half of the stretches.
+const ROUNDS: u64 = 256;
+
+/// One CPU and two that pin and unpin, and that add and subtract.
+fn scaling() -> Comparison {
+    let ours = |name, threads: usize| {
+        let operations = threads as u64 * ROUNDS * CALLS / 2;
+        Contender::new(name, operations, move || {
+            THREADS.with(|n| n.set(threads));
+            on_memory(PAGES * PAGE, Height::PAGE, |space, epoch, bytes| {
+                together(THREADS.with(Cell::get), |n| {
+                    let section = epoch.enter(cpu(n));
+                    let mut slots = [const { None::<Pin> }; PAGES as usize];
+                    for stretch in half(n).map(|stretch| range(stretch * bytes, bytes)) {
+                        let mut pins = Pins::new(&mut slots);
+                        space.pin_fast(&section, stretch, Hold::Read, &mut pins);
+                        space.unpin_all(&section, &mut pins, Contents::Unchanged).expect("they are its own");
+                    }
+                })
+            })
+        })
+    };
+    let bare = |name, threads: usize| {
+        let operations = threads as u64 * ROUNDS * CALLS / 2;
+        let words: Vec<AtomicU64> = (0..CALLS * PAGES).map(AtomicU64::new).collect();
+        Contender::new(name, operations, move || {
+            together(threads, |n| {
+                for stretch in half(n) {
+                    let first = (stretch * PAGES) as usize;
+                    for word in &words[first..first + PAGES as usize] {
+                        word.fetch_add(1, AcqRel);
+                        word.fetch_sub(1, AcqRel);
+                    }
+                }
+            })
+        })
+    };
+    let contenders = vec![
+        ours("pin/ours, one", 1),
+        ours("pin/ours, two", 2),
+        bare("pin/exchanges, one", 1),
+        bare("pin/exchanges, two", 2),
+    ];
+    Comparison::new(contenders, |ns| {
+        let (ours, bare) = (ns[0] / ns[1], ns[2] / ns[3]);
+        let name = "two threads pinning disjoint ranges / bare loop's scaling";
+        vec![Row::scaling(name, ours, bare, Target::AtLeast(0.95))]
+    })
+}
+
+thread_local! {
+    /// How many CPUs take part: `on_memory` takes work that captures nothing.
+    static THREADS: Cell<usize> = const { Cell::new(1) };
+}
+
+/// Returns the stretches of CPU `n`, again and again.
+fn half(n: usize) -> impl Iterator<Item = u64> {
+    let first = n as u64 * (CALLS / 2);
+    (0..ROUNDS).flat_map(move |_| first..first + CALLS / 2)
 }

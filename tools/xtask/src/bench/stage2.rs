@@ -16,7 +16,7 @@ pub(crate) struct Args {
     /// Turns that each contender takes; the median counts
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Only these rows: translate, map, unmap, split, pin, threads, faults, disturbed, waiting or size. May be repeated
+    /// Only these rows: translate, map, unmap, split, threads, faults, pins, disturbed, waiting or size. May be repeated
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
     /// Also write the table here, as a JSON array of {name, value, unit, base, ratio, target, met}
