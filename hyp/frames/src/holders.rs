@@ -72,12 +72,15 @@ impl Frames {
     /// A pinner that has let go has marked what it wrote before: who finds no pin here finds the mark.
     pub fn has_write_pins(&self, pa: Pa, order: Order) -> bool {
         let first = Frame::of(pa);
-        let word = |frame| self.memory().record(frame).map(Record::load);
-        let writes =
-            |frame| word(frame).is_some_and(|word| word.kind() == Kind::Guest && word.write_pins() != 0);
+        let guest = |frame| {
+            let word = self.memory().record(frame).map(Record::load);
+            word.filter(|word| word.kind() == Kind::Guest)
+        };
         // A pin of a larger folio that the block is in is on the word of that folio's first frame.
-        let folio = word(first).map_or(order, |word| word.order().max(order));
-        writes(folio_start(first, folio)) || frames(first, order).any(writes)
+        let folio = guest(first).map_or(order, |word| word.order().max(order));
+        let head = guest(folio_start(first, folio));
+        head.is_some_and(|head| head.block_pins() != 0 && head.write_pins() != 0)
+            || frames(first, order).any(|frame| guest(frame).is_some_and(|word| word.write_pins() != 0))
     }
 
     /// The cold half of a refusal: a word that is no guest's (any more) says so.
