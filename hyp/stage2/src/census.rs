@@ -16,8 +16,9 @@ pub(crate) enum Event {
     GracePeriod,
     LostRace,
     Collapse,
+    Entry,
 }
-const EVENTS: usize = 8;
+const EVENTS: usize = 9;
 
 /// How many classes of time entries are counted in: class *n* is below 2ⁿ ticks, the last is everything longer.
 pub const BLACKOUTS: usize = 24;
@@ -111,6 +112,7 @@ impl Counters {
             grace_periods: events(Event::GracePeriod),
             lost_races: events(Event::LostRace),
             collapses: events(Event::Collapse),
+            entries: events(Event::Entry),
             blackouts: core::array::from_fn(|n| {
                 self.shards.iter().map(|shard| u64::from(shard.blackouts[n].load(Relaxed))).sum()
             }),
@@ -137,6 +139,8 @@ pub struct Census {
     pub lost_races: u64,
     /// The number of tables that were collapsed to blocks.
     pub collapses: u64,
+    /// The number of entries that walks and sweeps have looked at: what bounds of steps are counted in.
+    pub entries: u64,
     /// How many entries were invalid between break and make, by how long: element *n* for less than 2ⁿ ticks of
     /// [`Invalidate::ticks`](crate::Invalidate::ticks) (and not less than half of that).
     pub blackouts: [u64; BLACKOUTS],

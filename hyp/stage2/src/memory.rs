@@ -201,8 +201,8 @@ pub struct FreshTable {
 }
 
 impl FreshTable {
-    /// Vouches for memory taken for a table. For implementations of [`Pages::take`] only: whoever calls this says
-    /// that `size` bytes at `pa` are zeroed, aligned to `size`, reachable through the [`Entries`] that goes with the
+    /// Vouches for memory taken for a table. For implementations of [`Pages::take`], and for who has taken a table,
+    /// linked it nowhere, and kept its address: whoever calls this says that `size` bytes at `pa` are zeroed, aligned to `size`, reachable through the [`Entries`] that goes with the
     /// `Pages`, and used by nobody else until they are given back.
     pub const fn new(pa: Pa, size: TableSize) -> Self {
         Self { pa, size }

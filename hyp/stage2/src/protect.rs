@@ -7,7 +7,9 @@
 //! copy ([`Owed::relax`](crate::Owed::relax)).
 
 use crate::edit::{Beyond, Edit, Owned};
-use crate::{ChangeError, Entries, Entry, Format, Invalidate, Leaf, Marks, Pages, Section, Tree, Why};
+use crate::{
+    ChangeError, Entries, Entry, Format, Invalidate, Leaf, Marks, Owner, Pages, Quiesced, Section, Tree, Why,
+};
 use types::{Access, Height, Ipa, Range};
 
 /// Exactly these rights.
@@ -33,6 +35,51 @@ impl<F: Format, D: FnMut(Ipa, Height)> Edit<F> for Rights<'_, D> {
     }
 }
 
+/// No rights but these; a leaf that has fewer keeps them.
+struct Restricted<'d, D> {
+    access: Access,
+    dirtied: &'d mut D,
+}
+
+impl<F: Format, D: FnMut(Ipa, Height)> Edit<F> for Restricted<'_, D> {
+    const BEYOND: Beyond = Beyond::Split;
+    const OWNED: Owned = Owned::Wait;
+
+    fn edit(&self, format: F, leaf: Leaf, height: Height) -> Option<Leaf> {
+        let access = leaf.attrs.access & self.access;
+        let wanted = Leaf { attrs: leaf.attrs.with_access(access), ..leaf };
+        (format.canonical(Entry::Leaf(wanted), height) != Entry::Leaf(leaf)).then_some(wanted)
+    }
+
+    fn before(&mut self, ipa: Ipa, height: Height, was: Leaf) {
+        if was.attrs.marks.contains(Marks::DIRTY) && !self.access.contains(Access::WRITE) {
+            (self.dirtied)(ipa, height);
+        }
+    }
+}
+
+/// At least these rights, and these flags, for leaves that are the space's own and not lent.
+struct Restored {
+    access: Access,
+    marks: Marks,
+}
+
+impl<F: Format> Edit<F> for Restored {
+    const BEYOND: Beyond = Beyond::Whole;
+    const OWNED: Owned = Owned::Wait;
+
+    fn edit(&self, format: F, leaf: Leaf, height: Height) -> Option<Leaf> {
+        if leaf.attrs.owner != Owner::Space {
+            return None;
+        }
+        let attrs = leaf.attrs.with_access(leaf.attrs.access | self.access).with(self.marks);
+        let wanted = Leaf { attrs, ..leaf };
+        (format.canonical(Entry::Leaf(wanted), height) != Entry::Leaf(leaf)).then_some(wanted)
+    }
+
+    fn before(&mut self, _: Ipa, _: Height, _: Leaf) {}
+}
+
 impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// Gives every leaf in `range`, or in its first part, exactly the rights `access`; holes stay holes. Returns the
     /// address up to which that is so, and no CPU can use a right taken away. Go on from there with a further call
@@ -54,5 +101,49 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         dirtied: &mut impl FnMut(Ipa, Height),
     ) -> Result<Ipa, ChangeError> {
         self.edit(section, cpu, range, Why::Attributes, &mut Rights { access, dirtied })
+    }
+
+    /// Takes every right but `access` from the leaves in `range`, or in its first part; a leaf that has fewer rights
+    /// keeps them. The address that comes out, with the proof, is that up to which no CPU can use what was taken away.
+    ///
+    /// Unlike [`Self::protect`] it never adds a right. So several may run at once, in any order, and what is left is what
+    /// all of them allow: whoever may have more gets it by a fault that looks at the latest decision
+    /// ([`View::hold_leaf`](crate::View::hold_leaf)).
+    ///
+    /// `dirtied` and bounds as for [`Self::protect`].
+    ///
+    /// # Errors
+    /// [`ChangeError`]; nothing from the address it names on was changed.
+    pub fn restrict<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &I,
+        range: Range,
+        access: Access,
+        dirtied: &mut impl FnMut(Ipa, Height),
+    ) -> Result<Quiesced<Ipa>, ChangeError> {
+        let edit = &mut Restricted { access, dirtied };
+        self.edit(section, cpu, range, Why::Attributes, edit).map(Quiesced::long_ago)
+    }
+
+    /// Adds the rights `access` and the flags `marks` to every leaf in `range`, or in its first part, that is the
+    /// space's own and not lent. Returns the address up to which that is so. A block that reaches beyond the range is
+    /// changed whole.
+    ///
+    /// The caller keeps the decision that the leaves may have these rights from changing until this returns.
+    ///
+    /// Bounded by [`STEP_ENTRIES`](crate::STEP_ENTRIES) entries and one invalidation, of this CPU alone.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; nothing from the address it names on was changed.
+    pub fn restore<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &I,
+        range: Range,
+        access: Access,
+        marks: Marks,
+    ) -> Result<Ipa, ChangeError> {
+        self.edit(section, cpu, range, Why::Attributes, &mut Restored { access, marks })
     }
 }

@@ -245,6 +245,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             ipa = ipa.wrapping_add(span::<F>(Height::PAGE));
         }
         self.counters.lost(cpu, Height::PAGE, leaves);
+        self.counters.count(cpu, Event::Entry, entries as u64);
         *budget = budget.saturating_sub(entries);
         self.give_back(cpu, subtree.table, Height::PAGE);
         None

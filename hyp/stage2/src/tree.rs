@@ -365,6 +365,11 @@ pub struct View<'t, F, M, R> {
 }
 
 impl<F: Format, M, R> View<'_, F, M, R> {
+    /// Returns the CPU whose view it is.
+    pub const fn cpu(&self) -> CpuId {
+        self.cpu
+    }
+
     /// Returns the tree.
     pub const fn tree(&self) -> &Tree<F, M> {
         self.tree

@@ -61,6 +61,25 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         range: Range,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) -> Result<Ipa, ChangeError> {
+        self.unmap_told(section, cpu, range, &mut |_| {}, sink)
+    }
+
+    /// As [`Self::unmap`], for who keeps a log of what changes: `leaving` is told of addresses under which something is
+    /// about to be absent that was mapped, when no CPU can use it any more and *before* anybody can see it absent. So
+    /// whoever finds an entry absent finds it told of. Where a whole subtree goes, it is told of as one.
+    ///
+    /// `leaving` is called with entries frozen: it waits for nothing.
+    ///
+    /// # Errors
+    /// As for [`Self::unmap`].
+    pub fn unmap_told<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &I,
+        range: Range,
+        leaving: &mut impl FnMut(Range),
+        sink: &mut impl FnMut(Quiesced<Lost<F>>),
+    ) -> Result<Ipa, ChangeError> {
         self.check(range)?;
         let mut budget = STEP_ENTRIES;
         self.sweep_parked(section, &mut budget, sink);
@@ -77,7 +96,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             let view = self.open(&*section);
             let blocked = match view.collect(rest, &mut batch) {
                 Collected::Frozen { next, mut parking, underway } => {
-                    let (batch, grace) = self.break_batch(section, cpu, &mut batch, &mut parking);
+                    let (batch, grace) = self.break_batch(section, cpu, &mut batch, &mut parking, leaving);
                     drop(view);
                     drop(flight);
                     let grace = grace.wait(section);
@@ -116,12 +135,16 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         cpu: &I,
         batch: &'b mut Batch,
         parking: &mut Option<Reserved<'t>>,
+        leaving: &mut impl FnMut(Range),
     ) -> (Quiesced<&'b mut Batch>, Grace<'t, S::Period>) {
         let links = batch.links();
         self.counters.count(section.cpu(), Event::Invalidation, 1);
         let ticket = batch.owed::<F>().issue(cpu);
         let grace = if links > 0 { self.retire(section, links, parking) } else { Grace::Unneeded };
         let batch = ticket.wait(cpu);
+        for (ipa, place, _) in batch.iter::<F>() {
+            leaving(covered::<F>(ipa, place.height));
+        }
         self.vacate(section.cpu(), &batch);
         (batch, grace)
     }
@@ -181,6 +204,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             }
             batch.restart(spot.place, here.start(), spot.pending);
             let blocked = self.freeze_window(batch, range, spot.place, parking.is_some());
+            self.tree.counters.count(self.cpu, Event::Entry, batch.len().max(1) as u64);
             let next = batch.end::<F>().min(range.end());
             if !batch.is_empty() {
                 return Collected::Frozen { next, parking, underway };

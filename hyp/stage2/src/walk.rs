@@ -5,6 +5,7 @@
 //! again, since the visitor may have changed it, or another CPU. A walk never waits and never allocates: what needs
 //! either ends it, the caller acts outside the section, and resumes by address.
 
+use crate::census::Event;
 use crate::geometry::{shift, span};
 use crate::place::{PATIENCE, Place, covered};
 use crate::tree::STEP_ENTRIES;
@@ -203,15 +204,23 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     /// Does what [`Self::walk`] does, for a visitor that wants runs of page entries as such.
     #[inline]
     pub fn walk_with(&self, range: Range, visitor: &mut impl Visitor<F>) -> Walked {
+        let most = if mutant("step-without-a-bound") { usize::MAX } else { STEP_ENTRIES };
+        let mut budget = most;
+        let walked = self.walk_within(range, &mut budget, visitor);
+        self.tree.counters.count(self.cpu, Event::Entry, (most - budget) as u64);
+        walked
+    }
+
+    #[inline]
+    fn walk_within(&self, range: Range, budget: &mut usize, visitor: &mut impl Visitor<F>) -> Walked {
         let Some(range) = range.intersection(self.tree.geometry.reach()) else {
             return Walked { next: range.end(), end: WalkEnd::Done };
         };
         let top = self.tree.geometry.top();
-        let mut budget = if mutant("step-without-a-bound") { usize::MAX } else { STEP_ENTRIES };
         let mut at = range.start();
         let mut restarts = 0;
         while let Ok(rest) = Range::new(at, range.end()) {
-            match self.walk_table(self.tree.root(), top, rest, &mut budget, visitor) {
+            match self.walk_table(self.tree.root(), top, rest, budget, visitor) {
                 Continue(()) => break,
                 Break(Leave::End(walked)) => return walked,
                 Break(Leave::Restart(ipa, height)) => {
