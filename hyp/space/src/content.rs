@@ -139,6 +139,10 @@ impl<F: Format> Space<'_, F> {
                 let done = part(pa, now);
                 if access.hold == Hold::Write {
                     self.tally.count(section.cpu(), Event::Written);
+                    self.mark_written(
+                        section,
+                        Range::with_len(at, now).unwrap_or(Range::block_around(at, 1)),
+                    );
                 }
                 let unpinned = self.frames.unpin(folio, order, access.hold);
                 debug_assert_eq!((done, unpinned), (Ok(()), Ok(())), "a pinned frame is not the guest's");

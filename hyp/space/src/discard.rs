@@ -3,9 +3,11 @@
 //! Invariant: a frame loses its mapping's reference when no CPU can reach it by that mapping any more, which the
 //! `Quiesced` it comes in proves. What is pinned or lent then stays until the last holder lets go.
 
+use crate::log::at;
 use crate::{Progress, Space, SpaceError};
 use frames::{Frames, Order, Tables};
-use stage2::{ChangeError, Entry, Format, Invalidate, Lost, Owner, Quiesced, Section, span};
+use stage2::{Entry, Format, Invalidate, Lost, Owner, Quiesced, Section, span};
+use types::sync::mutant;
 use types::{CpuId, Ipa, Range};
 
 /// A space that is nobody's any more, on its way back.
@@ -31,14 +33,16 @@ impl<'f, F: Format> Space<'f, F> {
         tlb: &I,
         range: Range,
     ) -> Result<Ipa, SpaceError> {
+        self.alive(section)?;
         let frames = self.frames;
-        self.tree.unmap(section, tlb, range, &mut |lost| give_back(frames, &lost)).map_err(
-            |error| match error {
-                ChangeError::Busy { ipa, .. } => SpaceError::Busy { ipa },
-                ChangeError::NoPages { ipa, .. } => SpaceError::OutOfTables { ipa },
-                ChangeError::Unmappable => SpaceError::BadRegion { range },
-            },
-        )
+        // What was there is gone, written or not: while a log runs, that is a change like another.
+        let leaving = &mut |range| {
+            if !mutant("leaf-leaves-unmarked") {
+                self.log.mark::<F, _>(self.tree.memory(), range);
+            }
+        };
+        let sink = &mut |lost| give_back(frames, &lost);
+        self.tree.unmap_told(section, tlb, range, leaving, sink).map_err(|error| at(error, range))
     }
 
     /// Gives back all memory, so that the VM starts again with zeroed memory. Its vCPUs are out of the guest, and stay
@@ -78,6 +82,8 @@ impl<'f, F: Format> Space<'f, F> {
     /// Begins the end of the space, as [`Space::destroy`], with the rest in steps: one invalidation of the whole tag,
     /// and one grace period.
     pub fn start_destroy<S: Section, I: Invalidate>(self, section: &mut S, tlb: &I) -> Remains<'f, F> {
+        // By now it is this CPU's alone. Where it was shared, it was condemned before (`death`).
+        let _ = self.stop_log(section); // its bitmap is in the tables' memory
         Remains { frames: self.frames, tree: self.tree.destroy(section, tlb) }
     }
 }

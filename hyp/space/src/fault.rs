@@ -4,6 +4,8 @@
 //! - Frames are zeroed, and the zeroes visible to whoever may see the frame, before the entry that leads to them is.
 //! - An entry is published only while the region it was planned by stands, as seen after the entry was frozen.
 //! - A fault that loses a race changes nothing and keeps nothing but a zeroed run for this CPU's next fault.
+//! - A leaf that is too strict gets more rights, or is made young, only while it is owned and the region stands. With the
+//!   right to write comes the dirty mark: while a log runs, the leaf is the mark.
 //! - Having no memory is an error only while there is still nothing at the address: another CPU may just have put there
 //!   what this one has no memory for.
 
@@ -13,9 +15,12 @@ use crate::space::TableView;
 use crate::tally::Event;
 use crate::{Space, SpaceError};
 use frames::{FrameError, Order, Run, Usage};
-use stage2::{Entry, Format, Found, Invalidate, Live, MapError, Marks, Note, Owed, Section, Why, span};
+use stage2::{
+    Attrs, ChangeError, Entry, Format, Found, Invalidate, Live, MapError, Marks, Note, Owed, Section, Why,
+    span,
+};
 use types::sync::mutant;
-use types::{Access, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range};
+use types::{Access, Cause, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range};
 
 /// The largest leaf that a fault makes, in bytes, where pages are smaller: it bounds what is zeroed while a guest waits.
 const LARGEST_ON_FAULT: u64 = Order::FOLIO.bytes();
@@ -28,6 +33,8 @@ const PATIENCE: u32 = 4;
 pub enum Outcome {
     /// Memory is behind the address now: run the guest again.
     Mapped,
+    /// The memory that is behind the address gives the right now, and did not before: run the guest again.
+    Allowed,
     /// Memory that gives the right was there already, and this CPU has forgotten what it had cached: run the guest
     /// again.
     AlreadyMapped,
@@ -81,8 +88,8 @@ struct Failure {
 pub(crate) enum There {
     /// Nothing, at this height and below.
     Nothing(Height),
-    /// A leaf that covers this range and gives these rights.
-    Leaf { range: Range, access: Access },
+    /// A leaf that covers this range, with these attributes.
+    Leaf { range: Range, attrs: Attrs },
     /// A note.
     Note(Note),
     /// Somebody is changing it.
@@ -108,6 +115,7 @@ impl<'f, F: Format> Space<'f, F> {
         let outcome = self.resolve(section, cpu, tlb, fault);
         let event = match outcome {
             Ok(Outcome::Mapped) => Event::Mapped,
+            Ok(Outcome::Allowed) => Event::Allowed,
             Ok(Outcome::AlreadyMapped) => Event::There,
             Ok(Outcome::Busy) => Event::Busy,
             Ok(Outcome::Outside) => Event::Outside,
@@ -138,27 +146,32 @@ impl<'f, F: Format> Space<'f, F> {
             FaultKind::Translation | FaultKind::Permission | FaultKind::AccessFlag => {}
         }
         let view = self.tree.open(section);
-        let Ok(standing) = self.standing(&view, fault.ipa) else {
-            return Ok(Outcome::Outside);
+        let standing = match self.standing(&view, fault.ipa) {
+            Ok(standing) => standing,
+            Err(SpaceError::Dying) => return Err(SpaceError::Dying),
+            Err(_) => return Ok(Outcome::Outside),
         };
-        if !standing.region.access.contains(fault.access) {
+        let wanted = wanted(fault);
+        if !standing.region.access.contains(wanted) {
             return Ok(Outcome::Denied);
         }
         let mut has_failed = false;
         for _ in 0..PATIENCE {
             let highest = match self.look(&view, fault.ipa) {
-                There::Leaf { access, .. }
-                    if access.contains(fault.access)
-                        && fault.kind == FaultKind::Translation
-                        && self.is_changing_size(&view, fault.ipa) =>
-                {
-                    return Ok(Outcome::Busy);
+                There::Leaf { range, attrs } => {
+                    if fault.kind == FaultKind::Translation && is_changing_size(attrs) {
+                        return Ok(Outcome::Busy);
+                    }
+                    let is_young = attrs.marks.contains(Marks::YOUNG) || fault.kind != FaultKind::AccessFlag;
+                    if attrs.access.contains(wanted) && is_young {
+                        Owed::relax(range).discharge(tlb).into_inner();
+                        return Ok(Outcome::AlreadyMapped);
+                    }
+                    if attrs.owner != standing.region.attrs().owner {
+                        return Ok(Outcome::Denied); // lent or borrowed: its rights are not the region's
+                    }
+                    return self.allow(&view, tlb, &standing, fault.ipa, wanted);
                 }
-                There::Leaf { range, access } if access.contains(fault.access) => {
-                    Owed::relax(range).discharge(tlb).into_inner();
-                    return Ok(Outcome::AlreadyMapped);
-                }
-                There::Leaf { .. } => return Ok(Outcome::Denied),
                 There::Note(note) => return Ok(Outcome::Noted(note)),
                 There::Owned => return Ok(Outcome::Busy),
                 There::Nothing(highest) => highest,
@@ -177,6 +190,50 @@ impl<'f, F: Format> Space<'f, F> {
         Ok(Outcome::Busy)
     }
 
+    /// Gives the leaf at `ipa` the right that is wanted, which the region gives, and makes it young. While a log of pages
+    /// runs, a block that is to be written is split first, with the table that it has in reserve.
+    fn allow<I: Invalidate, R>(
+        &self,
+        view: &TableView<'_, 'f, F, R>,
+        tlb: &I,
+        standing: &Standing,
+        ipa: Ipa,
+        wanted: Access,
+    ) -> Result<Outcome, SpaceError> {
+        let is_write = wanted.contains(Access::WRITE);
+        let running = self.log.running().filter(|running| running.range.contains(ipa));
+        let page = Range::block_around(ipa, span::<F>(Height::PAGE));
+        if is_write && running.is_some_and(|running| running.wants_pages(page)) {
+            let There::Leaf { range, .. } = self.look(view, ipa) else { return Ok(Outcome::Busy) };
+            if range != page {
+                match view.split(tlb, ipa, Height::PAGE, Why::DirtyLog) {
+                    Ok(()) => self.tally.count(view.cpu(), Event::Split),
+                    // Without a table the block is logged as a whole: the guest goes on.
+                    Err(ChangeError::NoPages { .. }) => {}
+                    Err(_) => return Ok(Outcome::Busy),
+                }
+            }
+        }
+        let held = match self.regions.hold(view, standing, ipa) {
+            Ok(Some(held)) => held,
+            Ok(None) | Err(_) => return Ok(Outcome::Busy),
+        };
+        let Attrs { access: has, owner, .. } = held.leaf().attrs;
+        if owner != standing.region.attrs().owner {
+            return Ok(Outcome::Denied);
+        }
+        // What it has is not given anew: the right to write comes with the dirty mark, and a read is no reason for one.
+        let mut added = standing.region.access - has;
+        if !is_write && running.is_some() {
+            added -= Access::WRITE;
+        }
+        if added.contains(Access::WRITE) {
+            self.log.mark_unlisted::<F, _>(self.tree.memory(), held.range());
+        }
+        held.allow(tlb, added);
+        Ok(Outcome::Allowed)
+    }
+
     /// Prepares and publishes one leaf for `ipa`, where an entry of height `highest` is absent. Returns whether it did:
     /// it does not where it has lost a race.
     pub(crate) fn map_one<C: Cpu, I: Invalidate, R>(
@@ -188,9 +245,7 @@ impl<'f, F: Format> Space<'f, F> {
         ipa: Ipa,
         highest: Height,
     ) -> Result<bool, SpaceError> {
-        let reach = self.tree.geometry().reach();
-        let plan = Plan::new(&standing.region, reach, ipa, highest.min(largest_on_fault::<F>()));
-        let mut plan: Plan<F> = plan.ok_or(SpaceError::BadRegion { range: standing.region.range })?;
+        let mut plan = self.plan(standing, ipa, highest.min(largest_on_fault::<F>()))?;
         loop {
             let failure = match self.prepare(cpu, &plan) {
                 Ok(prepared) => match self.try_publish(view, tlb, standing, ipa, prepared) {
@@ -215,6 +270,24 @@ impl<'f, F: Format> Space<'f, F> {
             }
             self.count_smaller(cpu.id(), plan.why);
         }
+    }
+
+    /// Plans the largest leaf for `ipa` that is at most `highest`: a page, where a log of pages runs.
+    fn plan(&self, standing: &Standing, ipa: Ipa, highest: Height) -> Result<Plan<F>, SpaceError> {
+        let bad = SpaceError::BadRegion { range: standing.region.range };
+        let plan = Plan::new(&standing.region, self.tree.geometry().reach(), ipa, highest).ok_or(bad)?;
+        if plan.height == Height::PAGE || !self.wants_pages(ipa, plan.height) {
+            return Ok(plan);
+        }
+        let page = Plan::new(&standing.region, self.tree.geometry().reach(), ipa, Height::PAGE).ok_or(bad)?;
+        Ok(page.because(Why::DirtyLog))
+    }
+
+    /// Tells whether a log runs for which the leaf of `height` that maps `ipa` must be of pages. Asked after the region
+    /// was found: a log that begins later gives the region a new version.
+    pub(crate) fn wants_pages(&self, ipa: Ipa, height: Height) -> bool {
+        let block = Range::block_around(ipa, span::<F>(height));
+        self.log.running().is_some_and(|running| running.wants_pages(block))
     }
 
     /// Decides what it means that there is no memory: an error, or nothing but a lost race. Somebody who has memory for
@@ -275,31 +348,19 @@ impl<'f, F: Format> Space<'f, F> {
         ipa: Ipa,
         prepared: Prepared<'f>,
     ) -> Tried<'f> {
-        let claim = match view.claim(ipa, prepared.height, prepared.why) {
-            Ok(claim) => claim,
+        let claim = match self.regions.claim(view, standing, ipa, prepared.height, prepared.why) {
+            Ok(Some(claim)) => claim,
             Err(MapError::NoPages) => return Tried::NoTables(prepared.memory),
-            Err(_) => return Tried::Lost(prepared.memory),
+            Ok(None) | Err(_) => return Tried::Lost(prepared.memory),
         };
-        if !self.regions.stands(ipa, standing) {
-            return Tried::Lost(prepared.memory);
-        }
+        // It is published dirty: a harvest reports it.
+        self.log.mark_unlisted::<F, _>(self.tree.memory(), claim.range());
         let attrs = standing.region.attrs();
         match prepared.memory {
             Memory::Run(run) => claim.publish(tlb, run.into_pa(), attrs),
             Memory::Fixed(pa) => claim.publish(tlb, pa, attrs),
         }
         Tried::Mapped
-    }
-
-    /// Tells whether the leaf at an address is one that TLBs are not to cache, since somebody changes its size: some CPUs
-    /// fault on such a leaf although it is valid (DDI 0487, D8.17.2, level 1).
-    fn is_changing_size<R>(&self, view: &TableView<'_, 'f, F, R>, ipa: Ipa) -> bool {
-        match view.translate(ipa).entry(self.tree.format()).live() {
-            Some(Live::Leaf(leaf)) => {
-                leaf.attrs.marks.contains(Marks::NO_TLB) && !mutant("nt-fault-taken-for-a-stale-entry")
-            }
-            _ => false,
-        }
     }
 
     /// Looks at what is at an address.
@@ -312,13 +373,24 @@ impl<'f, F: Format> Space<'f, F> {
         let range = Range::block_around(ipa, span::<F>(found.height()));
         match found.entry(self.tree.format()) {
             Entry::Absent => There::Nothing(found.height()),
-            Entry::Leaf(leaf) | Entry::Held(Live::Leaf(leaf)) => {
-                There::Leaf { range, access: leaf.attrs.access }
-            }
+            Entry::Leaf(leaf) | Entry::Held(Live::Leaf(leaf)) => There::Leaf { range, attrs: leaf.attrs },
             Entry::Note(note) => There::Note(note),
             Entry::Table(_) | Entry::Frozen | Entry::Held(Live::Table(_)) | Entry::Dead => There::Owned,
         }
     }
+}
+
+/// Tells whether a leaf is one that TLBs are not to cache, since somebody changes its size: some CPUs fault on such a leaf
+/// although it is valid (DDI 0487, D8.17.2, level 1).
+fn is_changing_size(attrs: Attrs) -> bool {
+    attrs.marks.contains(Marks::NO_TLB) && !mutant("nt-fault-taken-for-a-stale-entry")
+}
+
+/// Returns the rights that a fault asks for. A walk of the guest's own tables that was not permitted counts as a write:
+/// where the guest's hardware keeps its accessed and dirty flags, it may have been one, and a syndrome need not say so.
+fn wanted(fault: &Fault) -> Access {
+    let is_walk = fault.cause == Cause::Stage1Walk && fault.kind == FaultKind::Permission;
+    if is_walk && !mutant("stage1-walk-not-a-write") { fault.access | Access::WRITE } else { fault.access }
 }
 
 /// Returns the height of the largest leaf that a fault makes.

@@ -12,24 +12,38 @@
 //! whether its region still stands, and publishes. Whoever loses such a race keeps the zeroed frames for its next
 //! fault. Two vCPUs that fault on neighbouring pages never wait for each other.
 //!
+//! # A change of mind
+//! ```text
+//! new version ─ full barrier ─▶ walk ─ wait for outcomes, invalidate ─▶ answer
+//! ```
+//! Whoever decides anew (a region goes, rights change, a log begins) says so first and walks the tables then. Of a fault
+//! that had planned by what was before, and that walk, one sees the other. The [dirty log](Space::start_log) adds a
+//! bitmap for what leaves cannot say.
+//!
 //! # Neighbours
 //! `stage2` has the tables and `frames` the memory; this crate decides, and knows neither bits nor instructions. `vm`
 //! turns the [`Outcome`] into what the guest sees.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod age;
 mod collapse;
 mod content;
+mod death;
 mod discard;
 mod error;
 mod fault;
+mod log;
 mod moving;
 mod pin;
 mod plan;
 mod populate;
+mod protect;
 mod region;
 mod regions;
 mod space;
+mod standing;
+mod survey;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -39,11 +53,17 @@ pub use collapse::Collapsed;
 pub use discard::Remains;
 pub use error::SpaceError;
 pub use fault::Outcome;
+pub use log::{
+    DirtySource, Granularity, LISTED_STEP_INVALIDATIONS, LOG_STEP_BYTES, Leaves, Listed, LogCursor, Looks,
+    Made, Pml, Recovered, log_budget,
+};
 pub use moving::{MOVE_STEP_BYTES, MoveError};
 pub use pin::{Contents, PIN_FAULTS, PIN_TRIES, Pin, PinError, Pins};
 pub use populate::{Populate, Progress, STEP_BYTES};
+pub use protect::Protect;
 pub use region::{Backing, Region};
 pub use regions::MAX_REGIONS;
 pub use space::{Space, table_budget};
+pub use survey::{DumpError, REASONS, Stretch, Survey, What};
 pub use tally::Stats;
 pub use vmid::{Tag, VmidBits, Vmids};

@@ -101,6 +101,7 @@ impl<'f, F: Format> Space<'f, F> {
     ) -> Result<(), MoveError> {
         let (order, busy) = (run.order(), MoveError::Busy { ipa });
         let view = self.tree.open(section);
+        self.check_alive().map_err(|_| busy)?;
         let sight = view.sight(ipa);
         let leaf = self.movable(&sight, ipa)?;
         if span::<F>(sight.height()) != order.bytes() || order.bytes() > MOVE_STEP_BYTES {

@@ -208,7 +208,4 @@ impl<F: Format> Space<'_, F> {
         }
         Ok(())
     }
-
-    /// Notes for the dirty log that `range` was written by somebody other than a guest's CPU.
-    pub(crate) fn mark_written<S: Section>(&self, _section: &S, _range: Range) {}
 }

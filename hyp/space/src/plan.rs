@@ -44,6 +44,11 @@ impl<F: Format> Plan<F> {
         }
     }
 
+    /// The same plan, small for another reason.
+    pub(crate) fn because(self, why: Why) -> Self {
+        Self { why, ..self }
+    }
+
     /// Plans something smaller, since there is no memory for this.
     pub(crate) fn smaller(self) -> Option<Self> {
         let height = self.height.below()?;

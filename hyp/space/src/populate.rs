@@ -147,8 +147,14 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
     ) -> Result<Option<Prepared<'f>>, SpaceError> {
         let ipa = self.rest.start();
         let largest = self.space.tree.format().largest_leaf();
-        let plan = Plan::new(&standing.region, self.rest, ipa, highest.min(largest));
-        let mut plan: Plan<F> = plan.ok_or(SpaceError::BadRegion { range: self.rest })?;
+        let bad = SpaceError::BadRegion { range: self.rest };
+        let plan = |highest| Plan::new(&standing.region, self.rest, ipa, highest).ok_or(bad);
+        let mut plan: Plan<F> = match plan(highest.min(largest))? {
+            whole if whole.height > Height::PAGE && self.space.wants_pages(ipa, whole.height) => {
+                plan(Height::PAGE)?.because(Why::DirtyLog)
+            }
+            whole => whole,
+        };
         loop {
             let order = match plan.source {
                 Source::Frames(order) => order,

@@ -40,6 +40,28 @@ impl Region {
         Self { range, access: Access::RW, backing: Backing::Fixed { pa, memory: Memory::Device } }
     }
 
+    /// Returns the part of the region at `range`; `None` where that is empty or not part of it.
+    pub(crate) fn part(&self, range: Range) -> Option<Self> {
+        if range.is_empty() || !self.range.covers(range) {
+            return None;
+        }
+        let offset = range.start().offset_from(self.range.start())?;
+        let backing = match self.backing {
+            Backing::Ram => Backing::Ram,
+            Backing::Fixed { pa, memory } => Backing::Fixed { pa: pa.checked_add(offset)?, memory },
+        };
+        Some(Self { range, backing, ..*self })
+    }
+
+    /// Returns this region and the one behind it as one; `None` where they are not side by side and alike.
+    pub(crate) fn joined(&self, next: &Self) -> Option<Self> {
+        let range = Range::new(self.range.start(), next.range.end()).ok()?;
+        let both = Self { range, ..*self };
+        let is_next = self.range.end() == next.range.start();
+        (is_next && both.part(self.range) == Some(*self) && both.part(next.range) == Some(*next))
+            .then_some(both)
+    }
+
     /// Returns the attributes of this region's leaves.
     pub const fn attrs(&self) -> Attrs {
         let attrs = match self.backing {

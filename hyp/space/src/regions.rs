@@ -4,14 +4,17 @@
 //! be reading the first, which is then free for the next change. A reader stays in one read section from the look-up to
 //! the end of what it decides by it.
 //!
-//! Each region has a version, new whenever the region is. Who has prepared something for a region asks whether its
-//! version [still stands](Regions::stands) after it has frozen the entry; who changes the map does a full barrier
-//! between that and its walk of the tables. So of the two, one sees the other.
+//! Each region has a version, new whenever something is decided anew about its addresses: that they exist, their rights,
+//! that their writes are logged. Who has prepared something for a region asks whether its version
+//! [still stands](Regions::stands) after it has frozen or held the entry; who decides anew makes the new map current,
+//! does a full barrier, and only then walks the tables. So of the two, one sees the other.
+//!
+//! The map before is waited for after the walk, or before it, as is better for the caller: the two are independent.
 
 use crate::{Backing, Region, SpaceError};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use stage2::{Memory, Section};
-use types::sync::{AtomicBool, AtomicU64, AtomicUsize, full_barrier, o};
+use types::sync::{AtomicBool, AtomicU64, AtomicUsize, full_barrier, mutant, o};
 use types::{Access, CpuSet, Ipa, Pa, Range};
 
 /// The most regions that a space can have.
@@ -52,8 +55,32 @@ struct Slot {
     version: AtomicU64,
 }
 
+/// A change that everybody can see, before its grace period: the next change needs the array that readers may still be
+/// reading.
+#[must_use = "no further change is possible before this one has settled"]
+pub(crate) struct Changed<'r>(&'r Regions);
+
+/// While this lives no change is made.
+#[derive(Debug)]
+pub(crate) struct Steady<'r>(&'r Regions);
+
+impl Drop for Steady<'_> {
+    fn drop(&mut self) {
+        self.0.changing.store(false, o(34, Release)); // O34
+    }
+}
+
+impl Changed<'_> {
+    /// Waits until nobody reads the map before, and lets others change this one.
+    pub(crate) fn settle<S: Section>(self, section: &mut S) {
+        let period = section.period(CpuSet::from_bits(u64::MAX));
+        section.wait(period);
+        self.0.changing.store(false, o(34, Release)); // O34
+    }
+}
+
 /// A map that somebody is changing.
-struct Draft {
+pub(crate) struct Draft {
     regions: [Option<(Region, u64)>; MAX_REGIONS],
     len: usize,
     version: u64,
@@ -83,7 +110,9 @@ impl Regions {
         // O32, after O30: an array cannot have been written anew in this section, so one edition is one map.
         let edition = self.edition.load(o(32, Acquire));
         edition == found.edition
-            || self.array(edition).find(ipa).is_some_and(|(_, version)| version == found.version)
+            || self.array(edition).find(ipa).is_some_and(|(_, version)| {
+                version == found.version || mutant("region-alive-instead-of-version")
+            })
     }
 
     /// Goes through the regions, lowest first. The caller is in a read section, and stays in it.
@@ -109,26 +138,46 @@ impl Regions {
         ipa: Ipa,
         edit: impl FnOnce(&mut Draft) -> Result<T, SpaceError>,
     ) -> Result<T, SpaceError> {
-        // O34: the last change is complete, its grace period too. Pairs with itself. Nobody waits for this flag: who
-        // finds it set goes away, so that its owner may wait for readers.
-        if self.changing.swap(true, o(34, Acquire)) {
-            return Err(SpaceError::Busy { ipa });
-        }
+        let (done, changed) = self.swap(ipa, edit)?;
+        changed.settle(section);
+        Ok(done)
+    }
+
+    /// Changes the map as `edit` says, and returns before the grace period: the caller walks the tables to enforce the
+    /// change, and has it [settle](Changed::settle).
+    ///
+    /// # Errors
+    /// Those of `edit`; [`SpaceError::Busy`] where another CPU is changing the map. Nothing was changed.
+    pub(crate) fn swap<T>(
+        &self,
+        ipa: Ipa,
+        edit: impl FnOnce(&mut Draft) -> Result<T, SpaceError>,
+    ) -> Result<(T, Changed<'_>), SpaceError> {
+        let steady = self.steady(ipa)?;
         let edition = self.edition.load(Relaxed);
         let mut draft = Draft::of(self.array(edition), edition);
-        let done = edit(&mut draft);
-        if done.is_ok() {
-            let next = edition.wrapping_add(1);
-            self.array(next).write(&draft);
-            // O33: the new map is complete before it is current. Pairs with O32.
-            self.edition.store(next, o(33, Release));
-            // O31: the new map is current before the caller walks the tables to enforce it. Pairs with O30.
-            full_barrier(31);
-            let period = section.period(CpuSet::from_bits(u64::MAX));
-            section.wait(period);
+        let done = edit(&mut draft)?;
+        let next = edition.wrapping_add(1);
+        self.array(next).write(&draft);
+        // O33: the new map is complete before it is current. Pairs with O32.
+        self.edition.store(next, o(33, Release));
+        // O31: the new map is current before the caller walks the tables to enforce it. Pairs with O30.
+        full_barrier(31);
+        core::mem::forget(steady); // until it has settled
+        Ok((done, Changed(self)))
+    }
+
+    /// Keeps the map as it is for as long as the result lives.
+    ///
+    /// # Errors
+    /// [`SpaceError::Busy`] where another CPU is changing it. Nobody waits for that: its owner may be waiting for readers.
+    pub(crate) fn steady(&self, ipa: Ipa) -> Result<Steady<'_>, SpaceError> {
+        // O34: the last change is complete, its grace period too. Pairs with itself.
+        if self.changing.swap(true, o(34, Acquire)) {
+            Err(SpaceError::Busy { ipa })
+        } else {
+            Ok(Steady(self))
         }
-        self.changing.store(false, o(34, Release)); // O34
-        done
     }
 
     fn array(&self, edition: usize) -> &Array {
@@ -223,13 +272,75 @@ impl Draft {
         Ok(())
     }
 
-    fn remove(&mut self, start: Ipa) -> Result<Region, SpaceError> {
+    /// Removes the region that starts at `start`.
+    pub(crate) fn remove(&mut self, start: Ipa) -> Result<Region, SpaceError> {
         let is_it = |slot: &Option<(Region, u64)>| slot.is_some_and(|(r, _)| r.range.start() == start);
         let at = self.regions.iter().position(is_it).ok_or(SpaceError::NoRegion { ipa: start })?;
         let (region, _) = self.regions[at].take().ok_or(SpaceError::NoRegion { ipa: start })?;
         self.regions[at..self.len].rotate_left(1);
         self.len -= 1;
         Ok(region)
+    }
+
+    /// Gives every region that has addresses in `range` a new version: whatever was prepared by it is prepared anew.
+    pub(crate) fn renew(&mut self, range: Range) {
+        for (region, version) in self.regions.iter_mut().flatten() {
+            if region.range.overlaps(range) {
+                *version = self.version;
+            }
+        }
+    }
+
+    /// Gives the addresses in `range`, which regions must hold all, the rights `access`. A region that reaches beyond the
+    /// range is parted; regions side by side that are alike afterwards become one.
+    pub(crate) fn grant(&mut self, range: Range, access: Access) -> Result<(), SpaceError> {
+        let mut next = Self { regions: [None; MAX_REGIONS], len: 0, version: self.version };
+        let mut granted = range.start();
+        for (region, version) in self.regions.iter().flatten().copied() {
+            let Some(inside) = region.range.intersection(range) else {
+                next.append(region, version)?;
+                continue;
+            };
+            if inside.start() != granted {
+                return Err(SpaceError::NoRegion { ipa: granted });
+            }
+            granted = inside.end();
+            for (start, end) in [
+                (region.range.start(), inside.start()),
+                (inside.start(), inside.end()),
+                (inside.end(), region.range.end()),
+            ] {
+                if let Ok(part) = Range::new(start, end)
+                    && let Some(part) = region.part(part)
+                {
+                    let granted = part.range == inside;
+                    let access = if granted { access } else { part.access };
+                    // All parts are new: a fault may have been planned by the whole.
+                    next.append(Region { access, ..part }, self.version)?;
+                }
+            }
+        }
+        if granted != range.end() {
+            return Err(SpaceError::NoRegion { ipa: granted });
+        }
+        *self = next;
+        Ok(())
+    }
+
+    /// Adds a region behind all others, as part of the last one where the two are alike.
+    fn append(&mut self, region: Region, version: u64) -> Result<(), SpaceError> {
+        let is_new = version == self.version;
+        if let Some(Some((last, last_version))) = self.len.checked_sub(1).map(|at| &mut self.regions[at])
+            && (is_new || *last_version == self.version)
+            && let Some(both) = last.joined(&region)
+        {
+            (*last, *last_version) = (both, self.version);
+            return Ok(());
+        }
+        let slot = self.regions.get_mut(self.len).ok_or(SpaceError::TooManyRegions)?;
+        *slot = Some((region, version));
+        self.len += 1;
+        Ok(())
     }
 }
 

@@ -1,10 +1,12 @@
 //! The space itself: regions, tables, counters, tag.
 
+use crate::log::Log;
 use crate::regions::{Regions, Standing};
 use crate::tally::Tally;
 use crate::{Region, SpaceError, Stats, Tag};
 use frames::{Frames, Order, Owner, Tables};
 use stage2::{Bbm, Format, Geometry, Section, Tree, View, span};
+use types::sync::AtomicBool;
 use types::{Height, Ipa, Pa, Range};
 
 /// A CPU's view of a space's tables, while it is in a read section.
@@ -20,6 +22,9 @@ pub struct Space<'f, F: Format> {
     pub(crate) owner: Owner,
     pub(crate) tree: Tree<F, Tables<'f>>,
     pub(crate) regions: Regions,
+    pub(crate) log: Log,
+    /// Set once, when the space begins to die.
+    pub(crate) dead: AtomicBool,
     pub(crate) tally: Tally,
     tag: Tag,
 }
@@ -44,7 +49,16 @@ impl<'f, F: Format> Space<'f, F> {
         let tables = Tables::new(frames, owner, page, tables);
         let tree = Tree::new(format, geometry, bbm, tables)
             .map_err(|_| SpaceError::OutOfTables { ipa: geometry.reach().start() })?;
-        Ok(Self { frames, owner, tree, regions: Regions::new(), tally: Tally::new(), tag: Tag::new() })
+        Ok(Self {
+            frames,
+            owner,
+            tree,
+            regions: Regions::new(),
+            log: Log::new(),
+            dead: AtomicBool::new(false),
+            tally: Tally::new(),
+            tag: Tag::new(),
+        })
     }
 
     /// Returns the address of the root table, for the register that starts a walk. It stays the same for as long as
@@ -128,6 +142,7 @@ impl<'f, F: Format> Space<'f, F> {
 
     /// Finds the region that holds `ipa`, for somebody who has opened a view.
     pub(crate) fn standing<R>(&self, _: &TableView<'_, 'f, F, R>, ipa: Ipa) -> Result<Standing, SpaceError> {
+        self.check_alive()?;
         self.regions.find(ipa).ok_or(SpaceError::NoRegion { ipa })
     }
 }

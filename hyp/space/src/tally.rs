@@ -13,6 +13,7 @@ const SHARDS: usize = 8;
 pub(crate) enum Event {
     Fault,
     Mapped,
+    Allowed,
     There,
     Busy,
     Outside,
@@ -26,8 +27,9 @@ pub(crate) enum Event {
     LetGo,
     Conflict,
     Written,
+    Split,
 }
-const EVENTS: usize = 15;
+const EVENTS: usize = 17;
 
 /// The counters of a space.
 #[derive(Debug)]
@@ -57,6 +59,7 @@ impl Tally {
         Stats {
             faults: self.sum(Event::Fault),
             mapped: self.sum(Event::Mapped),
+            allowed: self.sum(Event::Allowed),
             already_mapped: self.sum(Event::There),
             busy: self.sum(Event::Busy),
             outside: self.sum(Event::Outside),
@@ -69,6 +72,7 @@ impl Tally {
             still_pinned: self.sum(Event::StillPinned),
             let_go: self.sum(Event::LetGo),
             conflicts: self.sum(Event::Conflict),
+            split: self.sum(Event::Split),
             table_bytes: tables.bytes(),
             reserve_bytes: tables.reserve_bytes(),
             census,
@@ -79,10 +83,12 @@ impl Tally {
 /// What a space is made of, and what happened in it so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stats {
-    /// Faults: the sum of the six that follow.
+    /// Faults: the sum of the seven that follow.
     pub faults: u64,
     /// Faults that were resolved by a new mapping.
     pub mapped: u64,
+    /// Faults that were resolved by giving a mapping more rights, or by making it young.
+    pub allowed: u64,
     /// Faults that found a sufficient mapping: another CPU had been faster, or a TLB had been stricter.
     pub already_mapped: u64,
     /// Faults that met another CPU at work, and left the guest to try again.
@@ -109,6 +115,8 @@ pub struct Stats {
     /// Faults because a TLB held two translations for one address, while its size was changed without a break. They are
     /// among those that found a sufficient mapping.
     pub conflicts: u64,
+    /// Blocks that were split by a write's fault, for a dirty log of pages.
+    pub split: u64,
     /// Bytes in the space's tables now, the root included.
     pub table_bytes: u64,
     /// Bytes in pages that are set aside for splitting the space's blocks.

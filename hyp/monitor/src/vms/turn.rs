@@ -258,7 +258,7 @@ impl<'a> Turns<'a> {
         let outcome = self.guest.space.fault(&section, &self.cpu, &tlb, &fault);
         drop(section);
         match outcome {
-            Ok(Outcome::Mapped | Outcome::AlreadyMapped) => {}
+            Ok(Outcome::Mapped | Outcome::Allowed | Outcome::AlreadyMapped) => {}
             // It may be for memory that rests: a guest that comes again for it may be the only one who ever does.
             Ok(Outcome::Busy) => self.tidy(),
             Ok(Outcome::Outside | Outcome::Denied | Outcome::Noted(_)) => self.outside(abort, fault.ipa, far),

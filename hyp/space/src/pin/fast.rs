@@ -56,6 +56,9 @@ impl<'f, F: Format> Space<'f, F> {
         if range.is_empty() {
             return (at, None);
         }
+        if self.check_alive().is_err() {
+            return (at, Some(Stop::Entry));
+        }
         loop {
             let sight = view.sight(at);
             if let Err(stop) = self.may_pin(&sight, access) {

@@ -3,14 +3,22 @@
 mod collapsing;
 mod content;
 mod discarding;
+mod dying;
 mod faults;
+mod guest;
 mod held;
+mod logging;
+mod looks;
 mod moving;
 mod parallel;
 mod pins;
 mod populating;
+mod protecting;
+mod receiver;
 mod regions;
 mod reserve;
+mod steps;
+mod strict;
 
 use crate::{Region, Space, SpaceError};
 use frames::fake::Machine;
@@ -172,9 +180,13 @@ fn space(frames: &Frames) -> Space<'_, Format> {
     space_with_tables(frames, 1000)
 }
 
+fn space_of(frames: &Frames, features: Features, tables: u32) -> Space<'_, Format> {
+    Space::new(frames, Owner(1), Format::new(features), geometry(), Bbm::Level0, tables)
+        .expect("there is memory")
+}
+
 fn space_with_tables(frames: &Frames, tables: u32) -> Space<'_, Format> {
-    let format = Format::new(Features::empty());
-    Space::new(frames, Owner(1), format, geometry(), Bbm::Level0, tables).expect("there is memory")
+    space_of(frames, Features::empty(), tables)
 }
 
 fn add_ram(space: &Space<'_, Format>, stay: &mut Stay<'_>, start: u64, bytes: u64) {
