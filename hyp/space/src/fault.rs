@@ -214,10 +214,7 @@ impl<'f, F: Format> Space<'f, F> {
                 }
             }
         }
-        let held = match self.regions.hold(view, standing, ipa) {
-            Ok(Some(held)) => held,
-            Ok(None) | Err(_) => return Ok(Outcome::Busy),
-        };
+        let Ok(Some(held)) = self.regions.hold(view, standing, ipa) else { return Ok(Outcome::Busy) };
         let Attrs { access: has, owner, .. } = held.leaf().attrs;
         if owner != standing.region.attrs().owner {
             return Ok(Outcome::Denied);

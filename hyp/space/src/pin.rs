@@ -182,14 +182,10 @@ impl<F: Format> Space<'_, F> {
             // Before the pin goes: who freezes the word then finds it counted.
             self.tally.count(section.cpu(), Event::Written);
         }
-        let (range, late) = (pin.range(), mutant("dirty-marked-after-unpin"));
-        if contents == Contents::Written && !late && !mutant("unpin-forgets-dirty") {
-            self.mark_written(section, range);
+        if contents == Contents::Written {
+            self.mark_written(section, pin.range());
         }
         pin.release(self.frames);
-        if contents == Contents::Written && late {
-            self.mark_written(section, range);
-        }
         Ok(())
     }
 

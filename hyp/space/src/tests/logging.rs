@@ -280,7 +280,6 @@ fn what_was_not_split_by_a_log_or_is_uneven_by_now_stays_as_it_is() {
         store(machine, space, stay, &hardware, 512);
         let view = space.tree().open(&*stay);
         view.split(&*hardware, Ipa::new(GUEST), Height::PAGE, stage2::Why::Pin).unwrap();
-        drop(view);
         start(space, stay, &hardware, &Leaves, Granularity::Pages);
         space.stop_log(stay).unwrap();
         space.discard(stay, &*hardware, range(GUEST + BLOCK, PAGE)).unwrap();
@@ -374,7 +373,6 @@ fn a_round_goes_on_where_it_was_and_loses_nothing_to_an_owned_entry() {
             let (done, pages) = harvest(stay, cursor);
             reported.extend(pages);
             assert!(done.is_ok() && reported.contains(&5), "{done:?} {reported:?}");
-            drop(view);
             space.stop_log(stay).unwrap();
         }
     });

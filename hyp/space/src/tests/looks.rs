@@ -18,7 +18,6 @@ fn with_variety(test: impl FnOnce(&Machine, &Space<'_, Format>, &mut Stay<'_>)) 
     let view = space.tree().open(&stay);
     view.split(&tlb, Ipa::new(GUEST + BLOCK), Height::PAGE, Why::Pin).unwrap();
     view.annotate(range(GUEST + 3 * BLOCK + PAGE, PAGE), Note::new(77)).unwrap();
-    drop(view);
     stay.pass();
     test(&machine, &space, &mut stay);
 }

@@ -125,11 +125,15 @@ fn no_cpu_is_left_with_more_rights_than_the_last_decision_gave() {
                         let mut stay = epoch.enter(cpu_id(n));
                         let at = GUEST + (round * 7 + n as u64) % 16 * PAGE;
                         if n == 2 {
-                            let kind =
-                                if round % 2 == 0 { FaultKind::Permission } else { FaultKind::Translation };
+                            let kind = if round.is_multiple_of(2) {
+                                FaultKind::Permission
+                            } else {
+                                FaultKind::Translation
+                            };
                             let _ = space.fault(&stay, &cpu, &tlb, &Fault { kind, ..fault_at(at) });
                         } else {
-                            let access = if (round + n as u64) % 2 == 0 { Access::READ } else { Access::RWX };
+                            let access =
+                                if (round + n as u64).is_multiple_of(2) { Access::READ } else { Access::RWX };
                             let _ = space.protect(&mut stay, &tlb, range(at, PAGE), access);
                         }
                     }

@@ -158,7 +158,6 @@ fn what_is_lent_gets_no_right_by_a_fault() {
         let view = at.space.tree().open(&*stay);
         let claim = view.claim(Ipa::new(GUEST), Height::PAGE, Why::Owner).unwrap();
         claim.publish(&Recorder::default(), run.into_pa(), attrs);
-        drop(view);
         assert_eq!(at.fault(stay, &write_to(GUEST)), Ok(Outcome::Denied));
     });
 }
@@ -170,7 +169,6 @@ fn a_translation_fault_on_a_block_that_is_not_to_be_cached_is_busy() {
         let view = at.space.tree().open(&*stay);
         let claim = view.claim(Ipa::new(GUEST), Height::new(1), Why::Alignment).unwrap();
         claim.publish(&Recorder::default(), run.into_pa(), Attrs::RAM.with(Marks::NO_TLB));
-        drop(view);
         assert_eq!(at.fault(stay, &fault_at(GUEST)), Ok(Outcome::Busy));
         assert_eq!(
             at.fault(stay, &write_to(GUEST)),
