@@ -18,6 +18,8 @@
 mod arm;
 mod bits;
 mod harvest;
+#[cfg(all(test, loom))]
+mod interleaved;
 mod recover;
 mod source;
 

@@ -28,7 +28,6 @@ use crate::tally::Event;
 use core::fmt;
 use frames::{Frames, Hold, Order, Owner};
 use stage2::{Format, Section};
-use types::sync::mutant;
 use types::{Ipa, Pa, Range};
 
 /// A hold on a frame, or on a folio of several.

@@ -21,7 +21,7 @@ pub(crate) struct Model {
 /// All of them.
 pub(crate) const LOOM: &[Model] = &[
     Model { package: "mezzanine-vm", what: "doorbell", tests: &["--lib", "doorbell"] },
-    Model { package: "mezzanine-space", what: "VMIDs and regions", tests: &["--lib", "interleaved"] },
+    Model { package: "mezzanine-space", what: "VMIDs, regions, dirty log", tests: &["--lib", "interleaved"] },
     Model { package: "mezzanine-frames", what: "pins", tests: &["--lib", "interleaved"] },
     Model { package: "mezzanine-stage2", what: "tables", tests: &["--test", "loom*"] },
 ];
