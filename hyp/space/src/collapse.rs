@@ -53,7 +53,7 @@ struct Gather<'g, 'f, F: Format, C> {
 
 /// A copy that was made while the memory was in use.
 #[derive(Clone, Copy)]
-struct Copied {
+pub(crate) struct Copied {
     /// How many pins had been given back as written before.
     written: u64,
 }
@@ -194,7 +194,7 @@ impl<'f, F: Format> Space<'f, F> {
 
     /// Copies the parts of a block while guests use them. On return every later write of a guest sets a dirty flag, and
     /// every later one through a pin is counted when the pin goes.
-    fn copy_ahead<S: Section, C: Cpu, I: Invalidate>(
+    pub(crate) fn copy_ahead<S: Section, C: Cpu, I: Invalidate>(
         &self,
         section: &mut S,
         cpu: &C,
@@ -207,7 +207,13 @@ impl<'f, F: Format> Space<'f, F> {
         while let Ok(rest) = Range::new(at, block.end())
             && !rest.is_empty()
         {
-            let next = self.tree.harvest(section, tlb, rest, &mut |_, _| {});
+            // A log may have begun since: what loses its mark to us is marked there first.
+            let next = self.tree.harvest(section, tlb, rest, &mut |ipa, height| {
+                if !mutant("copy-ahead-takes-marks-along") {
+                    let leaf = Range::block_around(ipa, span::<F>(height));
+                    self.log.mark::<F, _>(self.tree.memory(), leaf);
+                }
+            });
             at = next.map_err(|_| MoveError::Busy { ipa: at })?;
         }
         self.each_part_of(section, block, |space, ipa, pa, order| {

@@ -40,8 +40,6 @@ pub enum SpaceError {
         /// The address.
         ipa: Ipa,
     },
-    /// The format or the machine cannot do that for this space: an IOMMU without the means for it walks its tables.
-    Unable,
     /// No dirty log runs, or another one than the cursor is of.
     NoLog,
     /// A dirty log runs.
@@ -70,7 +68,6 @@ impl fmt::Display for SpaceError {
             Self::NotRam { ipa } => write!(f, "the memory region at {ipa} is not RAM"),
             Self::OutOfMemory { ipa } => write!(f, "no memory left for {ipa}"),
             Self::OutOfTables { ipa } => write!(f, "no memory left for the tables of {ipa}"),
-            Self::Unable => write!(f, "an IOMMU that shares the tables cannot take part in that"),
             Self::NoLog => write!(f, "no such dirty log runs"),
             Self::LogRuns => write!(f, "a dirty log runs"),
             Self::Dying => write!(f, "the VM's memory is going back"),

@@ -257,8 +257,7 @@ impl<F: Format> Space<'_, F> {
     ///
     /// # Errors
     /// [`SpaceError::LogRuns`]; [`SpaceError::BadRegion`] where the range is empty, not aligned, or beyond the space;
-    /// [`SpaceError::OutOfTables`] where there is no memory for the bitmap; [`SpaceError::Unable`] where an IOMMU cannot
-    /// take part; [`SpaceError::Busy`]; [`SpaceError::Dying`]. Everything is as it was then.
+    /// [`SpaceError::OutOfTables`] where there is no memory for the bitmap; [`SpaceError::Busy`]; [`SpaceError::Dying`]. Everything is as it was then.
     pub fn start_log<S: Section, D: DirtySource>(
         &self,
         section: &mut S,

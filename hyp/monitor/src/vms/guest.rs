@@ -195,11 +195,9 @@ impl GuestRam<'_> {
             SpaceError::BadRegion { range } | SpaceError::RegionsOverlap { new: range, .. } => {
                 RamError::NotRam { at: range.start() }
             }
-            SpaceError::TooManyRegions
-            | SpaceError::Unable
-            | SpaceError::NoLog
-            | SpaceError::LogRuns
-            | SpaceError::Dying => RamError::NotRam { at: Ipa::new(0) },
+            SpaceError::TooManyRegions | SpaceError::NoLog | SpaceError::LogRuns | SpaceError::Dying => {
+                RamError::NotRam { at: Ipa::new(0) }
+            }
         }
     }
 }

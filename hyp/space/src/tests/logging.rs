@@ -408,3 +408,18 @@ fn a_stop_outlasts_every_section_that_saw_the_log_run() {
         stopped.store(true, SeqCst);
     });
 }
+
+/// A collapse looks whether a log runs, and copies ahead; one that begins between the two loses nothing to it.
+#[test]
+fn what_a_copy_ahead_takes_the_mark_of_is_reported() {
+    with_guest(Features::HARDWARE_DIRTY, |machine, space, stay, hardware| {
+        store(machine, space, stay, &hardware, 0);
+        start(space, stay, &hardware, &Leaves, Granularity::Pages);
+        store(machine, space, stay, &hardware, 4);
+        let to = machine.allocate(frames::Order::FOLIO, frames::Usage::Guest(Owner(1))).unwrap();
+        let block = range(GUEST, BLOCK);
+        let copied = space.copy_ahead(stay, &FakeCpu::new(0, machine), &Recorder::default(), block, to.pa());
+        assert!(copied.is_ok());
+        assert_eq!(round(space, stay, &hardware, &Leaves), [4]);
+    });
+}
