@@ -17,8 +17,9 @@ use types::CpuSet;
 use types::sync::mutant;
 
 impl<F: Format> Space<'_, F> {
-    /// Marks the space dead, and waits until nobody is in it who has not seen that. Every operation but this, and
-    /// [`Space::destroy`], ends with [`SpaceError::Dying`] from then on, without having looked at the tables.
+    /// Marks the space dead, and waits until nobody uses its tables who began to before. Every operation but this, and
+    /// [`Space::destroy`], that begins from then on ends with [`SpaceError::Dying`]; one that has several steps may end its
+    /// next one as if nothing were, which is harmless: whoever destroys the space owns it, so that none is under way.
     ///
     /// For whoever shares the space with other CPUs. Waits for a grace period, owning nothing.
     pub fn condemn<S: Section>(&self, section: &mut S) {
