@@ -2,7 +2,7 @@
 
 use crate::{DirectMap, FrameError, Frames, PaRange};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use types::{FRAME_SIZE, Pa};
 
 /// Frames over a buffer. Holes between banks cost address space of the host and nothing else.
@@ -60,6 +60,17 @@ impl Machine {
     pub fn with_ram(start: u64, bytes: u64) -> Self {
         let bank = PaRange::with_len(Pa::new(start), bytes).expect("the bank does not wrap");
         Self::new(&[bank], &[]).expect("the bank holds its records")
+    }
+
+    /// Refuses the requests for memory with these numbers, counted from 0 from now on: for frames, kept runs, pages of a
+    /// budget, pages of a reserve.
+    pub fn refuse(&self, numbers: Range<u64>) {
+        self.frames.requests.refuse(numbers);
+    }
+
+    /// Returns how many requests for memory there were since [`Machine::refuse`] was last called.
+    pub fn requested(&self) -> u64 {
+        self.frames.requests.made()
     }
 }
 

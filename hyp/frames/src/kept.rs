@@ -78,6 +78,9 @@ impl Frames {
     /// Takes what `cpu` has kept, if it has that order: zeroed.
     pub fn take_kept(&self, cpu: CpuId, order: Order, usage: Usage) -> Option<Run<'_>> {
         let run = self.kept.look(cpu).filter(|(_, kept)| *kept == order)?;
+        if !self.requests.is_granted() {
+            return None;
+        }
         self.picked_up(usage.kind(), cpu); // before it is out of the slot: nobody shall find neither it nor us
         if !self.kept.take(cpu, run) {
             self.published(usage.kind(), cpu);

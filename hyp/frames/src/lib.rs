@@ -31,6 +31,7 @@ mod layout;
 mod moves;
 mod order;
 mod pool;
+mod requests;
 mod reserve;
 mod run;
 mod stock;

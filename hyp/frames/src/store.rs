@@ -4,6 +4,7 @@ use crate::bank::{Frame, Memory};
 use crate::kept::Kept;
 use crate::layout::Layout;
 use crate::pool::Pool;
+use crate::requests::Requests;
 use crate::stock::{STOCK, Stocks};
 use crate::{DirectMap, FrameError, Kind, Order, Owner, PaRange, Record, Run, Word};
 use core::fmt;
@@ -84,6 +85,7 @@ pub struct Frames {
     pool: Mutex<Pool>,
     pub(crate) kept: Kept,
     stocks: Stocks,
+    pub(crate) requests: Requests,
 }
 
 impl fmt::Debug for Frames {
@@ -119,7 +121,13 @@ impl Frames {
         for gap in layout.free() {
             pool.put_range(&memory, gap);
         }
-        Ok(Self { memory, pool: Mutex::new(pool), kept: Kept::new(), stocks: Stocks::new() })
+        Ok(Self {
+            memory,
+            pool: Mutex::new(pool),
+            kept: Kept::new(),
+            stocks: Stocks::new(),
+            requests: Requests::new(),
+        })
     }
 
     /// Returns the direct map over this memory.
@@ -139,11 +147,22 @@ impl Frames {
     /// Allocates a run, contents undefined. The records of a guest's run have one reference each, for the mapping to
     /// come. What CPUs have [kept](Frames::keep) is used before this fails. Errors: [`FrameError::Exhausted`].
     pub fn allocate(&self, order: Order, usage: Usage) -> Result<Run<'_>, FrameError> {
+        self.grant(order)?;
         self.allocate_by(CpuId::BOOT, order, usage)
+    }
+
+    /// Refuses what a test wants to see refused, as if there were no memory.
+    fn grant(&self, order: Order) -> Result<(), FrameError> {
+        if self.requests.is_granted() {
+            Ok(())
+        } else {
+            Err(FrameError::Exhausted { order, unpublished: self.unpublished() })
+        }
     }
 
     /// Allocates a run as [`Frames::allocate`] does, for a fault on `cpu`, which calls: single frames out of its stock.
     pub fn allocate_on(&self, cpu: CpuId, order: Order, usage: Usage) -> Result<Run<'_>, FrameError> {
+        self.grant(order)?;
         if order != Order::FRAME || usage.kind() != Kind::Guest {
             return self.allocate_by(cpu, order, usage);
         }

@@ -73,7 +73,9 @@ impl<'f> Tables<'f> {
         match self.frames.allocate(order, Usage::Table(self.owner)) {
             Ok(run) => Ok(run.into_pa()),
             Err(_) => {
-                self.refund(frames);
+                if !mutant("refused-table-stays-charged") {
+                    self.refund(frames);
+                }
                 Err(NoPages)
             }
         }
@@ -85,6 +87,9 @@ impl<'f> Tables<'f> {
     }
 
     fn charge(&self, frames: u32) -> Result<(), NoPages> {
+        if !self.frames.requests.is_granted() {
+            return Err(NoPages);
+        }
         self.used
             .try_update(Relaxed, Relaxed, |used| used.checked_add(frames).filter(|sum| *sum <= self.limit))
             .map(|_| ())
@@ -135,6 +140,9 @@ impl Pages for Tables<'_> {
     fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
         let order = Order::of_bytes(size.bytes()).ok_or(NoPages)?;
         if purpose == Purpose::Split && order == self.page && !mutant("split-without-its-reserve") {
+            if !self.frames.requests.is_granted() {
+                return Err(NoPages);
+            }
             let drawn = self.reserve.lock().draw(self.map);
             return drawn.map(|page| FreshTable::new(page, size)).ok_or(NoPages);
         }
@@ -161,7 +169,8 @@ impl Pages for Tables<'_> {
 
     fn reserve(&self, tables: u64) -> Result<(), NoPages> {
         for done in 0..tables {
-            self.reserve_page().inspect_err(|_| self.release(done))?;
+            let set_aside = if mutant("refused-reserve-stays") { 0 } else { done };
+            self.reserve_page().inspect_err(|_| self.release(set_aside))?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use crate::space::TableView;
 use crate::{Space, SpaceError};
 use frames::{FrameError, Run, Usage};
 use stage2::{Format, Invalidate, Section, Why, span};
+use types::sync::mutant;
 use types::{Cpu, Height, Ipa, Range};
 
 /// The most bytes that one step of a [`Populate`] zeroes, where pages are not larger.
@@ -29,6 +30,8 @@ pub struct Populate<'s, 'f, F: Format> {
     space: &'s Space<'f, F>,
     rest: Range,
     zeroing: Option<Zeroing<'f>>,
+    /// There were no tables, or no reserve, for more than this at the start of the rest.
+    largest: Option<Height>,
 }
 
 /// A run on its way to be published at the start of the rest.
@@ -65,7 +68,7 @@ impl<'f, F: Format> Space<'f, F> {
 
     /// Starts to put memory behind all of `range`. Does nothing until it is stepped.
     pub const fn start_populate(&self, range: Range) -> Populate<'_, 'f, F> {
-        Populate { space: self, rest: range, zeroing: None }
+        Populate { space: self, rest: range, zeroing: None, largest: None }
     }
 }
 
@@ -121,11 +124,18 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
         let Some(prepared) = prepared else {
             return Ok(());
         };
-        let end = Range::block_around(ipa, span::<F>(prepared.height)).end();
+        let height = prepared.height;
+        let end = Range::block_around(ipa, span::<F>(height)).end();
         match self.space.try_publish(view, tlb, standing, ipa, prepared) {
             Tried::Mapped => self.go_on_from(end),
             Tried::Lost(_) => {} // the next step looks again
-            Tried::NoTables(_) => {
+            Tried::NoTables(memory) => {
+                // It goes back first: it is no run that somebody else is about to publish.
+                let _ours = mutant("own-run-counted-as-in-hand").then_some(memory);
+                if height > Height::PAGE {
+                    self.largest = height.below(); // what was to be the block will do for tables, too
+                    return Ok(());
+                }
                 let passing = self.space.is_coming_back() || self.space.frames.unpublished() > 0;
                 if let There::Nothing(_) = self.space.look(view, ipa) {
                     return Err(match passing {
@@ -155,6 +165,12 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
             }
             whole => whole,
         };
+        while let Some(most) = self.largest
+            && plan.height > most
+        {
+            plan = plan.smaller().ok_or(bad)?;
+            self.space.count_smaller(cpu.id(), plan.why);
+        }
         loop {
             let order = match plan.source {
                 Source::Frames(order) => order,
@@ -198,5 +214,6 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
         let next = next.min(self.rest.end());
         self.rest = Range::new(next, self.rest.end()).unwrap_or(self.rest);
         self.zeroing = None;
+        self.largest = None;
     }
 }

@@ -3,6 +3,7 @@
 mod allocation;
 mod holding;
 mod records;
+mod refused;
 mod reserve;
 
 use crate::fake::Machine;

@@ -7,7 +7,7 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use stage2::{Entries, Format, FreshTable, Geometry, NoPages, Pages, Purpose, Slot, TablePa, span};
-use types::sync::{AtomicU64, o};
+use types::sync::{AtomicU64, mutant, o};
 use types::{Height, Ipa, Pa, Range};
 
 /// The pages whose bits are in one word.
@@ -156,6 +156,9 @@ fn take_sheets<F: Format, M: Entries + Pages>(memory: &M, words: u64, stride: u6
         match take_sheets::<F, M>(memory, part, stride / fan_out::<F>()) {
             Ok(below) => memory.slot(sheet, index).store(below, Relaxed),
             Err(no_pages) => {
+                if mutant("refused-bitmap-stays") {
+                    return Err(no_pages);
+                }
                 give_back_sheets::<F, M>(memory, word, stride);
                 return Err(no_pages);
             }

@@ -15,6 +15,7 @@ mod pins;
 mod populating;
 mod protecting;
 mod receiver;
+mod refused;
 mod regions;
 mod reserve;
 mod steps;
