@@ -30,6 +30,13 @@ pub enum Collapsed {
     Moved,
 }
 
+/// What becomes of parts that do not lie side by side.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scattered {
+    Gather,
+    Leave,
+}
+
 /// What the parts of a block to be are like.
 struct Parts {
     first: Leaf,
@@ -75,6 +82,33 @@ impl<'f, F: Format> Space<'f, F> {
         ipa: Ipa,
         height: Height,
     ) -> Result<Collapsed, MoveError> {
+        self.collapse_parts(section, cpu, tlb, ipa, height, Scattered::Gather)
+    }
+
+    /// As [`Space::collapse`], of parts that lie side by side: nothing is moved.
+    ///
+    /// # Errors
+    /// [`MoveError`], among them [`MoveError::Scattered`]; nothing was changed.
+    pub fn collapse_in_place<S: Section, C: Cpu, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &C,
+        tlb: &I,
+        ipa: Ipa,
+        height: Height,
+    ) -> Result<Collapsed, MoveError> {
+        self.collapse_parts(section, cpu, tlb, ipa, height, Scattered::Leave)
+    }
+
+    fn collapse_parts<S: Section, C: Cpu, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &C,
+        tlb: &I,
+        ipa: Ipa,
+        height: Height,
+        scattered: Scattered,
+    ) -> Result<Collapsed, MoveError> {
         if height == Height::PAGE || height > self.tree.largest_leaf() {
             return Err(MoveError::WrongSize { ipa });
         }
@@ -88,16 +122,20 @@ impl<'f, F: Format> Space<'f, F> {
             |order| self.frames.record(parts.first.pa).is_ok_and(|record| record.load().order() == order);
         match order {
             // Of larger blocks each folio is pinned by itself.
-            None if parts.contiguous => self.collapse_in_place(section, tlb, ipa, height),
+            None if parts.contiguous => self.collapse_folios(section, tlb, ipa, height),
+            _ if !parts.contiguous && scattered == Scattered::Leave => {
+                Err(MoveError::Scattered { ipa: block.start() })
+            }
             None => Err(MoveError::WrongSize { ipa }),
             Some(order) if parts.contiguous && is_folio(order) => {
-                self.collapse_in_place(section, tlb, ipa, height)
+                self.collapse_folios(section, tlb, ipa, height)
             }
             Some(order) => self.gather(section, cpu, tlb, (block, height, order), &parts),
         }
     }
 
-    fn collapse_in_place<S: Section, I: Invalidate>(
+    /// Makes a block of what lies in one folio, or of several folios side by side.
+    fn collapse_folios<S: Section, I: Invalidate>(
         &self,
         section: &mut S,
         tlb: &I,

@@ -55,6 +55,11 @@ pub enum MoveError {
         /// The address of the first part that differs.
         ipa: Ipa,
     },
+    /// What is mapped side by side does not lie side by side, and was to stay where it is.
+    Scattered {
+        /// The address of the block that it does not make.
+        ipa: Ipa,
+    },
     /// A dirty log runs, which a block would blur.
     Logging,
     /// There is no memory for the block, or for its reserve.
@@ -74,6 +79,7 @@ impl fmt::Display for MoveError {
             Self::WrongSize { ipa } => write!(f, "the mapping at {ipa} has another size"),
             Self::Pinned { ipa } => write!(f, "the memory at {ipa} is pinned"),
             Self::Uneven { ipa } => write!(f, "what is mapped at {ipa} differs from its neighbours"),
+            Self::Scattered { ipa } => write!(f, "what is mapped at {ipa} lies scattered"),
             Self::Logging => write!(f, "a dirty log runs"),
             Self::NoMemory => write!(f, "no memory left for a block"),
             Self::Busy { ipa } => write!(f, "the mapping at {ipa} is being changed"),

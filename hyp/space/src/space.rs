@@ -72,6 +72,11 @@ impl<'f, F: Format> Space<'f, F> {
         &self.tree
     }
 
+    /// Returns the machine's memory, which the space's frames are of.
+    pub const fn frames(&self) -> &'f Frames {
+        self.frames
+    }
+
     /// Returns whose frames the space's are.
     pub const fn owner(&self) -> Owner {
         self.owner

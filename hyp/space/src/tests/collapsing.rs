@@ -103,6 +103,24 @@ fn pages_from_here_and_there_are_moved_into_one_folio() {
 }
 
 #[test]
+fn what_lies_scattered_stays_so_where_it_is_not_to_be_moved() {
+    for scattered in [false, true] {
+        with_pages(Features::HARDWARE_DIRTY, scattered, |machine, space, stay| {
+            let (before, cpu) = (machine.stats(), FakeCpu::new(0, machine));
+            let (tlb, ipa) = (Recorder::default(), Ipa::new(GUEST));
+            let made = space.collapse_in_place(stay, &cpu, &tlb, ipa, Height::new(1));
+            if scattered {
+                assert_eq!(made, Err(MoveError::Scattered { ipa }));
+                assert_eq!((leaves(space), machine.stats()), ([512, 0, 0], before));
+            } else {
+                assert_eq!(made, Ok(Collapsed::InPlace));
+                is_block(machine, space, stay);
+            }
+        });
+    }
+}
+
+#[test]
 fn a_pin_anywhere_in_it_keeps_a_block_from_being_made_and_is_asked_to_go() {
     for scattered in [false, true] {
         with_pages(Features::HARDWARE_DIRTY, scattered, |machine, space, stay| {
