@@ -2,11 +2,22 @@
 //!
 //! Calls follow the SMC Calling Convention (Arm DEN 0028), by HVC or by SMC alike: the function id in `W0`, arguments
 //! from `X1` on, results from `X0` on. They lie in the vendor-specific hypervisor service range (owning entity 6).
-//! A guest finds out where it runs by [`UID`]; what it may call then, by [`REVISION`].
+//! A guest finds out where it runs by [`UID`]; what it may call then, by [`REVISION`] and [`calls::FEATURES`].
+//!
+//! [`calls`] has the calls on a guest's own memory, [`Status`] their answers, [`page`] the registers through which user
+//! space makes them, and [`Checksum`] what the engine computes.
 //!
 //! Neighbours: `vm` answers these calls; guest payloads make them.
 #![no_std]
 #![forbid(unsafe_code)]
+
+pub mod calls;
+mod checksum;
+pub mod page;
+mod status;
+
+pub use checksum::Checksum;
+pub use status::Status;
 
 /// The first fast call of the vendor-specific hypervisor range, 32-bit convention (DEN 0028, 6).
 pub const RANGE_32: u32 = 0x8600_0000;
@@ -26,7 +37,7 @@ pub const UUID: [u8; 16] =
 /// Changes when a call changes its meaning: a guest must not go on with a number it does not know.
 pub const REVISION_MAJOR: u32 = 0;
 /// Changes when calls are added.
-pub const REVISION_MINOR: u32 = 1;
+pub const REVISION_MINOR: u32 = 2;
 
 /// SMCCC's "this function does not exist", in `W0` or `X0`.
 pub const NOT_SUPPORTED: i64 = -1;
