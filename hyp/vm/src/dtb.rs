@@ -1,6 +1,11 @@
 //! The device tree of a virtual machine: what QEMU's `virt` says of the same devices.
 
-use crate::{image::Placement, manifest::VmConfig, map, vcpu::affinity};
+use crate::{
+    image::Placement,
+    manifest::{Granted, VmConfig},
+    map,
+    vcpu::affinity,
+};
 use alloc::{format, string::String, vec::Vec};
 use smccc::psci;
 use types::Range;
@@ -60,6 +65,9 @@ pub fn build(config: &VmConfig, placement: &Placement, seed: &Seed) -> Result<Ve
     timer(&mut fdt)?;
     gic(&mut fdt, config.vcpus())?;
     uart(&mut fdt)?;
+    if config.hypercalls == Granted::All {
+        control(&mut fdt)?;
+    }
 
     fdt.end_node(root)?;
     fdt.finish()
@@ -157,6 +165,14 @@ fn uart(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.property_array_u32("interrupts", &[SPI, map::UART_INTID - 32, LEVEL_HIGH])?;
     fdt.property_array_u32("clocks", &[CLOCK, CLOCK])?;
     fdt.property_string_list("clock-names", ["uartclk", "apb_pclk"].map(Into::into).to_vec())?;
+    fdt.end_node(node)
+}
+
+/// The control page, for who looks for it: no driver of Linux's claims it.
+fn control(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("hypercalls@{:x}", map::CONTROL))?;
+    fdt.property_string("compatible", "mezzanine,hypercalls")?;
+    fdt.property_array_u64("reg", &[map::CONTROL.get(), map::CONTROL_SIZE])?;
     fdt.end_node(node)
 }
 

@@ -1,7 +1,8 @@
 //! Virtual machines: bundles, manifests, vCPUs, PSCI, and the virtual devices.
 //!
 //! A [`Vm`] answers what its guest traps on. It knows CPUs only through [`types::Cpu`] and [`ListRegisters`], and guest
-//! memory only through [`Ram`], so that all of it runs on the host, under test, as it does on the machine.
+//! memory only through [`Ram`], so that all of it runs on the host, under test, as it does on the machine. What a guest
+//! may ask of its own memory, the [`service`] does over `space`.
 //!
 //! Neighbours: `monitor` runs the exit loop, which [`vm`] describes, and implements the traits over `aarch64` and
 //! `space`; `abi` has the numbers of the calls that are ours.
@@ -24,6 +25,7 @@ pub mod map;
 mod pl011;
 mod power;
 mod psci;
+pub mod service;
 mod stats;
 mod sysreg;
 #[cfg(test)]
@@ -36,7 +38,7 @@ pub use dtb::Seed;
 pub use error::Error;
 pub use gic::TimerIntids;
 pub use host::{Console, Line, ListRegisters, Ram, RamError, Timer};
-pub use manifest::{Limits, Populate, VmConfig, configure};
+pub use manifest::{Granted, Limits, Populate, VmConfig, configure};
 pub use pl011::{Room, Taken};
 pub use power::{Start, Why};
 pub use stats::ExitReason;

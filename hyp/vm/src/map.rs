@@ -16,10 +16,10 @@ pub const UART: Ipa = Ipa::new(0x0900_0000);
 pub const UART_SIZE: u64 = 0x1000;
 /// The serial port's interrupt: shared peripheral interrupt 1.
 pub const UART_INTID: u32 = 33;
-/// The page of registers for hypercalls from user space. Nothing answers there yet.
-pub const CONTROL: Ipa = Ipa::new(0x0910_0000);
+/// The page of registers for calls from user space, where the manifest grants them.
+pub const CONTROL: Ipa = Ipa::new(abi::page::BASE);
 /// Bytes of the hypercall page.
-pub const CONTROL_SIZE: u64 = 0x1000;
+pub const CONTROL_SIZE: u64 = abi::page::SIZE;
 /// The first virtio-mmio slot. There is no device in any yet.
 pub const VIRTIO: Ipa = Ipa::new(0x0a00_0000);
 /// Bytes of one virtio-mmio slot.

@@ -1,7 +1,10 @@
 //! Kernels of each kind: where they go, what is refused.
 
 use super::*;
-use crate::{bundle::tests::kept, manifest::Populate};
+use crate::{
+    bundle::tests::kept,
+    manifest::{Granted, Populate},
+};
 use proptest::prelude::*;
 use std::{cell::RefCell, collections::BTreeMap};
 use types::CpuId;
@@ -57,6 +60,7 @@ pub(crate) fn config(format: Format, kernel: Vec<u8>, initrd: Option<usize>, mem
         initrd: initrd.map(|len| File { name: "rd", bytes: kept(vec![0x77; len]) }),
         cmdline: "console=ttyAMA0".into(),
         populate: Populate::Fault,
+        hypercalls: Granted::Nothing,
         cpus: vec![CpuId::BOOT],
     }
 }

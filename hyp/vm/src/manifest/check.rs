@@ -1,7 +1,7 @@
 //! From the manifest's values to virtual machines that this machine can run.
 
 use super::{
-    Format, Limits, Populate, VmConfig,
+    Format, Granted, Limits, Populate, VmConfig,
     read::{RawRegion, RawVm},
 };
 use crate::{
@@ -79,6 +79,7 @@ fn check_vm(
         initrd,
         cmdline: raw.cmdline.unwrap_or_default(),
         populate: populate(raw.populate.as_deref())?,
+        hypercalls: hypercalls(raw.hypercalls.as_deref())?,
         cpus,
     };
     image::plan(&config)?; // what cannot be loaded is refused before anything is
@@ -178,6 +179,14 @@ fn populate(chosen: Option<&str>) -> Result<Populate, BadVm> {
         Some(other) => {
             Err(BadVm::BadChoice { key: "populate", value: other.into(), choices: "fault, ahead" })
         }
+    }
+}
+
+fn hypercalls(chosen: Option<&str>) -> Result<Granted, BadVm> {
+    match chosen {
+        None | Some("none") => Ok(Granted::Nothing),
+        Some("all") => Ok(Granted::All),
+        Some(other) => Err(BadVm::BadChoice { key: "hypercalls", value: other.into(), choices: "none, all" }),
     }
 }
 

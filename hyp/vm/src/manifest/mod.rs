@@ -42,6 +42,8 @@ pub struct VmConfig {
     pub cmdline: String,
     /// When frames are put behind its memory.
     pub populate: Populate,
+    /// Which calls on its own memory it may make.
+    pub hypercalls: Granted,
     /// The physical CPU of each vCPU, in the order of the vCPUs' numbers. As many as there are vCPUs, none twice.
     pub cpus: Vec<CpuId>,
 }
@@ -76,6 +78,15 @@ pub enum Populate {
     Fault,
     /// Before the guest starts.
     Ahead,
+}
+
+/// Which of the calls on its own memory ([`crate::service`]) a machine may make.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Granted {
+    /// None: there are no such functions, and no control page.
+    Nothing,
+    /// All of them.
+    All,
 }
 
 /// What the machine has for its guests.

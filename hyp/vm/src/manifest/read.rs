@@ -19,6 +19,7 @@ pub(super) struct RawVm {
     pub(super) initrd: Option<String>,
     pub(super) cmdline: Option<String>,
     pub(super) populate: Option<String>,
+    pub(super) hypercalls: Option<String>,
     pub(super) cpus: Option<Vec<u64>>,
     pub(super) regions: Vec<RawRegion>,
 }
@@ -88,6 +89,7 @@ fn read_vm(mut table: Table<'_>) -> Result<RawVm, BadManifest> {
     let initrd = table.text("initrd")?;
     let cmdline = table.text("cmdline")?;
     let populate = table.text("populate")?;
+    let hypercalls = table.text("hypercalls")?;
     let cpus = table.numbers("cpus")?;
     let regions = table.tables("region", REGION)?;
     table.finish()?;
@@ -100,6 +102,7 @@ fn read_vm(mut table: Table<'_>) -> Result<RawVm, BadManifest> {
         initrd,
         cmdline,
         populate,
+        hypercalls,
         cpus,
         regions: regions.into_iter().map(read_region).collect::<Result<_, _>>()?,
     })

@@ -57,6 +57,7 @@ fn a_full_manifest_comes_out_as_written() {
         initrd = "./rd"
         cmdline = "console=ttyAMA0 quiet"
         populate = "ahead"
+        hypercalls = "all"
         cpus = [3, 1]
         [[vm.region]]
         start = 0x2_0000_0000
@@ -76,6 +77,7 @@ fn a_full_manifest_comes_out_as_written() {
     assert_eq!((linux.name.as_str(), linux.vcpus(), linux.memory), ("linux", 2, 1 << 30));
     assert_eq!(linux.cpus, [3, 1].map(|cpu| CpuId::new(cpu).unwrap()));
     assert_eq!((linux.format, linux.populate), (Format::Image, Populate::Ahead));
+    assert_eq!((linux.hypercalls, payload.hypercalls), (Granted::All, Granted::Nothing));
     assert_eq!((linux.kernel.name, linux.initrd.unwrap().bytes), ("Image", &b"0707"[..]));
     assert_eq!(linux.cmdline, "console=ttyAMA0 quiet");
     let memory: Vec<_> = linux.memory().map(|r| (r.start(), r.len())).collect();
@@ -193,6 +195,7 @@ fn each_mistake_gets_its_own_sentence() {
             vm("format = \"bzImage\""),
             "VM \"a\": format = \"bzImage\": it must be one of auto, image, elf, flat",
         ),
+        (vm("hypercalls = \"some\""), "VM \"a\": hypercalls = \"some\": it must be one of none, all"),
         (vm("populate = \"later\""), "VM \"a\": populate = \"later\": it must be one of fault, ahead"),
         (vm("kernel = \"vmlinuz\""), "VM \"a\": kernel = \"vmlinuz\" is not in the bundle"),
         (vm("initrd = \"initrd\""), "VM \"a\": initrd = \"initrd\" is not in the bundle"),

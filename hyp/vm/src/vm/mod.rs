@@ -37,9 +37,10 @@ use crate::{
     gic::{self, Gic, SgiGroups, TimerIntids},
     host::{Console, Line, Ram, Timer},
     image::{self, Placement},
-    manifest::VmConfig,
+    manifest::{Granted, VmConfig},
     pl011::Pl011,
     power::{PowerStates, Start},
+    service::Service,
     stats::ExitReason,
     sysreg::{self, SysAccess, SysOutcome},
     vcpu::{MAX_VCPUS, Vcpu},
@@ -60,6 +61,7 @@ pub struct Vm {
     power: SpinMutex<PowerStates>,
     id_bits: IdBits,
     dropped_input: AtomicU64,
+    service: Option<Box<Service>>,
 }
 
 /// What decides how a guest sees the CPU, besides the CPU.
@@ -78,7 +80,12 @@ impl Vm {
         console: &'static dyn Console,
     ) -> Result<Self, Error> {
         let placement = image::plan(&config).map_err(|fault| Error::vm(&config.name, fault))?;
+        let service = match config.hypercalls {
+            Granted::Nothing => None,
+            Granted::All => Some(Box::new(Service::new(config.memory()))),
+        };
         Ok(Self {
+            service,
             placement,
             vcpus: gic::vcpus(config.vcpus().clamp(1, MAX_VCPUS)),
             config,
@@ -112,6 +119,12 @@ impl Vm {
     /// Returns what the manifest says of this machine.
     pub fn config(&self) -> &VmConfig {
         &self.config
+    }
+
+    /// Returns what serves its calls on its own memory; `None` where the manifest grants it none.
+    #[inline]
+    pub fn service(&self) -> Option<&Service> {
+        self.service.as_deref()
     }
 
     /// Returns the vCPUs, in the order of their numbers.

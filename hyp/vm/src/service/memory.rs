@@ -1,0 +1,53 @@
+//! A machine's memory, with what its change needs of the CPU that serves.
+
+use super::request::of_pin;
+use abi::Status;
+use frames::Hold;
+use space::{Contents, Pins, Space};
+use stage2::{Format, Invalidate, Section};
+use types::{Cpu, Range};
+
+/// How often a pin of a range goes on where it has stopped.
+const PATIENCE: u32 = 4;
+
+/// One machine's memory, as one CPU reaches it for the length of a call.
+#[derive(Debug)]
+pub struct Memory<'m, 'f, F: Format, S, C, I> {
+    /// The memory.
+    pub space: &'m Space<'f, F>,
+    /// The CPU's read section.
+    pub section: &'m mut S,
+    /// The CPU.
+    pub cpu: &'m C,
+    /// How the machine's translations are invalidated by this CPU.
+    pub tlb: &'m I,
+}
+
+impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
+    /// Pins all of a range, for which there is room in `pins`, or nothing.
+    pub(super) fn pin_all(&mut self, range: Range, hold: Hold, pins: &mut Pins<'_>) -> Result<(), Status> {
+        let mut rest = range;
+        let mut why = Status::Busy;
+        for _ in 0..PATIENCE {
+            match self.space.pin(self.section, self.cpu, self.tlb, rest, hold, pins) {
+                Ok(next) if next >= range.end() => return Ok(()),
+                Ok(next) => rest = Range::new(next, range.end()).unwrap_or(rest),
+                Err(error) => {
+                    why = of_pin(error);
+                    if why != Status::Busy {
+                        break;
+                    }
+                }
+            }
+            self.section.pass();
+        }
+        self.unpin_all(pins, Contents::Unchanged);
+        Err(why)
+    }
+
+    /// Gives pins back. They are this space's.
+    pub(super) fn unpin_all(&mut self, pins: &mut Pins<'_>, contents: Contents) {
+        let unpinned = self.space.unpin_all(self.section, pins, contents);
+        debug_assert_eq!(unpinned, Ok(()), "a pin is another space's");
+    }
+}

@@ -1,0 +1,173 @@
+//! Calls on a machine's own memory: what the manifest grants, served over the public operations of `space`.
+//!
+//! Invariants:
+//! - Every argument comes from an enemy: it is checked before anything is done, and no value of any makes more happen than
+//!   its call says (`abi::calls`).
+//! - A call is bounded: it does one step of a long operation and returns a cursor. The cursor is an argument like another:
+//!   nothing is believed of it, and a call from any cursor is a call on the rest of its range.
+//! - Nothing here is waited for but what `space` waits for. Its own locks are held for a few instructions, or only tried:
+//!   who finds one taken is busy, and says so to the guest.
+//! - What a machine holds (pins, transfers, a log, rights that it gave away) ends with it: [`Service::end`].
+//!
+//! Neighbours: `monitor` brings the [`Memory`], and has another CPU serve transfers; `abi` says what each call means.
+
+mod bitmap;
+mod dma;
+mod handles;
+mod layout;
+mod log;
+mod look;
+mod memory;
+mod page;
+mod request;
+#[cfg(test)]
+mod tests;
+
+pub use dma::{Company, Left};
+pub use memory::Memory;
+pub use page::{PageAccess, on_page};
+
+use crate::call::CallRegs;
+use abi::{Status, calls};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use bitmap::Bitmap;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use dma::{Job, Transfers};
+use handles::Handles;
+use log::Log;
+use page::ControlPage;
+use request::{Answer, Arguments, Part};
+use space::SpaceError;
+use spin::mutex::SpinMutex;
+use stage2::{Format, Invalidate, Section};
+use types::{Access, Cpu, Range};
+
+/// What serves one machine's calls.
+#[derive(Debug)]
+pub struct Service {
+    /// The machine's memory.
+    ram: Vec<Range>,
+    handles: SpinMutex<Handles>,
+    transfers: Transfers,
+    log: SpinMutex<Log>,
+    /// Where answers that are bitmaps are put together.
+    bitmap: SpinMutex<Box<Bitmap>>,
+    page: SpinMutex<ControlPage>,
+    calls: AtomicU64,
+}
+
+/// What is to be done after a call, besides going on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum After {
+    /// Nothing.
+    Nothing,
+    /// A transfer waits: another CPU is to [serve](Service::serve) it.
+    Serve,
+    /// The guest offers its CPU.
+    Yield,
+}
+
+/// Tells whether a function is one of these calls, granted or not.
+pub const fn is_call(function: u32) -> bool {
+    function & 0xffff_ff00 == abi::RANGE_64
+}
+
+impl Service {
+    /// Makes the service of a machine with this memory.
+    pub(crate) fn new(ram: impl Iterator<Item = Range>) -> Self {
+        Self {
+            ram: ram.collect(),
+            handles: SpinMutex::new(Handles::new()),
+            transfers: Transfers::new(),
+            log: SpinMutex::new(Log::None),
+            bitmap: SpinMutex::new(Box::default()),
+            page: SpinMutex::new(ControlPage::default()),
+            calls: AtomicU64::new(0),
+        }
+    }
+
+    /// Answers a call for which [`is_call`] holds. `memory` is the machine's, on the CPU that runs this.
+    #[inline(never)] // needs much of the stack, seldom
+    pub fn call<F: Format, S: Section, C: Cpu, I: Invalidate>(
+        &self,
+        memory: &mut Memory<'_, '_, F, S, C, I>,
+        regs: &mut CallRegs,
+    ) -> After {
+        self.calls.fetch_add(1, Relaxed);
+        let arguments = Arguments::of(regs);
+        let mut after = After::Nothing;
+        let answer = match regs[0] as u32 {
+            calls::FEATURES => features(arguments),
+            calls::STATISTICS => self.statistics(memory, arguments),
+            calls::SURVEY => self.on_range(arguments, |part| memory.survey(part)),
+            calls::SELF_CHECK => self.on_range(arguments, |part| memory.check(part)),
+            calls::YIELD => {
+                memory.space.drain(memory.section);
+                after = After::Yield;
+                Answer::SUCCESS
+            }
+            calls::BALLOON_OUT => self.on_range(arguments, |part| memory.discard(part)),
+            calls::BALLOON_IN => self.on_range(arguments, |part| memory.populate(part)),
+            calls::PROTECT => self.on_range(arguments, |part| memory.protect(part, arguments.rights()?)),
+            calls::SPLIT => self.on_range(arguments, |part| memory.split(part)),
+            calls::COLLAPSE => self.on_range(arguments, |part| memory.collapse(part, arguments.scattered()?)),
+            calls::MOVE => self.on_range(arguments, |part| memory.move_leaves(part)),
+            calls::LOG_START => self.start_log(memory, arguments),
+            calls::LOG_HARVEST => self.harvest_log(memory, arguments),
+            calls::LOG_STOP => self.stop_log(memory),
+            calls::AGE_HARVEST => {
+                self.on_range(arguments, |part| self.harvest_age(memory, part, arguments.x(3)))
+            }
+            calls::PIN => self.on_range(arguments, |part| self.pin(memory, part, arguments.hold(3)?)),
+            calls::UNPIN => self.unpin(memory, arguments),
+            calls::DMA_COPY => self.submit(memory.cpu, arguments, Job::Copy, &mut after),
+            calls::DMA_FILL => self.submit(memory.cpu, arguments, Job::Fill, &mut after),
+            calls::DMA_CHECKSUM => self.submit(memory.cpu, arguments, Job::Checksum, &mut after),
+            calls::DMA_POLL => self.poll(arguments, &mut after),
+            _ => Answer::from(Status::NotSupported),
+        };
+        answer.write(regs);
+        after
+    }
+
+    /// Ends whatever the machine holds, when its guest has stopped: it starts with all rights, no pins, no transfers and
+    /// no log. Passes quiescent points, and waits for CPUs that are serving a transfer.
+    pub fn end<F: Format, S: Section, C: Cpu, I: Invalidate>(&self, memory: &mut Memory<'_, '_, F, S, C, I>) {
+        self.transfers.abandon(memory);
+        self.unpin_all(memory);
+        *self.page.lock() = ControlPage::default();
+        // The guest has stopped, so that nobody else holds the lock of its log.
+        if let Some(mut log) = self.log.try_lock() {
+            *log = Log::None;
+        }
+        while let Err(SpaceError::Busy { .. }) = memory.space.stop_log(memory.section) {
+            memory.section.pass();
+        }
+        for &range in &self.ram {
+            // Giving rights takes no table.
+            while let Err(SpaceError::Busy { .. }) =
+                memory.space.protect(memory.section, memory.tlb, range, Access::RWX)
+            {
+                memory.section.pass();
+            }
+        }
+    }
+
+    /// Checks the range that a call is on, and has `serve` do a step of it.
+    fn on_range(&self, arguments: Arguments, serve: impl FnOnce(Part) -> Result<Answer, Status>) -> Answer {
+        let answer = arguments.part(&self.ram).and_then(serve);
+        answer.unwrap_or_else(|status| Answer::from(status).with(1, arguments.x(4)))
+    }
+}
+
+/// Answers whether a function is offered.
+fn features(arguments: Arguments) -> Answer {
+    let revision = u64::from(abi::REVISION_MAJOR) << 16 | u64::from(abi::REVISION_MINOR);
+    let asked = u32::try_from(arguments.x(1)).ok();
+    match asked.filter(|function| calls::OFFERED.contains(function)) {
+        Some(_) => Answer::SUCCESS.with(1, revision),
+        None => Answer::from(Status::NotSupported),
+    }
+}
