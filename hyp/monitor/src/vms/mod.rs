@@ -9,6 +9,7 @@ mod exercise;
 mod guest;
 mod input;
 mod lists;
+mod service;
 mod statistics;
 mod turn;
 mod waiting;
@@ -24,12 +25,13 @@ use aarch64::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use guest::Guest;
+use guest::{Guest, Tagged};
 use input::Input;
 use lists::{Lists, Timers};
 use log::{info, warn};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use service::Engine;
 use space::{VmidBits, Vmids};
 use spin::Once;
 use spin::mutex::SpinMutex;
@@ -55,6 +57,7 @@ struct Hypervisor {
     vmids: Vmids,
     issued: Issued,
     input: Input,
+    engine: Engine,
     /// Guests that are on.
     on: AtomicUsize,
     /// The system counter at the first entry to a guest; 0 before.
@@ -100,10 +103,11 @@ pub fn run(machine: &'static Machine, cpu: CpuId) -> ! {
         if let Some(vcpu) = placed.and_then(|index| guest.vm.vcpus().get(index)) {
             // Before its first walk: a CPU that can do less than those before it lowers the level.
             guest.space.admit(&mut hypervisor.waiting.enter(cpu), Features::of_this_cpu().bbm);
+            hypervisor.engine.join(hypervisor, &this.core);
             Turns::new(hypervisor, this.core, controls, guest, vcpu, lists).run()
         }
     }
-    report::park()
+    hypervisor.engine.attend(hypervisor, &this.core)
 }
 
 /// Decides this CPU's trap controls.
@@ -146,6 +150,7 @@ impl Hypervisor {
             vmids: Vmids::new(if features.vmid_bits == 16 { VmidBits::Sixteen } else { VmidBits::Eight }),
             issued: Issued::default(),
             input: Input::new(),
+            engine: Engine::default(),
             on: AtomicUsize::new(0),
             first_entry: AtomicU64::new(0),
             random: SpinMutex::new(ChaCha20Rng::from_seed(machine.entropy)),

@@ -2,6 +2,7 @@
 
 use super::guest::Guest;
 use super::lists::Lists;
+use super::service::{self, Answered};
 use super::{Hypervisor, Load};
 use crate::options::Exercise;
 use crate::report;
@@ -77,7 +78,11 @@ impl<'a> Turns<'a> {
                     tlb.leave();
                     self.guest.vm.left(self.vcpu);
                     intent = self.answer(vector);
+                    if self.hypervisor.engine.is_asked(self.cpu.id()) {
+                        self.hypervisor.engine.serve(self.hypervisor, &self.cpu);
+                    }
                 }
+                Next::Idle if self.serves() => self.guest.vm.left(self.vcpu),
                 Next::Idle => {
                     self.tidy();
                     dsb_sy(); // complete before the CPU sleeps, as before any WFI
@@ -121,6 +126,7 @@ impl<'a> Turns<'a> {
     }
 
     fn ended(&mut self, why: Why) {
+        service::end(self.guest, self.hypervisor, &self.cpu);
         match why {
             Why::Reset => {
                 debug!("{} restarts", self.name());
@@ -202,7 +208,21 @@ impl<'a> Turns<'a> {
         Intent::Run
     }
 
+    /// Serves transfers that this CPU was asked to, before it idles. Tells whether it did.
+    fn serves(&self) -> bool {
+        let engine = &self.hypervisor.engine;
+        let asked = engine.is_asked(self.cpu.id());
+        if asked {
+            engine.serve(self.hypervisor, &self.cpu);
+        }
+        asked
+    }
+
     fn call(&mut self) -> Intent {
+        let regs = self.context.call_regs();
+        if service::call(self.guest, self.hypervisor, &self.cpu, regs) == Answered::Yes {
+            return Intent::Run;
+        }
         match self.guest.vm.call(self.vcpu, &self.cpu, self.context.call_regs()) {
             CallOutcome::Resume => Intent::Run,
             CallOutcome::Wait => Intent::Wait,
@@ -294,7 +314,12 @@ impl<'a> Turns<'a> {
             Direction::Write => MmioOp::Write(transfer.stored(self.context.reg(transfer.rt))),
         };
         let access = Mmio { at, bytes: transfer.bytes, op };
-        match self.guest.vm.mmio(self.vcpu, &self.cpu, &mut self.lists, access) {
+        let paged = service::page(self.guest, self.hypervisor, &self.cpu, access);
+        let outcome = match paged {
+            Some(outcome) => outcome,
+            None => self.guest.vm.mmio(self.vcpu, &self.cpu, &mut self.lists, access),
+        };
+        match outcome {
             MmioOutcome::Read(value) => {
                 self.context.set_reg(transfer.rt, transfer.loaded(value));
                 if at == vm::map::UART {

@@ -1,0 +1,202 @@
+//! Guests' calls on their own memory, and the CPUs that serve their transfers.
+//!
+//! Each CPU that runs turns, or has nothing else to do, serves transfers: it is asked by a bit and a kick, and serves when
+//! it has left its guest or is about to idle. What is asked of it is a hint: a guest that polls asks again.
+//!
+//! Neighbours: `vm` knows what the calls mean; `turn` calls this where a guest was left.
+
+use super::guest::Guest;
+use super::{Format, Hypervisor, Tagged};
+use crate::report;
+use aarch64::barrier::{dsb_sy, wfi};
+use aarch64::cpu::Core;
+use aarch64::features::Features;
+use aarch64::gic::{IntId, interface};
+use aarch64::guest::tlb::Stage2;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use stage2::Quiescence;
+use types::{Cpu, CpuId, CpuSet};
+use vm::service::{After, Company, Left, Memory, PageAccess, Service};
+use vm::{CallRegs, Mmio, MmioOutcome};
+
+/// The most steps of transfers that a CPU does before it looks after its guest again.
+const STEPS: u32 = 32;
+
+/// The CPUs that serve transfers.
+#[derive(Debug, Default)]
+pub(super) struct Engine {
+    /// Those that do.
+    servers: AtomicU64,
+    /// Those that were asked to.
+    asked: AtomicU64,
+    /// How often somebody was asked.
+    times: AtomicU64,
+}
+
+/// A section of the way of waiting that is in use.
+type Section<'q> = <super::waiting::Waiting as Quiescence>::Section<'q>;
+/// A guest's memory, as a CPU of this machine reaches it.
+type GuestMemory<'m, 'q, 'h> =
+    Memory<'m, 'static, Format, Section<'q>, Core<'h>, Stage2<'h, Tagged<'h>, Core<'h>>>;
+
+impl Engine {
+    /// Notes that `core`, which runs this, serves from now on. It will walk every guest's tables.
+    pub(super) fn join(&self, hypervisor: &Hypervisor, core: &Core<'_>) {
+        for guest in &hypervisor.guests {
+            let mut section = hypervisor.waiting.enter(core.id());
+            guest.space.admit(&mut section, Features::of_this_cpu().bbm);
+        }
+        self.servers.fetch_or(CpuSet::EMPTY.with(core.id()).bits(), Relaxed);
+    }
+
+    fn company(&self, cpu: CpuId) -> (Company, CpuSet) {
+        let others = CpuSet::from_bits(self.servers.load(Relaxed)).without(cpu);
+        (if others.is_empty() { Company::Alone } else { Company::Others }, others)
+    }
+
+    /// Asks a CPU to serve: another one, where there is one, in turn.
+    fn ask(&self, core: &Core<'_>) {
+        let (_, others) = self.company(core.id());
+        let number = self.times.fetch_add(1, Relaxed) % u64::from(others.len().max(1));
+        let target = others.iter().nth(number as usize).unwrap_or(core.id());
+        self.asked.fetch_or(CpuSet::EMPTY.with(target).bits(), Relaxed);
+        if target != core.id() {
+            core.kick(target);
+        }
+    }
+
+    /// Tells whether `cpu` was asked to serve.
+    #[inline]
+    pub(super) fn is_asked(&self, cpu: CpuId) -> bool {
+        CpuSet::from_bits(self.asked.load(Relaxed)).contains(cpu)
+    }
+
+    /// Serves transfers of any guest's on the CPU that runs this, for a while. Tells whether there may be more.
+    #[inline(never)] // seldom called, from where every exit passes
+    pub(super) fn serve(&self, hypervisor: &Hypervisor, core: &Core<'_>) -> Left {
+        let bit = CpuSet::EMPTY.with(core.id()).bits();
+        self.asked.fetch_and(!bit, Relaxed);
+        let (company, _) = self.company(core.id());
+        let mut left = Left::Nothing;
+        for _ in 0..STEPS {
+            left = self.step(hypervisor, core, company);
+            if left != Left::Some {
+                break;
+            }
+        }
+        if left != Left::Nothing {
+            self.asked.fetch_or(bit, Relaxed);
+        }
+        left
+    }
+
+    /// Does a step of one transfer, of the first guest that has one to be served.
+    fn step(&self, hypervisor: &Hypervisor, core: &Core<'_>, company: Company) -> Left {
+        let mut left = Left::Nothing;
+        for guest in &hypervisor.guests {
+            let Some(service) = guest.vm.service() else { continue };
+            match with_memory(guest, hypervisor, core, |memory| service.serve(memory, company)) {
+                Left::Some => return Left::Some,
+                Left::Later => left = Left::Later,
+                Left::Nothing => {}
+            }
+        }
+        left
+    }
+
+    /// Serves for ever: for a CPU that runs no vCPU.
+    pub(super) fn attend(&self, hypervisor: &Hypervisor, core: &Core<'_>) -> ! {
+        self.join(hypervisor, core);
+        loop {
+            if self.is_asked(core.id()) && self.serve(hypervisor, core) != Left::Nothing {
+                continue;
+            }
+            dsb_sy(); // complete before the CPU sleeps, as before any WFI
+            wfi();
+            let Some(id) = interface::acknowledge() else { continue };
+            interface::drop_priority(id);
+            if id == IntId::KICK {
+                report::stop_if_reported();
+            } else {
+                hypervisor.machine_interrupt(core, id);
+            }
+            interface::deactivate(id);
+        }
+    }
+}
+
+/// Runs `act` with a guest's memory on the CPU that runs this, in a section.
+fn with_memory<R>(
+    guest: &Guest,
+    hypervisor: &Hypervisor,
+    core: &Core<'_>,
+    act: impl FnOnce(&mut GuestMemory<'_, '_, '_>) -> R,
+) -> R {
+    let tlb = guest.tlb(hypervisor, core);
+    let mut section = hypervisor.waiting.enter(core.id());
+    act(&mut Memory { space: &guest.space, section: &mut section, cpu: core, tlb: &tlb })
+}
+
+/// Answers a guest's call on its memory. Tells whether there is one of that number.
+#[inline]
+pub(super) fn call(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, regs: &mut CallRegs) -> Answered {
+    match guest.vm.service() {
+        Some(service) if vm::service::is_call(regs[0] as u32) => {
+            serve_call(service, guest, hypervisor, core, regs);
+            Answered::Yes
+        }
+        _ => Answered::No,
+    }
+}
+
+/// Whether a call was one on a guest's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Answered {
+    /// It was, and is answered.
+    Yes,
+    /// It is somebody else's to answer.
+    No,
+}
+
+fn serve_call(
+    service: &Service,
+    guest: &Guest,
+    hypervisor: &Hypervisor,
+    core: &Core<'_>,
+    regs: &mut CallRegs,
+) {
+    match with_memory(guest, hypervisor, core, |memory| service.call(memory, regs)) {
+        After::Nothing | After::Yield => {}
+        After::Serve => hypervisor.engine.ask(core),
+    }
+}
+
+/// Carries out an access to the control page; `None` where it is elsewhere, or the guest has no such page.
+#[inline]
+pub(super) fn page(
+    guest: &Guest,
+    hypervisor: &Hypervisor,
+    core: &Core<'_>,
+    access: Mmio,
+) -> Option<MmioOutcome> {
+    let service = guest.vm.service().filter(|_| vm::service::on_page(access.at))?;
+    Some(match service.page(access) {
+        PageAccess::Done(outcome) => outcome,
+        PageAccess::Call(mut regs) => {
+            if vm::service::is_call(regs[0] as u32) {
+                serve_call(service, guest, hypervisor, core, &mut regs);
+            } else {
+                regs[0] = abi::Status::NotSupported.value();
+            }
+            service.page_answered(&regs);
+            MmioOutcome::Written
+        }
+    })
+}
+
+/// Ends what a guest holds that has stopped.
+pub(super) fn end(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>) {
+    if let Some(service) = guest.vm.service() {
+        with_memory(guest, hypervisor, core, |memory| service.end(memory));
+    }
+}
