@@ -35,6 +35,7 @@ pub mod ram;
 pub mod region;
 pub mod report;
 pub mod rng;
+pub mod service;
 pub mod smp;
 pub mod start;
 pub mod timer;

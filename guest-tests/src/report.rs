@@ -79,9 +79,18 @@ impl fmt::Debug for Text {
 }
 
 /// Registers the tests of a payload, in the order in which they run: functions `fn() -> Verdict`, named as what they
-/// promise.
+/// promise. Grouped by the modules that they are in, the module's name is part of theirs.
 #[macro_export]
 macro_rules! guest_tests {
+    ($payload:literal: $($module:ident { $($test:ident),* $(,)? })*) => {
+        #[unsafe(no_mangle)]
+        fn guest_tests() -> (&'static str, &'static [$crate::Test]) {
+            ($payload, &[$($($crate::Test {
+                name: ::core::concat!(::core::stringify!($module), "::", ::core::stringify!($test)),
+                run: $module::$test,
+            }),*),*])
+        }
+    };
     ($payload:literal: $($test:ident),* $(,)?) => {
         #[unsafe(no_mangle)]
         fn guest_tests() -> (&'static str, &'static [$crate::Test]) {

@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// When the VM's memory is mapped: when the guest touches it, or ahead
     #[arg(long, value_parser = ["fault", "ahead"], conflicts_with = "manifest")]
     populate: Option<String>,
+    /// Grant the VM the calls on its own memory (docs/hypercalls.md)
+    #[arg(long, conflicts_with = "manifest")]
+    hypercalls: bool,
 }
 
 /// Makes a bundle.
@@ -64,6 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             };
             let mut vm = run::vm(&args.name, args.smp, args.mem, cmdline);
             vm.populate.clone_from(&args.populate);
+            vm.hypercalls = args.hypercalls.then(|| run::GRANTED.to_owned());
             of_one(One { vm, kernel, initrd: initrd.map(PathBuf::as_path) })?.0
         }
     };
@@ -108,6 +112,9 @@ pub(crate) struct Vm {
     /// When its memory is mapped: "fault" or "ahead".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) populate: Option<String>,
+    /// Which calls on its own memory it may make: "none" or "all".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hypercalls: Option<String>,
     /// Further RAM.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) region: Vec<Region>,
@@ -240,6 +247,7 @@ mod tests {
             initrd: None,
             cmdline: Some("console=ttyAMA0 \"quoted\"".to_owned()),
             populate: None,
+            hypercalls: None,
             region: Vec::new(),
         }
     }

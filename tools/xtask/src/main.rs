@@ -15,6 +15,7 @@ mod image;
 mod lab;
 mod nightly;
 mod paths;
+mod payload;
 mod process;
 mod qemu;
 mod qmp;

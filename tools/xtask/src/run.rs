@@ -7,7 +7,7 @@ use crate::image::Header;
 use crate::qemu::{Clock, DEFAULT_CPU, Entered, Machine, Serial};
 use crate::setup::{self, Need};
 use crate::size::Size;
-use crate::{paths, shell, terminal};
+use crate::{paths, payload, shell, terminal};
 use anyhow::{Context, Result, bail};
 use regex::Regex;
 use std::fs;
@@ -21,6 +21,9 @@ pub(crate) const OVERHEAD: Size = Size::mib(128);
 
 /// The hypervisor's own command line.
 pub(crate) const HYPERVISOR_APPEND: &str = "log=info";
+
+/// What the manifest says of a VM that may make the calls on its own memory.
+pub(crate) const GRANTED: &str = "all";
 
 /// The guest's console, first on its command line.
 const GUEST_CONSOLE: &str = "console=ttyAMA0";
@@ -52,6 +55,13 @@ pub(crate) struct Args {
     /// Boot this bundle; the machine gets what the VMs of its manifest need
     #[arg(long, value_name = "PATH")]
     bundle: Option<PathBuf>,
+    /// Grant the VM the calls on its own memory (docs/hypercalls.md)
+    #[arg(long, conflicts_with = "bundle")]
+    hypercalls: bool,
+    /// Run payloads of guest-tests, each in a VM of its own, and count their tests: "all", a payload's name, or a part
+    /// of the names of tests that drive the page tables, such as "dirty" [default of --smp: 4]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["bundle", "kernel", "expect", "gdb", "hypercalls"])]
+    test: Option<String>,
     /// The level of the hypervisor's log
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     #[arg(value_parser = ["off", "error", "warn", "info", "debug", "trace"])]
@@ -82,6 +92,15 @@ pub(crate) struct Prepared {
 
 /// Runs what was asked for.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(name) = &args.test {
+        let (smp, memory) = (args.smp.unwrap_or(payload::VCPUS), args.mem.unwrap_or(payload::MEMORY));
+        return payload::run(name, |payload, filter| {
+            let append = format!("{filter} {}", args.append.as_deref().unwrap_or(""));
+            let mut prepared = payload.machine(args.board, &args.cpu, smp, memory, append.trim())?;
+            prepared.machine.append = hypervisor_cmdline(&args.log, args.hyp_append.as_deref());
+            Ok(prepared)
+        });
+    }
     setup::ensure(if args.kernel.is_some() || args.bundle.is_some() {
         &[Need::Rust, Need::Qemu]
     } else {
@@ -163,8 +182,18 @@ pub(crate) fn bare(board: Board, cpu: &str, cpus: u32, memory: Size, append: Str
 
 /// Returns a VM called `name`, whose kernel's name is filled in with the bundle.
 pub(crate) fn vm(name: &str, vcpus: u32, memory: Size, cmdline: Option<String>) -> Vm {
-    let (kernel, format, initrd, populate, region) = (String::new(), None, None, None, Vec::new());
-    Vm { name: name.to_owned(), vcpus, memory, kernel, format, initrd, cmdline, populate, region }
+    Vm {
+        name: name.to_owned(),
+        vcpus,
+        memory,
+        kernel: String::new(),
+        format: None,
+        initrd: None,
+        cmdline,
+        populate: None,
+        hypercalls: None,
+        region: Vec::new(),
+    }
 }
 
 /// Returns the hypervisor's own command line.
@@ -196,7 +225,8 @@ fn bundle_and_size(args: &Args) -> Result<(Vec<u8>, u32, Size)> {
         Some(kernel) => ("guest", kernel, args.initrd.as_ref(), args.append.clone()),
         None => ("linux", &linux, Some(&initramfs), Some(linux_cmdline(args.append.as_deref()))),
     };
-    let vm = vm(name, vcpus, memory, cmdline);
+    let mut vm = vm(name, vcpus, memory, cmdline);
+    vm.hypercalls = args.hypercalls.then(|| GRANTED.to_owned());
     let (bundle, _) = bundle::of_one(One { vm, kernel, initrd: initrd.map(PathBuf::as_path) })?;
     Ok((bundle, vcpus, memory))
 }

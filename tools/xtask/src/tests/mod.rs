@@ -21,7 +21,7 @@ use clap::ValueEnum;
 use std::fmt;
 
 pub(crate) use cases::Cases;
-pub(crate) use summary::Summary;
+pub(crate) use summary::{PAYLOAD, Summary};
 
 /// Which tests.
 #[derive(clap::Args, Default)]

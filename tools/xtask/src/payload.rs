@@ -1,0 +1,120 @@
+//! Payloads of `guest-tests`: building them, giving each a VM, and reading how many of its own tests passed.
+
+use crate::board::Board;
+use crate::bundle::{self, One};
+use crate::console::{Console, Echo};
+use crate::run::{GRANTED, Prepared, host, vm};
+use crate::setup::{self, Need, TARGET};
+use crate::size::Size;
+use crate::tests::{AlreadySaid, PAYLOAD, Summary};
+use crate::{cargo, paths, shell};
+use anyhow::{Context, Result, ensure};
+use cargo_metadata::MetadataCommand;
+use regex::Regex;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const PACKAGE: &str = "guest-tests";
+
+/// The payload that drives its own page tables: alone it is granted the calls on its memory.
+const DRIVES: &str = "drive";
+
+/// The vCPUs of a payload's VM.
+pub(crate) const VCPUS: u32 = 4;
+/// The memory of a payload's VM.
+pub(crate) const MEMORY: Size = Size::mib(256);
+/// How long a payload may say nothing that matters.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A payload that was built.
+#[derive(Clone, Debug)]
+pub(crate) struct Payload(PathBuf);
+
+impl Payload {
+    /// Takes a file for a payload.
+    pub(crate) const fn at(file: PathBuf) -> Self {
+        Self(file)
+    }
+
+    /// Returns its name.
+    pub(crate) fn name(&self) -> String {
+        self.0.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Makes a machine that runs it in a VM, with these boot arguments.
+    pub(crate) fn machine(
+        &self,
+        board: Board,
+        cpu: &str,
+        smp: u32,
+        memory: Size,
+        append: &str,
+    ) -> Result<Prepared> {
+        let mut vm = vm("payload", smp, memory, Some(append.to_owned()));
+        vm.hypercalls = (self.name() == DRIVES).then(|| GRANTED.to_owned());
+        let (bundle, _) = bundle::of_one(One { vm, kernel: &self.0, initrd: None })?;
+        host(board, &board.build()?, cpu, &bundle, smp, memory)
+    }
+}
+
+/// Builds all payloads.
+pub(crate) fn build() -> Result<Vec<Payload>> {
+    shell::run(cargo::cargo("build").args(["--release", "--target", TARGET, "-p", PACKAGE]))?;
+    let metadata = MetadataCommand::new()
+        .manifest_path(paths::root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .context("cannot ask cargo for the payloads")?;
+    let package =
+        metadata.packages.iter().find(|package| package.name == PACKAGE).context("no such package")?;
+    let payloads: Vec<_> = package
+        .targets
+        .iter()
+        .filter(|target| target.is_bin())
+        .map(|target| Payload(cargo::release_dir().join(&target.name)))
+        .collect();
+    ensure!(!payloads.is_empty(), "{PACKAGE} has no payloads");
+    Ok(payloads)
+}
+
+/// Waits for the closing line and for the end of the machine: a payload that does not come back has failed.
+pub(crate) fn counts(console: &mut Console) -> Result<Summary> {
+    let line = console.expect_line(&Regex::new(PAYLOAD)?, PATIENCE)?;
+    let counts = Summary::of_payload(&line[0]).context("the closing line has no counts")?;
+    let status = console.end(Some(PATIENCE))?;
+    ensure!(status.success(), "QEMU ended with {status}");
+    ensure!(counts.passed + counts.failed > 0, "the payload tested nothing");
+    Ok(counts)
+}
+
+/// Runs the payloads that `name` means, on the machines that `prepare` makes of each with a boot argument that selects
+/// tests; shows their consoles, and sums their counts up.
+pub(crate) fn run(name: &str, prepare: impl Fn(&Payload, &str) -> Result<Prepared>) -> Result<()> {
+    setup::ensure(&[Need::Rust, Need::Qemu])?;
+    let built = build()?;
+    let (mut chosen, mut filter) = (built.clone(), String::new());
+    if name != "all" {
+        chosen.retain(|payload| payload.name() == name);
+        if chosen.is_empty() {
+            chosen = built;
+            chosen.retain(|payload| payload.name() == DRIVES);
+            filter = format!("test={name}");
+        }
+    }
+    let mut summary = Summary::default();
+    for payload in &chosen {
+        let prepared = prepare(payload, &filter)?;
+        let mut console = Console::piped(&prepared.machine, Echo::Shown)?;
+        let result = counts(&mut console);
+        println!(); // the console may have stopped within a line
+        summary.add(result.unwrap_or_else(|error| {
+            println!("FAIL {}: {error:#}", payload.name());
+            Summary { passed: 0, failed: 1 }
+        }));
+    }
+    println!("{summary}");
+    match summary.failed {
+        0 => Ok(()),
+        _ => Err(AlreadySaid.into()),
+    }
+}
