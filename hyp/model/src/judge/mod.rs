@@ -338,7 +338,8 @@ impl<F: Format> Judge<F> {
         Some((Range::block_around(start, span::<F>(height)), height))
     }
 
-    /// Returns the addresses of the first entry that a step may not end with, if there is one.
+    /// Returns the addresses of the first entry that a step may not end with, if there is one: for the story of a run.
+    #[cfg(not(loom))]
     pub(crate) fn owed(&self) -> Option<Range> {
         let key = self.unclean.keys().find(|key| self.linked.contains_key(&key.0))?;
         self.place(*key).map(|(range, _)| range)
