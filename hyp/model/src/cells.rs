@@ -8,10 +8,11 @@
 
 use loom::cell::UnsafeCell;
 use loom::sync::Mutex;
-use loom::sync::atomic::{AtomicU64, Ordering};
 use stage2::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, Slot, TablePa, TableSize};
 use std::sync::atomic::AtomicI64;
+use std::sync::atomic::Ordering;
 use types::Pa;
+use types::sync::AtomicU64;
 
 /// The bytes that a table of the tiny format pretends to take.
 const TABLE: u64 = 4096;

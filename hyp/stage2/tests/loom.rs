@@ -100,8 +100,13 @@ fn cpu(n: usize) -> CpuId {
 
 /// Runs a model with at most three switches away from a CPU that could go on.
 fn check(model: impl Fn() + Sync + Send + 'static) {
+    check_up_to(3, model);
+}
+
+/// Runs a model with at most so many switches away from a CPU that could go on: fewer where there are three CPUs.
+fn check_up_to(switches: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(switches);
     let orders = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = orders.clone();
     builder.check(move || {

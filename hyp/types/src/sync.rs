@@ -12,10 +12,13 @@
 //!
 //! Under `--cfg loom` the atomics are the model checker's.
 
+#[cfg(loom)]
+pub use checked::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 #[cfg(not(loom))]
 pub use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+
 #[cfg(loom)]
-pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+mod checked;
 
 /// A lock that the model checker knows, with the face of the spin lock that stands in its place elsewhere: a thread that
 /// spun for the other's turn would never see it.

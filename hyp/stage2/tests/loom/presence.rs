@@ -30,8 +30,10 @@ struct Machine {
     memory: UnsafeCell<u8>,
     /// Kicks that no handler has taken.
     pending: [AtomicBool; CPUS],
-    /// What ends a guest's run.
+    /// What ends a guest's run: a kick, or that it is all over.
     bells: [Notify; CPUS],
+    /// Said before the last bell, which may ring together with a kick that a handler has taken.
+    is_over: AtomicBool,
 }
 
 /// A CPU with what it holds.
@@ -92,7 +94,7 @@ impl Core<'_> {
         machine.presence.enter(self.me, self);
         self.take_kick();
         self.touch();
-        if stay == Stay::UntilKicked {
+        if stay == Stay::UntilKicked && !machine.is_over.load(Relaxed) {
             machine.bells[self.me.index()].wait();
         }
         machine.presence.leave(self.me, self);
@@ -126,6 +128,7 @@ impl Machine {
             memory: UnsafeCell::new(7),
             pending: core::array::from_fn(|_| AtomicBool::new(false)),
             bells: core::array::from_fn(|_| Notify::new()),
+            is_over: AtomicBool::new(false),
         })
     }
 
@@ -143,6 +146,7 @@ fn kicked_out(kicks: Kicks) {
             thread::spawn(move || machine.core(1).visit(Stay::UntilKicked))
         };
         machine.core(0).take_away();
+        machine.is_over.store(true, Relaxed);
         machine.bells[1].notify(); // a guest that nobody had to kick
         guest.join().unwrap();
     });
