@@ -54,7 +54,7 @@ impl World {
     fn new(pages: u64, order: Order, largest: Height) -> Arc<Self> {
         let geometry = Geometry::new(Height::new(1), 14).expect("two blocks of two pages");
         let tree = Tree::new(Tiny, geometry, Bbm::Level2, Cells::new(4)).expect("room");
-        let words = [(); 2].map(|()| Record::new(Word::allocated(Kind::Guest, MINE, order)));
+        let words = [(); 2].map(|()| Record::of_guest(MINE, order));
         let world = Self { tree, epoch: EntryEpoch::new(), words, freed: AtomicUsize::new(0) };
         let attrs = Attrs::RAM;
         let mapping = Mapping {

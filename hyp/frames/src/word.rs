@@ -259,15 +259,16 @@ impl fmt::Debug for Word {
 pub struct Record(AtomicU64);
 
 impl Record {
-    /// Makes a record that is in no bank. The model checker's atomics are not made by a cast.
-    #[cfg(all(test, loom))]
-    pub(crate) fn new(word: Word) -> Self {
-        Self(AtomicU64::new(word.0))
+    /// Makes the record of a guest's frame that is in no bank. The model checker's atomics are not made by a cast.
+    #[cfg(loom)]
+    pub fn of_guest(owner: Owner, folio: Order) -> Self {
+        Self(AtomicU64::new(Word::allocated(Kind::Guest, owner, folio).0))
     }
 
     /// Reads the word.
     pub fn load(&self) -> Word {
-        // O20: who sees a word sees what was written to the frame's entries before; pairs with O21 and O22.
+        // O20: who sees a word sees what was done before it: where a pin is gone, what its pinner has marked as written.
+        // Pairs with O21 and O22.
         Word(self.0.load(o(20, Acquire)))
     }
 

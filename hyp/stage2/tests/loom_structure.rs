@@ -156,6 +156,15 @@ fn a_split_that_loses_gives_its_page_back_to_the_reserve() {
 struct Strict {
     world: Arc<World>,
     is_weak_in: AtomicBool,
+    /// A size was changed without a break.
+    has_changed_live: AtomicBool,
+}
+
+impl Strict {
+    fn new(world: &Arc<World>) -> Arc<Self> {
+        let [is_weak_in, has_changed_live] = [(); 2].map(|()| AtomicBool::new(false));
+        Arc::new(Self { world: world.clone(), is_weak_in, has_changed_live })
+    }
 }
 
 impl Invalidate for &Strict {
@@ -165,6 +174,7 @@ impl Invalidate for &Strict {
         // A link where a block was, and its invalidation just beginning: the size was changed live.
         let is_live = Tiny.decode_at(read_by_hardware(&self.world));
         if matches!(is_live, Entry::Table(_)) {
+            self.has_changed_live.store(true, Ordering::Relaxed);
             assert!(!self.is_weak_in.load(Ordering::Relaxed), "changed under a CPU that cannot stand it");
         }
     }
@@ -177,7 +187,7 @@ fn no_live_change_of_size_is_under_way_when_a_weaker_cpu_is_let_in() {
     check(|| {
         let world = World::new(Bbm::Level2);
         world.map(0, 0, 2, 0x8000, BLOCK_HEIGHT).expect("free");
-        let strict = Arc::new(Strict { world: world.clone(), is_weak_in: AtomicBool::new(false) });
+        let strict = Strict::new(&world);
         let splitter = {
             let (world, strict) = (world.clone(), strict.clone());
             thread::spawn(move || {
@@ -192,6 +202,36 @@ fn no_live_change_of_size_is_under_way_when_a_weaker_cpu_is_let_in() {
         }
         drop(section);
         splitter.join().unwrap();
+    });
+}
+
+/// A CPU that finds the level settled by another has waited for nothing itself. A table walk of its hardware, which loads
+/// in no order of its own, finds what the last live change has made all the same.
+#[test]
+fn who_finds_a_level_settled_walks_what_the_last_live_change_made() {
+    check(|| {
+        let world = World::new(Bbm::Level2);
+        world.map(0, 0, 2, 0x8000, BLOCK_HEIGHT).expect("free");
+        let strict = Strict::new(&world);
+        let settler = {
+            let (world, strict) = (world.clone(), strict.clone());
+            thread::spawn(move || {
+                let mut section = world.epoch.enter(cpu(1));
+                let view = world.tree.open(&section);
+                view.split(&&*strict, Ipa::new(0), Height::PAGE, Why::Pin).expect("room");
+                drop(view);
+                let _ = world.tree.lower_bbm(&mut section, Bbm::Level0);
+            })
+        };
+        // It has never looked at the tables: nobody waits for it.
+        let mut section = world.epoch.enter(cpu(2));
+        let is_in = world.tree.lower_bbm(&mut section, Bbm::Level0).is_ok();
+        let raw = world.tree.memory().slot(world.tree.root(), 0).load(Ordering::Relaxed);
+        drop(section);
+        settler.join().unwrap();
+        let was_live = strict.has_changed_live.load(Ordering::Relaxed);
+        let is_block = matches!(Tiny.decode_at(raw), Entry::Leaf(_));
+        assert!(!(is_in && was_live && is_block), "a block where others have a table");
     });
 }
 
