@@ -134,6 +134,29 @@ fn a_fault_while_a_discard_is_under_way_is_busy_and_no_error() {
     assert_eq!(fault(&machine, &space, &stay, GUEST + PAGE), Ok(Outcome::Mapped));
 }
 
+/// The same for frames: what a discard has frozen and not given back is asked for, when there is no other.
+#[test]
+fn a_fault_while_a_discard_has_the_last_frame_is_busy_and_no_error() {
+    let machine = machine(16 * MIB);
+    let epoch = EntryEpoch::new();
+    let space = space_with_tables(&machine, above() + 1);
+    let mut stay = epoch.enter(cpu_id(0));
+    // Not a whole block, so that pages are mapped, in a table that stays.
+    space.add_region(&mut stay, Region::ram(range(GUEST + PAGE, 3 * PAGE))).unwrap();
+    let (given, wanted) = (GUEST + PAGE, GUEST + 2 * PAGE);
+    assert_eq!(fault(&machine, &space, &stay, given), Ok(Outcome::Mapped));
+    let _held = leave_free(&machine, 0);
+    let gone = Err(SpaceError::OutOfMemory { ipa: Ipa::new(wanted) });
+    assert_eq!(fault(&machine, &space, &stay, wanted), gone, "nothing is on its way back");
+    let asked = std::cell::Cell::new(None);
+    let other = EntryEpoch::new();
+    let during = |_: Work| asked.set(Some(fault(&machine, &space, &other.enter(cpu_id(1)), wanted)));
+    space.discard(&mut stay, &Meanwhile(during), range(given, PAGE)).unwrap();
+    assert_eq!(asked.get(), Some(Ok(Outcome::Busy)));
+    assert_eq!(fault(&machine, &space, &stay, wanted), Ok(Outcome::Mapped));
+    assert_eq!(fault(&machine, &space, &stay, given), Err(SpaceError::OutOfMemory { ipa: Ipa::new(given) }));
+}
+
 /// A CPU whose invalidation gives somebody else the time for something.
 struct Meanwhile<F>(F);
 
