@@ -88,6 +88,18 @@ system_registers! {
     CNTV_CTL_EL0 = cntv_ctl_el0: ();
     /// EL1's physical timer: control.
     CNTP_CTL_EL0 = cntp_ctl_el0: ();
+    /// EL1's virtual timer: compare value.
+    CNTV_CVAL_EL0 = cntv_cval_el0: ();
+    /// EL1's physical timer: compare value.
+    CNTP_CVAL_EL0 = cntp_cval_el0: ();
+    /// The OS lock's state.
+    OSLSR_EL1 = oslsr_el1: ();
+    /// The OS lock.
+    OSLAR_EL1 = oslar_el1: ();
+    /// Interrupts of the debug communication channel.
+    MDCCINT_EL1 = mdccint_el1: ();
+    /// The deferred SError status that a guest reads.
+    VDISR_EL2 = s3_4_c12_c1_1: ();
     /// This CPU's part number and revision.
     MIDR_EL1 = midr_el1: ();
     /// EL1's vectors.

@@ -8,7 +8,7 @@ use crate::tree::{Hardware, Interrupts};
 use crate::vms;
 use aarch64::barrier::{dsb_ish, dsb_ishst, sev, wfe};
 use aarch64::features::Features;
-use aarch64::gic::{GicError, IntId, Redistributors, interface};
+use aarch64::gic::{GicError, IntId, Private, Redistributors, interface};
 use aarch64::local::{Local, SlotAt};
 use aarch64::psci::Psci;
 use aarch64::sysreg::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTPCT_EL0, MPIDR_EL1, Readable, Writeable};
@@ -52,6 +52,13 @@ pub(crate) fn set_up_boot_cpu(hardware: &Hardware<'_>) -> Result<(), GicError> {
         enabled: [IntId::KICK, maintenance, physical_timer, virtual_timer, hypervisor_timer],
     });
     set_up_this_cpu()
+}
+
+/// Returns the private interrupts of the CPU that runs this.
+pub(crate) fn private_interrupts() -> Option<Private> {
+    // SAFETY: the device tree's regions, which are mapped; each CPU touches its own part.
+    let redistributors = unsafe { Redistributors::new(&SETUP.get()?.redistributors) };
+    redistributors.of_this_cpu(MPIDR_EL1.get() & AFFINITY)
 }
 
 /// Sets up this CPU's part of the GIC, and says what the CPU has.

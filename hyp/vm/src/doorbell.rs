@@ -5,9 +5,15 @@
 //! both sides, so at least one of them sees the other: the runner the bit, or the sender the CPU. A kick that comes when
 //! the runner has looked, but is not in the guest yet, stays pending in the interrupt controller and ends the guest's
 //! run at once.
+//!
+//! A vCPU that sleeps is nowhere, and nobody is about to look at its word. Who wants something of it posts to the inbox
+//! of the CPU that it belongs to ([`Home`]). Going to sleep is in the same two steps as arriving: say so, and look once
+//! more.
 
+use crate::sched::Home;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use types::sync::{AtomicU32, full_barrier, o};
+use spin::Once;
+use types::sync::{AtomicU32, full_barrier, mutant, o};
 use types::{Cpu, CpuId};
 
 /// Reasons to look closer before a vCPU runs, a bit each.
@@ -32,14 +38,31 @@ impl Requests {
 #[derive(Debug)]
 pub(crate) struct Doorbell {
     requests: AtomicU32,
-    /// The number of the CPU that is in this vCPU's guest, on the way there, or idle for it, plus 1; 0 for none.
+    /// The number of the CPU that is in this vCPU's guest, on the way there, or idle for it, plus 1; [`NOWHERE`], or
+    /// [`ASLEEP`].
     place: AtomicU32,
+    /// Who is to be told while it sleeps. Set once, before it first runs; without one, it never sleeps.
+    home: Once<Home>,
 }
+
+/// Nobody is in the vCPU's guest; who is to run it looks at the requests before.
+const NOWHERE: u32 = 0;
+/// Nobody looks at the requests before the vCPU's home is told to.
+const ASLEEP: u32 = u32::MAX;
 
 impl Doorbell {
     /// Makes the doorbell of a vCPU that is off and nowhere.
     pub(crate) fn new() -> Self {
-        Self { requests: AtomicU32::new(Requests::PARKED.0), place: AtomicU32::new(0) }
+        Self {
+            requests: AtomicU32::new(Requests::PARKED.0),
+            place: AtomicU32::new(NOWHERE),
+            home: Once::new(),
+        }
+    }
+
+    /// Says where the vCPU is scheduled. Only the first call counts.
+    pub(crate) fn settle(&self, home: Home) {
+        self.home.call_once(|| home);
     }
 
     /// Sets `what` without waking anybody: the caller runs this vCPU, or rings later.
@@ -55,10 +78,17 @@ impl Doorbell {
         self.kick(cpu);
     }
 
-    /// Kicks the CPU where the vCPU is, unless that is this one. A full barrier came after the request.
+    /// Kicks the CPU where the vCPU is, unless that is this one, and wakes it where it sleeps. A full barrier came after
+    /// the request.
     pub(crate) fn kick(&self, cpu: &(impl Cpu + ?Sized)) {
         let place = self.place.load(Relaxed);
-        if place != 0
+        if place == ASLEEP {
+            if let Some(home) = self.home.get() {
+                home.wake(cpu);
+            }
+            return;
+        }
+        if place != NOWHERE
             && let Some(target) = CpuId::new(place as usize - 1)
             && target != cpu.id()
         {
@@ -73,9 +103,24 @@ impl Doorbell {
         Requests(self.requests.load(Relaxed))
     }
 
+    /// Says that the vCPU sleeps from now on, and returns the requests so far: where there are any, it does not, and is to
+    /// be run.
+    pub(crate) fn sleep(&self) -> Requests {
+        self.place.store(ASLEEP, Relaxed);
+        full_barrier(42); // O42, again: they see that it sleeps before we look for the last time
+        let requests = match mutant("sleep-without-looking-again") {
+            true => Requests::NONE,
+            false => Requests(self.requests.load(Relaxed) & !Requests::PARKED.0),
+        };
+        if requests != Requests::NONE {
+            self.leave();
+        }
+        requests
+    }
+
     /// Says that the vCPU's guest does not run, and nobody idles for it.
     pub(crate) fn leave(&self) {
-        self.place.store(0, Relaxed);
+        self.place.store(NOWHERE, Relaxed);
     }
 
     /// Takes the requests, all but [`Requests::PARKED`], which stays.
@@ -111,6 +156,7 @@ pub(crate) enum Parked {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::sched::{Inbox, SeatId};
     use loom::{
         sync::{
             Arc,
@@ -181,6 +227,32 @@ mod loom_tests {
             }
             sender.join().unwrap();
             assert!(seen || kicked.load(Relaxed), "neither seen nor kicked for");
+        });
+    }
+
+    #[test]
+    fn a_vcpu_that_goes_to_sleep_sees_a_request_or_is_woken_and_what_it_is_about_is_seen_with_it() {
+        loom::model(|| {
+            let inbox = alloc::sync::Arc::new(Inbox::new(CpuId::new(1).unwrap()));
+            let bell = Arc::new(Doorbell::new());
+            bell.park(Parked::No);
+            bell.settle(Home::new(inbox.clone(), SeatId::new(3).unwrap()));
+            let (about, kicked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+            let sender = {
+                let (bell, about, kicked) = (bell.clone(), about.clone(), kicked.clone());
+                thread::spawn(move || {
+                    about.store(1, Relaxed);
+                    bell.ring(&LoomCpu { index: 0, kicked }, Requests::INTERRUPTS);
+                })
+            };
+            let seen = bell.sleep() != Requests::NONE;
+            if seen {
+                assert!(bell.take().has(Requests::INTERRUPTS));
+                assert_eq!(about.load(Relaxed), 1, "what the request is about");
+            }
+            sender.join().unwrap();
+            let woken = kicked.load(Relaxed) && inbox.take().contains(SeatId::new(3).unwrap());
+            assert!(seen || woken, "neither seen nor woken");
         });
     }
 }

@@ -149,13 +149,6 @@ pub enum BadVm {
         /// What it says.
         vcpus: u64,
     },
-    /// More vCPUs than CPUs are left for it.
-    TooFewCpus {
-        /// vCPUs it wants.
-        vcpus: usize,
-        /// CPUs that no other machine has.
-        left: usize,
-    },
     /// `cpus` has not one entry per vCPU.
     PlacementCount {
         /// Its entries.
@@ -170,12 +163,10 @@ pub enum BadVm {
         /// The number of CPUs.
         cpus: usize,
     },
-    /// A CPU that runs another vCPU already.
-    CpuTaken {
+    /// A CPU that as many vCPUs belong to as can.
+    CpuFull {
         /// The CPU.
-        cpu: usize,
-        /// The machine whose vCPU it runs.
-        by: String,
+        cpu: u64,
     },
     /// A word that is none of those that can be chosen.
     BadChoice {
@@ -300,20 +291,14 @@ impl fmt::Display for BadVm {
             Self::VcpuCount { vcpus } => {
                 write!(f, "vcpus = {vcpus}: a VM has 1 to {}", crate::vcpu::MAX_VCPUS)
             }
-            Self::TooFewCpus { vcpus, left } => {
-                write!(
-                    f,
-                    "it wants {vcpus} vCPUs, and {left} CPUs are left: each vCPU needs a CPU of its own"
-                )
-            }
             Self::PlacementCount { cpus, vcpus } => {
                 write!(f, "cpus places {cpus} vCPUs, and it has {vcpus}")
             }
             Self::NoSuchCpu { cpu, cpus } => {
                 write!(f, "cpus names CPU {cpu}, and this machine has CPUs 0 to {}", cpus.saturating_sub(1))
             }
-            Self::CpuTaken { cpu, by } => {
-                write!(f, "CPU {cpu} is placed twice: it runs a vCPU of {by:?} already")
+            Self::CpuFull { cpu } => {
+                write!(f, "CPU {cpu} runs {} vCPUs already, and can run no more", crate::sched::MAX_SEATS)
             }
             Self::BadChoice { key, value, choices } => {
                 write!(f, "{key} = {value:?}: it must be one of {choices}")

@@ -89,4 +89,8 @@ pub trait ListRegisters {
     /// Ends the active state that `timer`'s physical interrupt has on this CPU since it was acknowledged, so that it
     /// can fire again (ICC_DIR_EL1).
     fn deactivate(&mut self, timer: Timer);
+
+    /// Makes `timer`'s physical interrupt active on this CPU, as if it had been acknowledged, so that it does not fire
+    /// (GICR_ISACTIVER0). The timer is off, and the interrupt is not active.
+    fn activate(&mut self, timer: Timer);
 }

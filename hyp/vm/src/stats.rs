@@ -33,6 +33,8 @@ pub enum ExitReason {
     Maintenance,
     /// Another CPU's kick.
     Kick,
+    /// The hypervisor's timer: the vCPU's slice is over, or another one is to wake.
+    Slice,
     /// Any other physical interrupt.
     Interrupt,
     /// Anything else.
@@ -41,7 +43,7 @@ pub enum ExitReason {
 
 impl ExitReason {
     /// Every reason, in the order in which they are printed.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Hvc,
         Self::Smc,
         Self::SysReg,
@@ -54,6 +56,7 @@ impl ExitReason {
         Self::Timer,
         Self::Maintenance,
         Self::Kick,
+        Self::Slice,
         Self::Interrupt,
         Self::Other,
     ];
@@ -73,6 +76,7 @@ impl ExitReason {
             Self::Timer => "timer",
             Self::Maintenance => "maintenance",
             Self::Kick => "kick",
+            Self::Slice => "slice",
             Self::Interrupt => "interrupt",
             Self::Other => "other",
         }

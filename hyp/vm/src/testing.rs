@@ -167,4 +167,9 @@ impl ListRegisters for FakeInterface {
         assert!(self.physical_active[timer as usize], "{timer:?} is not active");
         self.physical_active[timer as usize] = false;
     }
+
+    fn activate(&mut self, timer: Timer) {
+        assert!(!self.physical_active[timer as usize], "{timer:?} is active");
+        self.physical_active[timer as usize] = true;
+    }
 }

@@ -14,7 +14,7 @@ mod redistributor;
 
 pub use distributor::Distributor;
 pub use interface::{acknowledge, deactivate, drop_priority, send, send_to_others};
-pub use redistributor::Redistributors;
+pub use redistributor::{Private, Redistributors};
 
 use core::fmt;
 use types::Pa;

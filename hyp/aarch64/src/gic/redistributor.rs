@@ -51,6 +51,11 @@ impl<'r> Redistributors<'r> {
         Ok(())
     }
 
+    /// Returns the redistributor of the CPU with affinity `mpidr`, which is the one that runs this.
+    pub fn of_this_cpu(&self, mpidr: u64) -> Option<Private> {
+        self.find(mpidr).map(Private)
+    }
+
     /// Finds the redistributor of the CPU with affinity `mpidr`.
     fn find(&self, mpidr: u64) -> Option<NonNull<GicrSgi>> {
         for region in self.regions {
@@ -69,6 +74,28 @@ impl<'r> Redistributors<'r> {
             }
         }
         None
+    }
+}
+
+/// One CPU's private interrupts, for that CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Private(NonNull<GicrSgi>);
+
+impl Private {
+    /// Makes `id` active, as if it had been acknowledged. On return it is: it does not come again until it is
+    /// deactivated, by this CPU or by the guest that it is linked to. Does nothing where it is not private.
+    pub fn activate(&self, id: IntId) {
+        use core::mem::offset_of;
+        if !id.is_private() {
+            return;
+        }
+        let at = offset_of!(GicrSgi, sgi) + offset_of!(arm_gic::gicv3::registers::Sgi, isactiver);
+        // SAFETY: GICR_ISACTIVER0 of this CPU's own redistributor, by the promise to `Redistributors::new`.
+        unsafe {
+            let register = self.0.as_ptr().cast::<u32>().byte_add(at);
+            register.write_volatile(1 << id.get());
+            let _ = register.read_volatile(); // once it is read back, it has taken effect
+        }
     }
 }
 
@@ -116,6 +143,19 @@ mod tests {
             assert_eq!(word(registers, sgi + 0x100), 1 << 27); // ISENABLER0, the last write
             assert_eq!(word(registers, 0x1_0000 + 0x80), 0);
         }
+    }
+
+    #[test]
+    fn an_interrupt_is_made_active_in_the_cpu_s_own_redistributor() {
+        let (registers, regions) = memory(0, FRAMES);
+        // SAFETY: memory, leaked.
+        let all = unsafe { Redistributors::new(&regions) };
+        let own = all.of_this_cpu(0x101).expect("it is there");
+        own.activate(IntId(27));
+        own.activate(IntId(40));
+        assert_eq!(word(registers, FRAMES + 0x1_0300), 1 << 27);
+        assert_eq!(word(registers, 0x1_0300), 0);
+        assert!(all.of_this_cpu(0x102).is_none());
     }
 
     #[test]

@@ -71,12 +71,23 @@ const CPTR_TTA: u64 = 1 << 20;
 /// CPTR_EL2.TAM: accesses to activity monitors.
 const CPTR_TAM: u64 = 1 << 30;
 
+/// Whether a vCPU that waits makes the CPU wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Waits {
+    /// It does: WFI and WFE do not trap. The CPU is its alone, and a physical interrupt ends both waits.
+    Here,
+    /// It does not: they trap, for others to have the CPU meanwhile.
+    Elsewhere,
+}
+
+/// HCR_EL2.TWI and TWE: WFI and WFE trap where they would wait.
+const HCR_WAITS_TRAP: u64 = 1 << 13 | 1 << 14;
+
 /// Decides the trap controls of a CPU.
 ///
 /// The guest keeps floating point, pointer authentication and both timers. It does not get SVE, SME, the PMU,
 /// statistical profiling, trace, activity monitors, or memory tagging. SMC, identification registers, and
-/// implementation-defined registers trap. WFI does not: with a CPU of its own, a vCPU that waits makes the CPU wait, and
-/// a physical interrupt ends both.
+/// implementation-defined registers trap. Whether WFI and WFE do is for [`Controls::waits`] to say.
 pub fn decide(ids: Ids) -> Controls {
     let mut hcr = fields::HCR_EL2::VM::SET
         + fields::HCR_EL2::SWIO::SET // data cache invalidation by set and way also cleans
@@ -161,7 +172,22 @@ pub struct Identity {
     pub vttbr: u64,
 }
 
+/// Loads tables that map nothing, in place of those of a guest that is not to run here any more: `vttbr` names them.
+pub fn vacate(vttbr: u64) {
+    VTTBR_EL2.set(vttbr);
+    isb();
+}
+
 impl Controls {
+    /// Says for the vCPU that runs next whether its waits trap.
+    pub fn waits(&self, waits: Waits) {
+        HCR_EL2.set(match waits {
+            Waits::Here => self.hcr,
+            Waits::Elsewhere => self.hcr | HCR_WAITS_TRAP,
+        });
+        isb();
+    }
+
     /// Writes the controls and the identity into this CPU. The virtual counter is the physical one (CNTVOFF_EL2 = 0).
     ///
     /// # Safety

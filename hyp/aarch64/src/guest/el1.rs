@@ -1,5 +1,8 @@
 //! The EL1 and EL0 system registers of a vCPU, which stay in the CPU from one exit to the next entry.
 
+use crate::barrier::isb;
+use crate::sysreg::{CNTP_CTL_EL0, CNTV_CTL_EL0, Writeable};
+
 macro_rules! el1_registers {
     ($($(#[$doc:meta])* $name:ident = $reg:literal;)*) => {
         /// The EL1 and EL0 registers that a guest owns and that do not trap.
@@ -21,6 +24,23 @@ macro_rules! el1_registers {
                     #[cfg(not(target_os = "none"))]
                     crate::effect::write($reg, self.$name);
                 )*
+            }
+
+            /// Reads the registers of the vCPU that this CPU has run last.
+            pub fn read() -> Self {
+                let mut registers = Self::default();
+                $(
+                    #[cfg(target_os = "none")]
+                    // SAFETY: a read changes nothing that Rust knows of.
+                    unsafe {
+                        core::arch::asm!(concat!("mrs {}, ", $reg), out(reg) registers.$name, options(nostack));
+                    }
+                    #[cfg(not(target_os = "none"))]
+                    {
+                        registers.$name = crate::effect::read($reg);
+                    }
+                )*
+                registers
             }
         }
     };
@@ -75,14 +95,14 @@ el1_registers! {
     mdscr = "mdscr_el1";
     /// CNTKCTL_EL1.
     cntkctl = "cntkctl_el1";
+    /// CNTV_CVAL_EL0, before the timer is on.
+    cntv_cval = "cntv_cval_el0";
     /// CNTV_CTL_EL0.
     cntv_ctl = "cntv_ctl_el0";
-    /// CNTV_CVAL_EL0.
-    cntv_cval = "cntv_cval_el0";
+    /// CNTP_CVAL_EL0, before the timer is on.
+    cntp_cval = "cntp_cval_el0";
     /// CNTP_CTL_EL0.
     cntp_ctl = "cntp_ctl_el0";
-    /// CNTP_CVAL_EL0.
-    cntp_cval = "cntp_cval_el0";
 }
 
 impl El1 {
@@ -94,76 +114,70 @@ impl El1 {
     }
 }
 
-/// Zeroes the floating-point registers and their status, so that a vCPU finds nothing of another VM in them.
-pub fn reset_fp() {
-    #[cfg(not(target_os = "none"))]
-    crate::effect::write("fpsr", 0);
-    #[cfg(target_os = "none")]
-    // SAFETY: the hypervisor keeps nothing in these registers; the trap on them at EL2 is off (CPTR_EL2.TFP = 0).
-    unsafe {
-        core::arch::asm!(
-            ".arch_extension fp",
-            ".arch_extension simd",
-            "movi v0.2d, #0",
-            "movi v1.2d, #0",
-            "movi v2.2d, #0",
-            "movi v3.2d, #0",
-            "movi v4.2d, #0",
-            "movi v5.2d, #0",
-            "movi v6.2d, #0",
-            "movi v7.2d, #0",
-            "movi v8.2d, #0",
-            "movi v9.2d, #0",
-            "movi v10.2d, #0",
-            "movi v11.2d, #0",
-            "movi v12.2d, #0",
-            "movi v13.2d, #0",
-            "movi v14.2d, #0",
-            "movi v15.2d, #0",
-            "movi v16.2d, #0",
-            "movi v17.2d, #0",
-            "movi v18.2d, #0",
-            "movi v19.2d, #0",
-            "movi v20.2d, #0",
-            "movi v21.2d, #0",
-            "movi v22.2d, #0",
-            "movi v23.2d, #0",
-            "movi v24.2d, #0",
-            "movi v25.2d, #0",
-            "movi v26.2d, #0",
-            "movi v27.2d, #0",
-            "movi v28.2d, #0",
-            "movi v29.2d, #0",
-            "movi v30.2d, #0",
-            "movi v31.2d, #0",
-            "msr fpcr, xzr",
-            "msr fpsr, xzr",
-            options(nostack),
-        );
-    }
+/// Returns when a timer with these registers asserts its interrupt, in ticks of the system counter; `None` where it is
+/// off or masked (CNTx_CTL_EL0). The virtual counter is the physical one.
+pub const fn due(control: u64, compare: u64) -> Option<u64> {
+    /// ENABLE, and not IMASK.
+    const ON: u64 = 0b01;
+    if control & 0b11 == ON { Some(compare) } else { None }
 }
 
-/// Zeroes the pointer-authentication keys, where the CPU has them (`isar1` and `isar2` are ID_AA64ISAR1/2_EL1).
-pub fn reset_keys(isar1: u64, isar2: u64) {
-    if isar1 >> 4 & 0xff == 0 && isar2 >> 12 & 0xf == 0 {
-        return;
-    }
-    #[cfg(not(target_os = "none"))]
-    crate::effect::write("apiakeylo_el1", 0);
-    #[cfg(target_os = "none")]
-    // SAFETY: the hypervisor does not sign pointers, so that the keys matter to guests only. Encodings instead of names,
-    // since the target's baseline does not have the registers.
-    unsafe {
-        core::arch::asm!(
-            "msr S3_0_C2_C1_0, xzr",
-            "msr S3_0_C2_C1_1, xzr", // APIA
-            "msr S3_0_C2_C1_2, xzr",
-            "msr S3_0_C2_C1_3, xzr", // APIB
-            "msr S3_0_C2_C2_0, xzr",
-            "msr S3_0_C2_C2_1, xzr", // APDA
-            "msr S3_0_C2_C2_2, xzr",
-            "msr S3_0_C2_C2_3, xzr", // APDB
-            options(nostack),
-        );
-    }
+/// Turns off both timers of EL1, so that they assert nothing for another vCPU.
+pub fn stop_timers() {
+    CNTV_CTL_EL0.set(0);
+    CNTP_CTL_EL0.set(0);
+    isb(); // no interrupt of theirs is signalled any more
+}
+
+/// The keys' registers, by encoding, since the target's baseline does not have them: APIA, APIB, APDA, APDB, APGA, low
+/// and high.
+macro_rules! each_key {
+    ($do:ident, $keys:ident) => {
+        $do!($keys, 0, "s3_0_c2_c1_0");
+        $do!($keys, 1, "s3_0_c2_c1_1");
+        $do!($keys, 2, "s3_0_c2_c1_2");
+        $do!($keys, 3, "s3_0_c2_c1_3");
+        $do!($keys, 4, "s3_0_c2_c2_0");
+        $do!($keys, 5, "s3_0_c2_c2_1");
+        $do!($keys, 6, "s3_0_c2_c2_2");
+        $do!($keys, 7, "s3_0_c2_c2_3");
+        $do!($keys, 8, "s3_0_c2_c3_0");
+        $do!($keys, 9, "s3_0_c2_c3_1");
+    };
+}
+
+macro_rules! read_key {
+    ($keys:ident, $n:literal, $reg:literal) => {
+        #[cfg(target_os = "none")]
+        // SAFETY: a read changes nothing that Rust knows of.
+        unsafe {
+            core::arch::asm!(concat!("mrs {}, ", $reg), out(reg) $keys[$n], options(nostack));
+        }
+        #[cfg(not(target_os = "none"))]
+        {
+            $keys[$n] = crate::effect::read($reg);
+        }
+    };
+}
+
+macro_rules! write_key {
+    ($keys:ident, $n:literal, $reg:literal) => {
+        #[cfg(target_os = "none")]
+        // SAFETY: the hypervisor does not sign pointers, so that the keys matter to guests only.
+        unsafe {
+            core::arch::asm!(concat!("msr ", $reg, ", {}"), in(reg) $keys[$n], options(nostack));
+        }
+        #[cfg(not(target_os = "none"))]
+        crate::effect::write($reg, $keys[$n]);
+    };
+}
+
+/// Reads the pointer-authentication keys of the vCPU that this CPU has run last. The CPU has them.
+pub(super) fn read_keys(keys: &mut [u64; 10]) {
+    each_key!(read_key, keys);
+}
+
+/// Writes the pointer-authentication keys into this CPU, which has them.
+pub(super) fn write_keys(keys: &[u64; 10]) {
+    each_key!(write_key, keys);
 }

@@ -34,8 +34,10 @@ pub enum Exit {
     Hvc,
     /// SMC, trapped: the program counter is still at it.
     Smc,
-    /// WFI or WFE, trapped.
+    /// WFI, or WFI with a timeout, trapped: it waits for an interrupt.
     Wait,
+    /// WFE, or WFE with a timeout, trapped: it waits for another vCPU to do something.
+    GiveWay,
     /// MRS or MSR, trapped.
     SysReg(SysRegAccess),
     /// A second-stage fault.
@@ -172,7 +174,9 @@ pub fn decode(s: Syndrome) -> Exit {
     match class {
         EC_HVC64 => Exit::Hvc,
         EC_SMC64 => Exit::Smc,
-        EC_WAIT => Exit::Wait,
+        // ISS.TI: bit 0 tells WFE from WFI, bit 1 those with a timeout from those without.
+        EC_WAIT if s.esr & 1 == 0 => Exit::Wait,
+        EC_WAIT => Exit::GiveWay,
         EC_SYSREG => Exit::SysReg(sysreg(s.esr)),
         EC_FETCH_ABORT | EC_DATA_ABORT => abort(s),
         _ => Exit::Undefined { class: class as u8 },

@@ -73,6 +73,62 @@ pub fn reset() {
     write_hcr(HCR_EN);
 }
 
+/// What a guest has set in its virtual CPU interface, and which priorities are active there. Not the list registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    vmcr: u64,
+    active0: [u64; 4],
+    active1: [u64; 4],
+}
+
+/// Returns the number of registers of active priorities for each group: 1, 2 or 4, by the bits of preemption.
+fn active_registers() -> usize {
+    match (ICH_VTR_EL2.get() >> 26 & 7) + 1 {
+        ..=5 => 1,
+        6 => 2,
+        _ => 4,
+    }
+}
+
+impl Interface {
+    /// Reads the interface of the vCPU that this CPU has run last.
+    pub fn read() -> Self {
+        let mut this = Self { vmcr: ICH_VMCR_EL2.get(), ..Self::default() };
+        let count = active_registers();
+        this.active0[0] = ICH_AP0R0_EL2.get();
+        this.active1[0] = ICH_AP1R0_EL2.get();
+        if count > 1 {
+            this.active0[1] = ICH_AP0R1_EL2.get();
+            this.active1[1] = ICH_AP1R1_EL2.get();
+        }
+        if count > 2 {
+            this.active0[2] = ICH_AP0R2_EL2.get();
+            this.active1[2] = ICH_AP1R2_EL2.get();
+            this.active0[3] = ICH_AP0R3_EL2.get();
+            this.active1[3] = ICH_AP1R3_EL2.get();
+        }
+        this
+    }
+
+    /// Writes the interface into this CPU, whose list registers are empty.
+    pub fn load(&self) {
+        let count = active_registers();
+        ICH_VMCR_EL2.set(self.vmcr);
+        ICH_AP0R0_EL2.set(self.active0[0]);
+        ICH_AP1R0_EL2.set(self.active1[0]);
+        if count > 1 {
+            ICH_AP0R1_EL2.set(self.active0[1]);
+            ICH_AP1R1_EL2.set(self.active1[1]);
+        }
+        if count > 2 {
+            ICH_AP0R2_EL2.set(self.active0[2]);
+            ICH_AP1R2_EL2.set(self.active1[2]);
+            ICH_AP0R3_EL2.set(self.active0[3]);
+            ICH_AP1R3_EL2.set(self.active1[3]);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -146,6 +146,17 @@ pub fn before_tables_change() {
     }
 }
 
+/// Makes this CPU forget what one vCPU of the loaded VMID has left in its TLB, before another vCPU of the same virtual
+/// machine runs here: to their guest they are two CPUs, and an ASID may mean one thing on the one and another on the other
+/// (DDI 0487, D8.16: entries that are not common, TTBR.CnP = 0, are a CPU's own).
+pub fn forget_sibling() {
+    vmalle1();
+    if keeps(161) {
+        dsb_nsh(); // O161: nothing of the sibling's is left when the guest runs
+    }
+    isb();
+}
+
 impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
     /// Says that this CPU is about to enter the guest, whose tables are loaded: the last thing before it does.
     #[inline]

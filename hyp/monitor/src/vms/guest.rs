@@ -4,7 +4,7 @@ use super::exercise::Exercise;
 use super::{Format, Hypervisor, Load};
 use aarch64::cpu::Core;
 use aarch64::guest::controls::Identity;
-use aarch64::guest::tlb::{Stage2, Tag, before_tables_change, flush_all};
+use aarch64::guest::tlb::{Stage2, Tag, before_tables_change, flush_all, forget_sibling};
 use aarch64::sysreg::{MIDR_EL1, Readable};
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -15,6 +15,7 @@ use log::debug;
 use space::{Region, Space, SpaceError, table_budget};
 use stage2::{Format as _, Presence, Quiescence, Section};
 use types::{Cpu, CpuId, Ipa, Range};
+use vm::sched::{Left, Siblings};
 use vm::{Error, IdBits, Populate, Ram, RamError, Start, TimerIntids, Vcpu, Vm, VmConfig};
 
 /// A virtual machine with its memory.
@@ -24,6 +25,7 @@ pub(super) struct Guest {
     /// Which CPUs are in it.
     presence: Box<Presence>,
     pub(super) exercise: Exercise,
+    siblings: Siblings,
 }
 
 // A guest is moved into its box over the stack of the boot CPU, more than once where nothing is optimised away.
@@ -95,7 +97,8 @@ impl Guest {
         };
         let id_bits = IdBits { ipa_bits: geometry.ipa_bits() as u8 };
         let vm = Vm::new(config, id_bits, timers, &super::OUTPUT)?;
-        Ok(Self { vm, space, presence: presence(), exercise: Exercise::default() })
+        let siblings = Siblings::new();
+        Ok(Self { vm, space, presence: presence(), exercise: Exercise::default(), siblings })
     }
 
     /// Returns how this guest's translations are invalidated by `cpu`, which is the one that runs this.
@@ -129,6 +132,15 @@ impl Guest {
             vpidr: MIDR_EL1.get(),
             vtcr: hypervisor.layout.vtcr(),
             vttbr: hypervisor.layout.vttbr(self.space.root(), vmid),
+        }
+    }
+
+    /// Notes that `cpu`, which is the one that runs this and has the guest's tables loaded, runs `vcpu` next; where it was
+    /// another one of this guest that ran here last, this CPU forgets what that one left in its TLB.
+    pub(super) fn note_vcpu(&self, cpu: CpuId, vcpu: &Vcpu) {
+        match self.siblings.arrive(cpu, vcpu.index()) {
+            Left::Own => {}
+            Left::Others => forget_sibling(),
         }
     }
 

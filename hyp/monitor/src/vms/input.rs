@@ -56,12 +56,15 @@ impl Input {
         self.hand_over(&mut queue, guest, core);
     }
 
-    /// Hands `guest`, which has read from its serial port, what it has room for again.
+    /// Tells whether anything waits for the guest to read.
     #[inline]
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.load(Relaxed)
+    }
+
+    /// Hands `guest`, which has read from its serial port, what it has room for again.
     pub(super) fn go_on(&self, guest: &Guest, core: &Core<'_>) {
-        if self.waiting.load(Relaxed) {
-            self.hand_over(&mut self.queue.lock(), Some(guest), core);
-        }
+        self.hand_over(&mut self.queue.lock(), Some(guest), core);
     }
 
     fn hand_over(&self, queue: &mut Queue, guest: Option<&Guest>, core: &Core<'_>) {

@@ -1,8 +1,9 @@
 //! This CPU's virtual CPU interface and timers, as `vm` wants them.
 
-use aarch64::gic::{IntId, interface};
-use aarch64::guest::ich;
-use aarch64::sysreg::{CNTP_CTL_EL0, CNTV_CTL_EL0, Readable};
+use aarch64::gic::{IntId, Private, interface};
+use aarch64::guest::{el1, ich};
+use aarch64::sysreg::{CNTP_CTL_EL0, CNTP_CVAL_EL0, CNTV_CTL_EL0, CNTV_CVAL_EL0, Readable};
+use types::Ticks;
 use vm::{Line, ListRegisters, Timer};
 
 /// The list registers of the CPU that runs this.
@@ -10,6 +11,7 @@ use vm::{Line, ListRegisters, Timer};
 pub(super) struct Lists {
     count: usize,
     timers: Timers,
+    private: Private,
 }
 
 /// The interrupts of the two timers that a guest has to itself.
@@ -23,9 +25,27 @@ pub(super) struct Timers {
 
 impl Lists {
     /// Takes over the virtual CPU interface of this CPU, in its reset state.
-    pub(super) fn new(timers: Timers) -> Self {
+    pub(super) fn new(timers: Timers, private: Private) -> Self {
         ich::reset();
-        Self { count: ich::count(), timers }
+        Self { count: ich::count(), timers, private }
+    }
+
+    /// Returns when a timer of the vCPU whose registers are in this CPU asserts its interrupt; `None` where it is off or
+    /// masked.
+    pub(super) fn due(&self, timer: Timer) -> Option<Ticks> {
+        match timer {
+            Timer::Virtual => el1::due(CNTV_CTL_EL0.get(), CNTV_CVAL_EL0.get()),
+            Timer::Physical => el1::due(CNTP_CTL_EL0.get(), CNTP_CVAL_EL0.get()),
+        }
+    }
+}
+
+impl Timers {
+    const fn get(self, timer: Timer) -> IntId {
+        match timer {
+            Timer::Virtual => self.virtual_timer,
+            Timer::Physical => self.physical_timer,
+        }
     }
 }
 
@@ -58,9 +78,10 @@ impl ListRegisters for Lists {
     }
 
     fn deactivate(&mut self, timer: Timer) {
-        interface::deactivate(match timer {
-            Timer::Virtual => self.timers.virtual_timer,
-            Timer::Physical => self.timers.physical_timer,
-        });
+        interface::deactivate(self.timers.get(timer));
+    }
+
+    fn activate(&mut self, timer: Timer) {
+        self.private.activate(self.timers.get(timer));
     }
 }

@@ -1,21 +1,29 @@
 //! Building virtual machines, and running them.
 //!
-//! The boot CPU reads the bundle and makes every guest; then each CPU runs the one vCPU that is placed on it, for ever.
-//! A CPU without one waits.
+//! The boot CPU reads the bundle and makes every guest, and gives each vCPU a seat at the CPU that it belongs to. Then each
+//! CPU runs its vCPUs in shifts, for ever.
 //!
-//! Neighbours: `vm` says what a guest sees, `space` what is behind its addresses, `aarch64` enters and leaves it.
+//! ```text
+//! shift:  pick a vCPU ─▶ bring it onto the CPU ─▶ turns: prepare, enter, answer … until it sleeps, its slice is over, or
+//!                                                 somebody wants the CPU to look at another one
+//! ```
+//!
+//! Neighbours: `vm` says what a guest sees and which vCPU is to run, `space` what is behind its addresses, `aarch64` enters and leaves it.
 
 mod exercise;
 mod guest;
 mod input;
+mod interrupt;
 mod lists;
+mod seats;
 mod service;
+mod shift;
 mod statistics;
 mod turn;
 mod waiting;
 
 use crate::percpu::PerCpu;
-use crate::{Machine, console, fatal, report};
+use crate::{Machine, console, fatal, report, secondary};
 use aarch64::cpu::Core;
 use aarch64::features::{Features, HardwareUpdates, Has};
 use aarch64::gic::IntId;
@@ -23,6 +31,7 @@ use aarch64::guest::controls::{self, Controls, Ids};
 use aarch64::guest::tlb::{Has as Having, Issued, Means, Style};
 use aarch64::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use guest::{Guest, Tagged};
@@ -31,12 +40,12 @@ use lists::{Lists, Timers};
 use log::{info, warn};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use seats::{Desk, Seat};
 use service::Engine;
+use shift::Shifts;
 use space::{VmidBits, Vmids};
 use spin::Once;
 use spin::mutex::SpinMutex;
-use stage2::Quiescence;
-use turn::Turns;
 use types::{Cpu, CpuId, Height, Ticks};
 use vm::{Console, Limits, Seed};
 use vmsa::{Granule4K, Layout, Vmsa};
@@ -48,7 +57,9 @@ type Format = Vmsa<Granule4K>;
 /// All guests, and what they share.
 struct Hypervisor {
     machine: &'static Machine,
-    guests: Vec<Guest>,
+    guests: Vec<Arc<Guest>>,
+    /// Where each CPU's vCPUs come in, by the CPU's number.
+    desks: Vec<Desk>,
     waiting: Box<Waiting>,
     style: Style,
     format: Format,
@@ -96,18 +107,13 @@ pub fn run(machine: &'static Machine, cpu: CpuId) -> ! {
         virtual_timer: machine.interrupts.virtual_timer,
         physical_timer: machine.interrupts.physical_timer,
     };
-    let lists = Lists::new(timers);
-    let controls = controls(&machine.features);
-    for guest in &hypervisor.guests {
-        let placed = guest.vm.config().cpus.iter().position(|&at| at == cpu);
-        if let Some(vcpu) = placed.and_then(|index| guest.vm.vcpus().get(index)) {
-            // Before its first walk: a CPU that can do less than those before it lowers the level.
-            guest.space.admit(&mut hypervisor.waiting.enter(cpu), Features::of_this_cpu().bbm);
-            hypervisor.engine.join(hypervisor, &this.core);
-            Turns::new(hypervisor, this.core, controls, guest, vcpu, lists).run()
-        }
-    }
-    hypervisor.engine.attend(hypervisor, &this.core)
+    let (Some(private), Some(desk)) = (secondary::private_interrupts(), hypervisor.desks.get(cpu.index()))
+    else {
+        fatal!("CPU {} has no redistributor", cpu.index())
+    };
+    hypervisor.engine.join(hypervisor, &this.core);
+    let lists = Lists::new(timers, private);
+    Shifts::new(hypervisor, this.core, controls(&machine.features), lists, desk).run()
 }
 
 /// Decides this CPU's trap controls.
@@ -142,6 +148,7 @@ impl Hypervisor {
         let mut hypervisor = Box::new(Self {
             machine,
             guests: Vec::new(),
+            desks: machine.cpus().map(Desk::new).collect(),
             waiting: waiting::of(machine),
             style: machine.options.invalidate,
             format: Vmsa::new(format_features(features)),
@@ -160,7 +167,7 @@ impl Hypervisor {
             let cpus = config.cpus.len();
             let mib = config.memory().map(|range| range.len() >> 20).sum::<u64>();
             let guest = Guest::new(&hypervisor, number, config).unwrap_or_else(|error| fatal!("{error}"));
-            hypervisor.guests.push(guest);
+            hypervisor.guests.push(Arc::new(guest));
             info!("{name}: {cpus} vCPUs, {mib} MiB");
         }
         hypervisor.on.store(hypervisor.guests.len(), Relaxed);
@@ -168,6 +175,9 @@ impl Hypervisor {
             match guest.load(&hypervisor, core, Load::First) {
                 Ok(start) => guest.vm.start(core, start),
                 Err(error) => fatal!("{error}"),
+            }
+            if !hypervisor.seat(guest, core) {
+                fatal!("{}: no seat is left for its vCPUs", guest.vm.config().name);
             }
         }
         hypervisor
@@ -199,14 +209,25 @@ impl Hypervisor {
         }
     }
 
+    /// Gives each vCPU of `guest` a seat at the CPU that it belongs to, and has that CPU look. Tells whether there were
+    /// seats for all.
+    fn seat(&self, guest: &Arc<Guest>, core: &Core<'_>) -> bool {
+        let cpus = &guest.vm.config().cpus;
+        cpus.iter().enumerate().all(|(vcpu, cpu)| {
+            let desk = self.desks.get(cpu.index());
+            desk.is_some_and(|desk| desk.admit(Seat::new(Arc::clone(guest), vcpu), core))
+        })
+    }
+
     /// Returns the guest that console input goes to: the first that is on.
     fn listener(&self) -> Option<&Guest> {
-        self.guests.iter().find(|guest| !guest.vm.is_off())
+        self.guests.iter().map(|guest| &**guest).find(|guest| !guest.vm.is_off())
     }
 
     /// Notes that `guest` has read from its serial port.
+    #[inline]
     fn has_read(&self, guest: &Guest, core: &Core<'_>) {
-        if self.listener().is_some_and(|listener| core::ptr::eq(listener, guest)) {
+        if self.input.is_waiting() && self.listener().is_some_and(|listener| core::ptr::eq(listener, guest)) {
             self.input.go_on(guest, core);
         }
     }

@@ -7,11 +7,8 @@
 
 use super::guest::Guest;
 use super::{Format, Hypervisor, Tagged};
-use crate::report;
-use aarch64::barrier::{dsb_sy, wfi};
 use aarch64::cpu::Core;
 use aarch64::features::Features;
-use aarch64::gic::{IntId, interface};
 use aarch64::guest::tlb::Stage2;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use stage2::Quiescence;
@@ -102,26 +99,6 @@ impl Engine {
             }
         }
         left
-    }
-
-    /// Serves for ever: for a CPU that runs no vCPU.
-    pub(super) fn attend(&self, hypervisor: &Hypervisor, core: &Core<'_>) -> ! {
-        self.join(hypervisor, core);
-        loop {
-            if self.is_asked(core.id()) && self.serve(hypervisor, core) != Left::Nothing {
-                continue;
-            }
-            dsb_sy(); // complete before the CPU sleeps, as before any WFI
-            wfi();
-            let Some(id) = interface::acknowledge() else { continue };
-            interface::drop_priority(id);
-            if id == IntId::KICK {
-                report::stop_if_reported();
-            } else {
-                hypervisor.machine_interrupt(core, id);
-            }
-            interface::deactivate(id);
-        }
     }
 }
 

@@ -1,94 +1,116 @@
-//! One CPU's turns: prepare, enter, answer, for ever.
+//! A vCPU's turns on its CPU: prepare, enter, answer, until it is over.
 
 use super::guest::Guest;
+use super::interrupt::{self, Taken};
 use super::lists::Lists;
+use super::seats::{Registers, Seat};
 use super::service::{self, Answered};
 use super::{Hypervisor, Load};
-use crate::options::Exercise;
-use crate::report;
-use aarch64::barrier::{dsb_sy, wfi};
 use aarch64::cpu::Core;
-use aarch64::gic::{IntId, interface};
-use aarch64::guest::controls::Controls;
 use aarch64::guest::exit::{Abort, Direction, Doing, Exit, IpaKnown, SysRegAccess, Transfer, Vector};
 use aarch64::guest::inject::{self, Before, Exception, Walk, Write};
-use aarch64::guest::{Context, El1, decode, el1, ich, switch};
+use aarch64::guest::world::Extent;
+use aarch64::guest::{Context, World, decode, el1, ich, switch};
 use log::{debug, error, warn};
 use space::Outcome;
 use stage2::Quiescence;
-use types::{Access, Cause, Cpu, FaultKind, Ipa, SysReg};
+use types::{Access, Cause, Cpu, FaultKind, Ipa, SysReg, Ticks};
+use vm::sched::Inbox;
 use vm::{
-    CallOutcome, ExitReason, Intent, Mmio, MmioOp, MmioOutcome, Next, Start, SysAccess, SysOutcome, Timer,
-    Vcpu, Why,
+    CallOutcome, ExitReason, Fired, Intent, Mmio, MmioOp, MmioOutcome, Next, Sleep, Start, SysAccess,
+    SysOutcome, Timer, Vcpu, Why,
 };
 
 const ICC_SGI1R_EL1: SysReg = SysReg::new(3, 0, 12, 11, 5);
-const ISAR1: SysReg = SysReg::new(3, 0, 0, 6, 1);
-const ISAR2: SysReg = SysReg::new(3, 0, 0, 6, 2);
 
-/// A CPU with its vCPU: all that its turns change.
-pub(super) struct Turns<'a> {
-    hypervisor: &'a Hypervisor,
-    cpu: Core<'a>,
-    controls: Controls,
-    guest: &'a Guest,
-    vcpu: &'a Vcpu,
-    lists: Lists,
-    context: Context,
-    /// How many more lines this vCPU's misbehaviour may put into the log.
-    lines_left: u32,
+/// Why a vCPU's turns are over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Over {
+    /// It sleeps, until it is woken or a timer of its is due.
+    Asleep {
+        /// When that is.
+        until: Option<Ticks>,
+    },
+    /// It waits for what another vCPU does.
+    GaveWay,
+    /// The hypervisor's timer has fired, and is off.
+    Alarm,
+    /// Somebody wants this CPU to look at another vCPU.
+    Wanted,
 }
 
-/// How many lines a vCPU's misbehaviour may put into the log: more would let a guest keep others from the console.
-const MOST_LINES: u32 = 32;
+/// A CPU with a vCPU whose registers are in it: all that its turns change.
+pub(super) struct Turns<'s> {
+    hypervisor: &'s Hypervisor,
+    cpu: &'s Core<'s>,
+    inbox: &'s Inbox,
+    guest: &'s Guest,
+    vcpu: &'s Vcpu,
+    extent: &'s Extent,
+    lists: &'s mut Lists,
+    context: &'s mut Context,
+    registers: &'s mut Registers,
+    lines_left: &'s mut u32,
+    /// What ends the turns before the next entry.
+    over: Option<Over>,
+}
 
-impl<'a> Turns<'a> {
-    /// Takes its vCPU onto this CPU.
+impl<'s> Turns<'s> {
+    /// Begins the turns of the vCPU at `seat`.
     pub(super) fn new(
-        hypervisor: &'a Hypervisor,
-        cpu: Core<'a>,
-        controls: Controls,
-        guest: &'a Guest,
-        vcpu: &'a Vcpu,
-        lists: Lists,
-    ) -> Self {
-        Self {
+        hypervisor: &'s Hypervisor,
+        cpu: &'s Core<'s>,
+        inbox: &'s Inbox,
+        extent: &'s Extent,
+        seat: &'s mut Seat,
+        lists: &'s mut Lists,
+    ) -> Option<Self> {
+        let Seat { guest, vcpu, context, registers, lines_left, .. } = seat;
+        let guest: &Guest = guest;
+        let vcpu = guest.vm.vcpus().get(*vcpu)?;
+        Some(Self {
             hypervisor,
             cpu,
-            controls,
+            inbox,
             guest,
             vcpu,
+            extent,
             lists,
-            context: Context::default(),
-            lines_left: MOST_LINES,
-        }
+            context,
+            registers,
+            lines_left,
+            over: None,
+        })
     }
 
-    /// Takes turns.
-    pub(super) fn run(mut self) -> ! {
+    /// Takes turns, until they are over.
+    pub(super) fn run(mut self) -> Over {
         let mut intent = Intent::Run;
         loop {
-            match self.guest.vm.prepare(self.vcpu, &self.cpu, &mut self.lists, intent) {
+            match self.guest.vm.prepare(self.vcpu, self.cpu, self.lists, intent) {
                 Next::Enter => {
-                    let tlb = self.guest.tlb(self.hypervisor, &self.cpu);
+                    let tlb = self.guest.tlb(self.hypervisor, self.cpu);
                     tlb.enter();
-                    // SAFETY: `start` put this vCPU's state into the CPU before the first entry, the tables are the
-                    // guest's own space's, and this CPU runs no other vCPU.
-                    let vector = unsafe { switch::enter(&mut self.context) };
+                    // SAFETY: this vCPU's state was put into the CPU before, by a start or by the shift, and the tables
+                    // are the guest's own space's.
+                    let vector = unsafe { switch::enter(self.context) };
                     tlb.leave();
                     self.guest.vm.left(self.vcpu);
                     intent = self.answer(vector);
                     if self.hypervisor.engine.is_asked(self.cpu.id()) {
-                        self.hypervisor.engine.serve(self.hypervisor, &self.cpu);
+                        self.hypervisor.engine.serve(self.hypervisor, self.cpu);
                     }
                 }
-                Next::Idle if self.serves() => self.guest.vm.left(self.vcpu),
                 Next::Idle => {
                     self.tidy();
-                    dsb_sy(); // complete before the CPU sleeps, as before any WFI
-                    wfi();
-                    self.guest.vm.left(self.vcpu);
-                    self.interrupt();
+                    match self.guest.vm.sleep(self.vcpu) {
+                        Sleep::Asleep => return Over::Asleep { until: self.due() },
+                        Sleep::Off => {
+                            el1::stop_timers();
+                            return Over::Asleep { until: None };
+                        }
+                        Sleep::Wanted => intent = Intent::Run,
+                    }
                 }
                 Next::Start(start) => {
                     self.start(start);
@@ -96,27 +118,40 @@ impl<'a> Turns<'a> {
                 }
                 Next::Ended(why) => self.ended(why),
             }
+            if let Some(over) = self.over {
+                return over;
+            }
+            // One that waits is put to sleep first.
+            if intent == Intent::Run && !self.inbox.is_empty() {
+                return Over::Wanted;
+            }
         }
+    }
+
+    /// Returns when the first of its timers is due that has not fired yet.
+    fn due(&self) -> Option<Ticks> {
+        let due = |timer| match self.guest.vm.has_fired(self.vcpu, timer) {
+            Fired::No => self.lists.due(timer),
+            Fired::Yes => None,
+        };
+        [Timer::Virtual, Timer::Physical].into_iter().filter_map(due).min()
     }
 
     /// Puts the vCPU's registers, all of them, in their reset state.
     fn start(&mut self, start: Start) {
         debug!("{}: vCPU {} starts at {:#x}", self.name(), self.vcpu.index(), start.entry);
-        self.context = Context::start(start.entry, start.argument);
-        // SAFETY: the identity names the tables of this guest's space, which live as long as the guest.
-        unsafe { self.controls.install(&self.guest.identity(self.hypervisor, self.cpu.id(), self.vcpu)) };
-        // SAFETY: this CPU runs no other vCPU, so that nothing in these registers is wanted.
-        unsafe { El1::reset().load() };
-        el1::reset_fp();
-        el1::reset_keys(self.cpu.read_id(ISAR1), self.cpu.read_id(ISAR2));
+        *self.context = Context::start(start.entry, start.argument);
+        // SAFETY: what other vCPUs had in this CPU has been put away, and of this one nothing is wanted.
+        unsafe { World::reset().load(self.extent) };
         ich::reset();
+        *self.registers = Registers::Set;
         self.hypervisor.entered();
     }
 
     /// Puts a line about the vCPU into the log, unless there were many.
     fn complain(&mut self, about: core::fmt::Arguments<'_>) {
         let Some(left) = self.lines_left.checked_sub(1) else { return };
-        self.lines_left = left;
+        *self.lines_left = left;
         let last = if left == 0 { "; further lines about it are left out" } else { "" };
         warn!("{}: vCPU {} {about} (at {:#x}){last}", self.name(), self.vcpu.index(), self.context.pc);
     }
@@ -126,12 +161,12 @@ impl<'a> Turns<'a> {
     }
 
     fn ended(&mut self, why: Why) {
-        service::end(self.guest, self.hypervisor, &self.cpu);
+        service::end(self.guest, self.hypervisor, self.cpu);
         match why {
             Why::Reset => {
                 debug!("{} restarts", self.name());
-                match self.guest.load(self.hypervisor, &self.cpu, Load::Again) {
-                    Ok(start) => self.guest.vm.start(&self.cpu, start),
+                match self.guest.load(self.hypervisor, self.cpu, Load::Again) {
+                    Ok(start) => self.guest.vm.start(self.cpu, start),
                     Err(error) => {
                         error!("no restart: {error}");
                         self.hypervisor.guest_is_off();
@@ -165,7 +200,7 @@ impl<'a> Turns<'a> {
                     self.vcpu.index(),
                     switch::syndrome().esr
                 );
-                self.guest.vm.stop(&self.cpu, Why::Failure);
+                self.guest.vm.stop(self.cpu, Why::Failure);
             }
         }
         Intent::Run
@@ -188,6 +223,11 @@ impl<'a> Turns<'a> {
                 self.context.skip();
                 return Intent::Wait;
             }
+            Exit::GiveWay => {
+                self.count(ExitReason::Wait);
+                self.context.skip();
+                self.over = Some(Over::GaveWay);
+            }
             Exit::SysReg(access) => self.sysreg(access),
             Exit::Abort(abort) => self.abort(abort, syndrome.far),
             Exit::External { esr } => {
@@ -197,7 +237,7 @@ impl<'a> Turns<'a> {
                     self.name(),
                     self.vcpu.index()
                 );
-                self.guest.vm.stop(&self.cpu, Why::Failure);
+                self.guest.vm.stop(self.cpu, Why::Failure);
             }
             Exit::Undefined { class } => {
                 self.count(ExitReason::Other);
@@ -208,22 +248,12 @@ impl<'a> Turns<'a> {
         Intent::Run
     }
 
-    /// Serves transfers that this CPU was asked to, before it idles. Tells whether it did.
-    fn serves(&self) -> bool {
-        let engine = &self.hypervisor.engine;
-        let asked = engine.is_asked(self.cpu.id());
-        if asked {
-            engine.serve(self.hypervisor, &self.cpu);
-        }
-        asked
-    }
-
     fn call(&mut self) -> Intent {
         let regs = self.context.call_regs();
-        if service::call(self.guest, self.hypervisor, &self.cpu, regs) == Answered::Yes {
+        if service::call(self.guest, self.hypervisor, self.cpu, regs) == Answered::Yes {
             return Intent::Run;
         }
-        match self.guest.vm.call(self.vcpu, &self.cpu, self.context.call_regs()) {
+        match self.guest.vm.call(self.vcpu, self.cpu, self.context.call_regs()) {
             CallOutcome::Resume => Intent::Run,
             CallOutcome::Wait => Intent::Wait,
         }
@@ -237,7 +267,7 @@ impl<'a> Turns<'a> {
             }
         };
         self.count(if sgi { ExitReason::Sgi } else { ExitReason::SysReg });
-        match self.guest.vm.sysreg(self.vcpu, &self.cpu, what) {
+        match self.guest.vm.sysreg(self.vcpu, self.cpu, what) {
             SysOutcome::Read(value) => self.context.set_reg(access.rt, value),
             SysOutcome::Written => {}
             SysOutcome::Undefined => {
@@ -250,7 +280,7 @@ impl<'a> Turns<'a> {
     }
 
     fn inject(&mut self, exception: Exception) {
-        inject::take(&mut self.context, Before::read(), exception).write();
+        inject::take(self.context, Before::read(), exception).write();
     }
 
     fn abort(&mut self, abort: Abort, far: u64) {
@@ -274,8 +304,8 @@ impl<'a> Turns<'a> {
             Cause::Data | Cause::Stage1Walk | Cause::Maintenance => ExitReason::DataFault,
         });
         let section = self.hypervisor.waiting.enter(self.cpu.id());
-        let tlb = self.guest.tlb(self.hypervisor, &self.cpu);
-        let outcome = self.guest.space.fault(&section, &self.cpu, &tlb, &fault);
+        let tlb = self.guest.tlb(self.hypervisor, self.cpu);
+        let outcome = self.guest.space.fault(&section, self.cpu, &tlb, &fault);
         drop(section);
         match outcome {
             Ok(Outcome::Mapped | Outcome::Allowed | Outcome::AlreadyMapped) => {}
@@ -284,7 +314,7 @@ impl<'a> Turns<'a> {
             Ok(Outcome::Outside | Outcome::Denied | Outcome::Noted(_)) => self.outside(abort, fault.ipa, far),
             Err(error) => {
                 error!("{}: vCPU {} cannot go on: {error}", self.name(), self.vcpu.index());
-                self.guest.vm.stop(&self.cpu, Why::Failure);
+                self.guest.vm.stop(self.cpu, Why::Failure);
             }
         }
     }
@@ -292,9 +322,9 @@ impl<'a> Turns<'a> {
     /// Translates a guest's virtual address by its own stage 1. The walk goes through the guest's second stage: while it
     /// lasts, this CPU is in the guest.
     fn stage1(&self, far: u64) -> Option<u64> {
-        let tlb = self.guest.tlb(self.hypervisor, &self.cpu);
+        let tlb = self.guest.tlb(self.hypervisor, self.cpu);
         tlb.enter();
-        let page = switch::stage1(far, &self.context);
+        let page = switch::stage1(far, self.context);
         tlb.leave();
         page
     }
@@ -314,16 +344,16 @@ impl<'a> Turns<'a> {
             Direction::Write => MmioOp::Write(transfer.stored(self.context.reg(transfer.rt))),
         };
         let access = Mmio { at, bytes: transfer.bytes, op };
-        let paged = service::page(self.guest, self.hypervisor, &self.cpu, access);
+        let paged = service::page(self.guest, self.hypervisor, self.cpu, access);
         let outcome = match paged {
             Some(outcome) => outcome,
-            None => self.guest.vm.mmio(self.vcpu, &self.cpu, &mut self.lists, access),
+            None => self.guest.vm.mmio(self.vcpu, self.cpu, self.lists, access),
         };
         match outcome {
             MmioOutcome::Read(value) => {
                 self.context.set_reg(transfer.rt, transfer.loaded(value));
                 if at == vm::map::UART {
-                    self.hypervisor.has_read(self.guest, &self.cpu); // the data register is at offset 0
+                    self.hypervisor.has_read(self.guest, self.cpu); // the data register is at offset 0
                 }
             }
             MmioOutcome::Written => {}
@@ -354,35 +384,10 @@ impl<'a> Turns<'a> {
 
     /// Takes the physical interrupt that is pending, if any.
     fn interrupt(&mut self) {
-        let Some(id) = interface::acknowledge() else {
-            self.count(ExitReason::Interrupt); // it went away meanwhile
-            return;
-        };
-        interface::drop_priority(id);
-        let interrupts = &self.hypervisor.machine.interrupts;
-        let vm = &self.guest.vm;
-        let reason = if id == IntId::KICK {
-            interface::deactivate(id);
-            report::stop_if_reported();
-            ExitReason::Kick
-        } else if id == interrupts.virtual_timer {
-            if self.hypervisor.machine.options.exercise == Exercise::Resize {
-                self.guest.exercise.resize(self.guest, self.hypervisor, &self.cpu);
-            }
-            vm.timer_fired(self.vcpu, Timer::Virtual); // the guest deactivates it
-            ExitReason::Timer
-        } else if id == interrupts.physical_timer {
-            vm.timer_fired(self.vcpu, Timer::Physical);
-            ExitReason::Timer
-        } else if id == interrupts.maintenance {
-            vm.maintenance(self.vcpu);
-            interface::deactivate(id);
-            ExitReason::Maintenance
-        } else {
-            self.hypervisor.machine_interrupt(&self.cpu, id);
-            interface::deactivate(id);
-            ExitReason::Interrupt
-        };
-        self.count(reason);
+        let taken = interrupt::take(self.hypervisor, self.cpu, Some((self.guest, self.vcpu)));
+        self.count(taken.reason());
+        if taken == Taken::Alarm {
+            self.over = Some(Over::Alarm);
+        }
     }
 }

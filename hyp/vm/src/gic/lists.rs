@@ -55,6 +55,34 @@ pub(super) fn withdraw(gic: &Gic, vcpus: &[Vcpu], vcpu: &Vcpu, lrs: &mut impl Li
     })
 }
 
+/// Takes everything out of the list registers of `vcpu`, which leaves this CPU and is to go on later: what was pending
+/// or active stays so.
+///
+/// A timer's physical interrupt belongs to the CPU, and the next vCPU needs it. So it is ended here; where the guest has
+/// not ended the virtual one yet, that is remembered, and [`unstow`] makes the physical one active again.
+pub(super) fn stow(gic: &Gic, vcpus: &[Vcpu], vcpu: &Vcpu, lrs: &mut impl ListRegisters) -> VcpuSet {
+    with(gic, vcpus, vcpu, &mut vcpu.port.irqs.lock(), lrs, |lists| {
+        let mut left = lists.irqs.used;
+        while left != 0 {
+            let slot = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let value = Lr(lists.lrs.read(slot));
+            lists.take_out(slot, value);
+        }
+        lists.irqs.stow_timers(lists.lrs);
+        lists.control(lr::HCR_OFF);
+    })
+}
+
+/// Makes the physical interrupts active again that the guest of `vcpu`, which comes to this CPU, has not ended. Its
+/// timers are off still. The list registers are empty, and filled by the next [`refresh`].
+pub(super) fn unstow(vcpu: &Vcpu, lrs: &mut impl ListRegisters) {
+    let irqs = vcpu.port.irqs.lock();
+    for timer in ones(irqs.fired).filter_map(timer_of) {
+        lrs.activate(timer);
+    }
+}
+
 fn with<L: ListRegisters>(
     gic: &Gic,
     vcpus: &[Vcpu],

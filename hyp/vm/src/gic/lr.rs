@@ -36,6 +36,8 @@ register_bitfields![u64,
     ]
 ];
 
+/// ICH_HCR_EL2 where the vCPU is on no CPU: the interface is off, and asserts nothing.
+pub(super) const HCR_OFF: u64 = 0;
 /// ICH_HCR_EL2 where nothing waits for a list register.
 pub(super) const HCR_RUN: u64 = mask(HCR::EN);
 /// ICH_HCR_EL2 where something waits for a list register: it is put in when all but one are free, ...

@@ -5,6 +5,8 @@
 //! noted beside it, and the vCPU's own CPU carries it out before it enters the guest again. List registers are left
 //! alone from exit to exit: an entry with nothing new reads none and writes none.
 //!
+//! A vCPU that leaves its CPU for another one takes everything along: it is all *here* then, in no list register.
+//!
 //! Locks: a vCPU's private interrupts ([`Port::irqs`]) before the shared ones ([`Gic::spis`]). Neither is held while
 //! another vCPU's private interrupts are locked, or while anybody is kicked.
 //!
@@ -29,6 +31,7 @@ use crate::{
     host::{Line, ListRegisters, Timer},
     map,
     vcpu::Vcpu,
+    vm::Fired,
 };
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -133,6 +136,19 @@ impl Gic {
         ring(vcpus, others, vcpu, cpu);
     }
 
+    /// Takes every interrupt out of the list registers, on the CPU that runs `vcpu`, since another vCPU is to have them.
+    pub(crate) fn stow(&self, vcpus: &[Vcpu], vcpu: &Vcpu, cpu: &impl Cpu, lrs: &mut impl ListRegisters) {
+        let others = lists::stow(self, vcpus, vcpu, lrs);
+        ring(vcpus, others, vcpu, cpu);
+    }
+
+    /// Undoes [`Self::stow`], on the CPU that is to run `vcpu`, before its timers are on: the next refresh fills the list
+    /// registers.
+    pub(crate) fn unstow(&self, vcpu: &Vcpu, lrs: &mut impl ListRegisters) {
+        lists::unstow(vcpu, lrs);
+        vcpu.bell.note(Requests::INTERRUPTS);
+    }
+
     /// Tells whether an interrupt waits for the vCPU, as far as its list registers know. After [`Self::refresh`].
     pub(crate) fn has_pending(&self, vcpu: &Vcpu, lrs: &impl ListRegisters) -> bool {
         vcpu.port.irqs.lock().any_pending(lrs)
@@ -143,6 +159,12 @@ impl Gic {
     pub(crate) fn timer_fired(&self, vcpu: &Vcpu, timer: Timer) {
         vcpu.port.irqs.lock().timer_fired(timer_intid(timer));
         vcpu.bell.note(Requests::INTERRUPTS);
+    }
+
+    /// Tells whether a timer's physical interrupt is active on the CPU that runs `vcpu`.
+    pub(crate) fn has_fired(&self, vcpu: &Vcpu, timer: Timer) -> Fired {
+        let fired = vcpu.port.irqs.lock().fired >> timer_intid(timer) & 1 != 0;
+        if fired { Fired::Yes } else { Fired::No }
     }
 
     /// Sets the line of a private peripheral interrupt (INTID 16 to 31) that is not a timer's. Any CPU may.

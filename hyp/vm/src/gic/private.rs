@@ -196,6 +196,14 @@ impl Private {
         }
     }
 
+    /// Ends the active state of all timers' physical interrupts. Those whose virtual one is active are to have it again,
+    /// and the others fire again as long as they have a reason to. No list register is in use.
+    pub(super) fn stow_timers(&mut self, lrs: &mut impl ListRegisters) {
+        let kept = self.fired & self.active;
+        self.release_timer(u32::MAX, lrs);
+        self.fired = kept;
+    }
+
     /// Clears the latched pending state of the interrupts in `mask`.
     pub(super) fn clear_pending(&mut self, mask: u32) {
         self.latch &= !mask;

@@ -8,10 +8,11 @@ use crate::{
     bundle::{Bundle, File},
     error::{BadManifest, BadVm, Error},
     image, map,
+    sched::MAX_SEATS,
     vcpu::MAX_VCPUS,
 };
-use alloc::{string::String, vec::Vec};
-use types::{CpuId, CpuSet, Ipa, Range};
+use alloc::{vec, vec::Vec};
+use types::{CpuId, Ipa, Range};
 
 /// The longest name of a virtual machine.
 const MOST_NAME: usize = 32;
@@ -190,38 +191,36 @@ fn hypercalls(chosen: Option<&str>) -> Result<Granted, BadVm> {
     }
 }
 
-/// Which CPUs run whose vCPUs. One vCPU per CPU, for there is no scheduler yet.
+/// How many vCPUs belong to each CPU.
 struct Cpus {
-    count: usize,
-    /// CPUs that are placed by name, and by whom: nobody gets them by number.
-    named: Vec<(CpuId, String)>,
-    taken: CpuSet,
+    load: Vec<usize>,
 }
 
 impl Cpus {
-    /// Collects the explicit placements, so that they come before the others.
+    /// Counts the explicit placements, so that they come before the others.
     fn new(raw: &[RawVm], limits: &Limits) -> Result<Self, Error> {
-        let mut cpus = Self { count: limits.cpus, named: Vec::new(), taken: CpuSet::EMPTY };
+        let mut cpus = Self { load: vec![0; limits.cpus] };
         for vm in raw {
             for &cpu in vm.cpus.iter().flatten() {
-                cpus.name(cpu, &vm.name).map_err(|fault| Error::vm(&vm.name, fault))?;
+                cpus.name(cpu).map_err(|fault| Error::vm(&vm.name, fault))?;
             }
         }
         Ok(cpus)
     }
 
-    fn name(&mut self, cpu: u64, vm: &str) -> Result<(), BadVm> {
-        let id = usize::try_from(cpu).ok().filter(|&c| c < self.count).and_then(CpuId::new);
-        let id = id.ok_or(BadVm::NoSuchCpu { cpu, cpus: self.count })?;
-        if let Some((_, by)) = self.named.iter().find(|(named, _)| *named == id) {
-            return Err(BadVm::CpuTaken { cpu: id.index(), by: by.clone() });
+    fn name(&mut self, cpu: u64) -> Result<(), BadVm> {
+        let count = self.load.len();
+        let load = usize::try_from(cpu).ok().and_then(|cpu| self.load.get_mut(cpu));
+        let load = load.ok_or(BadVm::NoSuchCpu { cpu, cpus: count })?;
+        if *load == MAX_SEATS {
+            return Err(BadVm::CpuFull { cpu });
         }
-        self.named.push((id, vm.into()));
-        self.taken = self.taken.with(id);
+        *load += 1;
         Ok(())
     }
 
-    /// Returns the CPUs of one machine's vCPUs: those it names, or the next that nobody has.
+    /// Returns the CPUs of one machine's vCPUs: those it names, or for each the one that the fewest belong to, the lowest
+    /// of several.
     fn place(&mut self, vm: &RawVm) -> Result<Vec<CpuId>, BadVm> {
         let vcpus = usize::try_from(vm.vcpus).ok().filter(|&v| (1..=MAX_VCPUS).contains(&v));
         let vcpus = vcpus.ok_or(BadVm::VcpuCount { vcpus: vm.vcpus })?;
@@ -231,12 +230,16 @@ impl Cpus {
             }
             return Ok(cpus.iter().filter_map(|&cpu| CpuId::new(cpu as usize)).collect());
         }
-        let unused = (0..self.count).filter_map(CpuId::new).filter(|&cpu| !self.taken.contains(cpu));
-        let placed: Vec<_> = unused.take(vcpus).collect();
-        if placed.len() != vcpus {
-            return Err(BadVm::TooFewCpus { vcpus, left: placed.len() });
+        (0..vcpus).map(|_| self.place_one()).collect()
+    }
+
+    fn place_one(&mut self) -> Result<CpuId, BadVm> {
+        let least = self.load.iter_mut().enumerate().min_by_key(|(_, load)| **load);
+        let (cpu, load) = least.ok_or(BadVm::NoSuchCpu { cpu: 0, cpus: 0 })?;
+        if *load == MAX_SEATS {
+            return Err(BadVm::CpuFull { cpu: cpu as u64 });
         }
-        self.taken = placed.iter().fold(self.taken, |taken, &cpu| taken.with(cpu));
-        Ok(placed)
+        *load += 1;
+        CpuId::new(cpu).ok_or(BadVm::NoSuchCpu { cpu: cpu as u64, cpus: types::MAX_CPUS })
     }
 }

@@ -44,7 +44,7 @@ pub struct VmConfig {
     pub populate: Populate,
     /// Which calls on its own memory it may make.
     pub hypercalls: Granted,
-    /// The physical CPU of each vCPU, in the order of the vCPUs' numbers. As many as there are vCPUs, none twice.
+    /// The physical CPU that each vCPU belongs to, in the order of the vCPUs' numbers. Several may belong to one.
     pub cpus: Vec<CpuId>,
 }
 

@@ -16,6 +16,9 @@
 //! }
 //! ```
 //!
+//! Where several vCPUs share a CPU ([`crate::sched`]), one that has nothing to do sleeps ([`Vm::sleep`]) instead of having
+//! the CPU idle, and between two of them the CPU goes through [`Vm::stow`] of the one and [`Vm::unstow`] of the other.
+//!
 //! An answer to an exit changes registers, and never more: that the vCPU or the machine is to stop, the next
 //! [`Vm::prepare`] tells.
 //!
@@ -28,7 +31,7 @@ mod run;
 mod tests;
 
 pub use devices::{Mmio, MmioOp, MmioOutcome};
-pub use run::{Intent, Next};
+pub use run::{Fired, Intent, Next, Sleep};
 
 use crate::{
     doorbell::Requests,

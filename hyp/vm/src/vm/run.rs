@@ -3,9 +3,10 @@
 use super::Vm;
 use crate::{
     doorbell::{Parked, Requests},
-    host::ListRegisters,
+    host::{ListRegisters, Timer},
     pl011::Pl011,
     power::{Start, Step, Why},
+    sched::Home,
     vcpu::Vcpu,
 };
 use types::Cpu;
@@ -34,7 +35,58 @@ pub enum Next {
     Ended(Why),
 }
 
+/// What became of a vCPU that was to sleep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sleep {
+    /// It sleeps: who wants something of it posts to its home's inbox. A timer that is on and has not fired is to wake it.
+    Asleep,
+    /// It is off. Its registers and its timers mean nothing any more; who turns it on posts to its home's inbox.
+    Off,
+    /// Somebody wants something of it already: prepare again.
+    Wanted,
+}
+
+/// Whether a timer has fired.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fired {
+    /// It has: the interrupt controller knows.
+    Yes,
+    /// It has not: if it is on, its time is to come.
+    No,
+}
+
 impl Vm {
+    /// Says where `vcpu` is scheduled, before it first runs. Only the first call counts.
+    pub fn settle(&self, vcpu: &Vcpu, home: Home) {
+        vcpu.bell.settle(home);
+    }
+
+    /// Tells whether `timer` of `vcpu`, which is on this CPU, has fired, and the guest has not ended that yet.
+    pub fn has_fired(&self, vcpu: &Vcpu, timer: Timer) -> Fired {
+        self.gic.has_fired(vcpu, timer)
+    }
+
+    /// Puts `vcpu` to sleep, after [`Next::Idle`] and on the CPU that it belongs to: nobody waits for it there any more.
+    /// Its timers are the caller's to watch.
+    pub fn sleep(&self, vcpu: &Vcpu) -> Sleep {
+        match vcpu.bell.sleep() {
+            Requests::NONE if vcpu.bell.is_parked() => Sleep::Off,
+            Requests::NONE => Sleep::Asleep,
+            _ => Sleep::Wanted,
+        }
+    }
+
+    /// Takes what is in the list registers of `vcpu`, which has left its guest, since another vCPU is to have this CPU.
+    /// What is pending or active stays so. The caller saves the registers, and turns the timers off, after this.
+    pub fn stow(&self, vcpu: &Vcpu, cpu: &impl Cpu, lrs: &mut impl ListRegisters) {
+        self.gic.stow(&self.vcpus, vcpu, cpu, lrs);
+    }
+
+    /// Undoes [`Vm::stow`], on the CPU that is to run `vcpu`. The caller loads the registers, timers too, after this.
+    pub fn unstow(&self, vcpu: &Vcpu, lrs: &mut impl ListRegisters) {
+        self.gic.unstow(vcpu, lrs);
+    }
+
     /// Turns the machine on: devices in reset, vCPU 0 about to start. Does nothing where it is not off.
     ///
     /// The machine must be loaded. vCPU 0's CPU is kicked, if it is idle for it.

@@ -20,7 +20,7 @@ pub(crate) struct Model {
 
 /// All of them.
 pub(crate) const LOOM: &[Model] = &[
-    Model { package: "mezzanine-vm", what: "doorbell", tests: &["--lib", "doorbell"] },
+    Model { package: "mezzanine-vm", what: "doorbell, inbox", tests: &["--lib", "loom_tests"] },
     Model { package: "mezzanine-space", what: "VMIDs, regions, dirty log", tests: &["--lib", "interleaved"] },
     Model { package: "mezzanine-frames", what: "pins", tests: &["--lib", "interleaved"] },
     Model { package: "mezzanine-stage2", what: "tables", tests: &["--test", "loom*"] },

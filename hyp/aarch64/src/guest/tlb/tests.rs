@@ -329,3 +329,10 @@ fn by_broadcast_an_entry_and_an_exit_cost_nothing() {
     stage2.leave();
     assert_eq!(effect::take(), []);
 }
+
+#[test]
+fn what_a_sibling_left_in_this_cpu_s_tlb_is_gone_before_another_vcpu_runs() {
+    effect::reset();
+    forget_sibling();
+    assert_eq!(effect::take(), [Effect::Tlbi("vmalle1", None), Effect::Dsb("nsh"), Effect::Isb]);
+}

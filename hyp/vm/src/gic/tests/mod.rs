@@ -86,8 +86,14 @@ impl Machine {
 
     /// Lets every vCPU do what it was asked to, until nobody is asked any more.
     pub(super) fn settle(&mut self) {
+        self.settle_where(|_| true);
+    }
+
+    /// As [`Self::settle`], for those of which `here` is true: the others are on no CPU.
+    pub(super) fn settle_where(&mut self, here: impl Fn(usize) -> bool) {
         while {
             let asked: Vec<_> = (0..self.vcpus.len())
+                .filter(|&me| here(me))
                 .filter(|&me| self.vcpus[me].bell.take().has(Requests::INTERRUPTS))
                 .collect();
             for &me in &asked {
