@@ -68,6 +68,9 @@ pub fn attempt(function: u32, region: Region, parameter: u64) -> Result<Answer, 
                     return Err(NotPassed::differs("the cursor of a call", region.start, cursor, done));
                 }
                 cursor = done;
+                if answer.status == Status::Busy {
+                    back_off();
+                }
             }
             _ => return Ok(answer),
         }
@@ -125,6 +128,12 @@ pub fn self_check() -> Verdict {
     Ok(())
 }
 
+/// Waits a little: others have a turn meanwhile.
+fn back_off() {
+    (0..1000).for_each(|_| core::hint::spin_loop());
+    cpu::dsb_isb();
+}
+
 /// Has the engine make a transfer, and waits for its end. Returns its status and value.
 pub fn transfer(function: u32, arguments: [u64; 3]) -> Result<(Status, u64), NotPassed> {
     let mut ticket = None;
@@ -136,9 +145,7 @@ pub fn transfer(function: u32, arguments: [u64; 3]) -> Result<(Status, u64), Not
         match (ticket, answer.status) {
             (None, Status::Success) => ticket = Some(answer.x[0]),
             (None, Status::NoRoom) | (Some(_), Status::Continue) => {
-                // Others have a turn meanwhile.
-                (0..200).for_each(|_| core::hint::spin_loop());
-                cpu::dsb_isb();
+                back_off();
             }
             (None, status) => return Ok((status, 0)),
             (Some(_), status) => return Ok((status, answer.x[0])),

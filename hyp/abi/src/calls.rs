@@ -101,7 +101,8 @@ pub const LOG_START: u32 = RANGE_64 | 0x20;
 ///
 /// `X1`: the cursor, in bytes from the start of the log's range. `X2`: the address of the first page that the bitmap is
 /// about, `X3`: how many pages; `X4`: how many of them were written. Bit *n* % 64 of word *n* / 64 is for page *n*. Pages
-/// that were not written may be among them; one that was is never missing, where every answer is heeded.
+/// that were not written may be among them; one that was is never missing, where every answer is heeded. The bitmap may
+/// know more than the cursor: that pages behind it were written. The next call looks at them all the same.
 ///
 /// With any error nothing is lost: what would have been answered is answered by the next call.
 /// `NoLog`; `InvalidParameter`: the cursor is not the last one; `NotMemory`, `Denied`, `NoMemory`: of the buffer.

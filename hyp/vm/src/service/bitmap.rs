@@ -24,6 +24,8 @@ const _: () = assert!(space::LOG_STEP_BYTES == PAGES * FRAME_SIZE);
 pub(super) struct Bitmap {
     base: Ipa,
     words: [u64; WORDS],
+    /// What was to be set and has no bit: before the first page, and behind the last.
+    outside: [Option<Range>; 2],
 }
 
 /// The bitmap's share of an answer.
@@ -31,7 +33,7 @@ pub(super) struct Bitmap {
 pub(super) struct Counted {
     /// The address of the first page that has a bit.
     pub(super) base: Ipa,
-    /// How many pages have one.
+    /// How many pages it is about: those that were looked at, and what is known of some behind them.
     pub(super) pages: u64,
     /// How many bits are set.
     pub(super) set: u64,
@@ -39,7 +41,7 @@ pub(super) struct Counted {
 
 impl Default for Bitmap {
     fn default() -> Self {
-        Self { base: Ipa::new(0), words: [0; WORDS] }
+        Self { base: Ipa::new(0), words: [0; WORDS], outside: [None; 2] }
     }
 }
 
@@ -48,11 +50,21 @@ impl Bitmap {
     fn clear(&mut self, base: Ipa) {
         self.base = base;
         self.words.fill(0);
+        self.outside = [None; 2];
     }
 
-    /// Sets the bits of the pages in `range`; what has none is passed over.
+    /// Sets the bits of the pages in `range`, and keeps what has none.
     pub(super) fn set(&mut self, range: Range) {
         let Ok(window) = Range::with_len(self.base, PAGES * FRAME_SIZE) else { return };
+        let before = Range::new(range.start(), range.end().min(window.start()));
+        let behind = Range::new(range.start().max(window.end()), range.end());
+        for (place, outside) in self.outside.iter_mut().zip([before, behind]) {
+            if let Ok(outside) = outside
+                && !outside.is_empty()
+            {
+                *place = Some(place.map_or(outside, |all| all_of(all, outside)));
+            }
+        }
         let Some(range) = range.intersection(window) else { return };
         let page = |ipa: Ipa| (ipa.get() - self.base.get()) / FRAME_SIZE;
         for page in page(range.start())..page(range.end()) {
@@ -62,14 +74,30 @@ impl Bitmap {
         }
     }
 
+    /// Returns what was to be set and has no bit, with what lies between.
+    pub(super) fn outside(&self) -> impl Iterator<Item = Range> {
+        self.outside.into_iter().flatten()
+    }
+
+    /// Returns how many pages there are up to the last whose bit is set.
+    fn last(&self) -> u64 {
+        let last = (0..).zip(&self.words).filter(|(_, word)| **word != 0).last();
+        last.map_or(0, |(index, word): (u64, &u64)| 64 * index + u64::from(64 - word.leading_zeros()))
+    }
+
     fn count(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 }
 
+/// Returns the smallest range that covers both.
+fn all_of(one: Range, other: Range) -> Range {
+    Range::new(one.start().min(other.start()), one.end().max(other.end())).unwrap_or(one)
+}
+
 impl Service {
-    /// Has `fill` set bits from `base` on, and writes them to the buffer at `buffer`. `fill` returns up to where bits have a
-    /// meaning, and what else the caller wants of it; where it fails, nothing is written.
+    /// Has `fill` set bits from `base` on, and writes them to the buffer at `buffer`. `fill` returns up to where it has
+    /// looked, and what else the caller wants of it; where it fails, nothing is written.
     pub(super) fn answer_bitmap<F: Format, S: Section, C: Cpu, I: Invalidate, T>(
         &self,
         memory: &mut Memory<'_, '_, F, S, C, I>,
@@ -91,7 +119,8 @@ impl Service {
         }
         memory.unpin_all(&mut pins, contents);
         let (next, more) = filled?;
-        let pages = next.offset_from(base).unwrap_or(0) / FRAME_SIZE;
+        let looked_at = next.offset_from(base).unwrap_or(0) / FRAME_SIZE;
+        let pages = looked_at.max(bitmap.last());
         Ok((Counted { base, pages, set: bitmap.count() }, more))
     }
 }
@@ -111,5 +140,30 @@ fn write<F: Format, S, C: Cpu, I>(memory: &Memory<'_, '_, F, S, C, I>, bitmap: &
             debug_assert_eq!(written, Ok(()), "a pinned frame is a guest's");
         }
         memory.cpu.clean(pin.pa(), pin.bytes().min(BITMAP_BYTES));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pages(first: u64, count: u64) -> Range {
+        Range::with_len(Ipa::new(first * FRAME_SIZE), count * FRAME_SIZE).unwrap()
+    }
+
+    #[test]
+    fn what_has_no_bit_is_kept_and_the_last_bit_counts() {
+        let mut bitmap = Box::<Bitmap>::default();
+        bitmap.clear(Ipa::new(70 * FRAME_SIZE));
+        assert_eq!((bitmap.last(), bitmap.count()), (0, 0));
+        bitmap.set(pages(64, 10));
+        assert_eq!((bitmap.words[0], bitmap.last()), (0b1111, 4));
+        assert_eq!(bitmap.outside().collect::<Vec<_>>(), [pages(64, 6)]);
+        bitmap.set(pages(70 + PAGES - 1, 3));
+        bitmap.set(pages(70 + PAGES + 5, 1));
+        assert_eq!((bitmap.last(), bitmap.count()), (PAGES, 5));
+        assert_eq!(bitmap.outside().collect::<Vec<_>>(), [pages(64, 6), pages(70 + PAGES, 6)]);
+        bitmap.clear(Ipa::new(0));
+        assert_eq!((bitmap.last(), bitmap.outside().count()), (0, 0));
     }
 }

@@ -112,6 +112,8 @@ impl Service {
             let mut written = |range| bitmap.set(range);
             let next = space.harvest_log(memory.section, memory.tlb, &Leaves, from, &mut written);
             let next = next.map_err(of_space)?;
+            // The log answers by words of its own: what has no bit here is for another answer.
+            bitmap.outside().for_each(|range| space.mark_written(&*memory.section, range));
             Ok((next.map_or(end, LogCursor::next), next))
         })?;
         *round = next;
@@ -177,12 +179,11 @@ impl Service {
             base.checked_add(PAGES * FRAME_SIZE).map_or(part.rest.end(), |end| end.min(part.rest.end()));
         let first = Range::new(base, end).map_err(|_| Status::InvalidParameter)?;
         let space = memory.space;
-        let (counted, ()) = self.answer_bitmap(memory, buffer, base, |memory, bitmap| {
+        let (counted, next) = self.answer_bitmap(memory, buffer, base, |memory, bitmap| {
             let mut young = |ipa, height| bitmap.set(Range::block_around(ipa, span::<F>(height)));
             let next = space.age(memory.section, memory.tlb, first, &mut young).map_err(of_space)?;
-            Ok((next.min(end), ()))
+            Ok((next.min(end), next.min(end)))
         })?;
-        let next = counted.base.wrapping_add(counted.pages * FRAME_SIZE);
         Ok(part.done(next).with(2, counted.base.get()).with(3, counted.pages).with(4, counted.set))
     }
 }
