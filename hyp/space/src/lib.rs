@@ -66,4 +66,4 @@ pub use regions::MAX_REGIONS;
 pub use space::{Space, table_budget};
 pub use survey::{DumpError, REASONS, Stretch, Survey, What};
 pub use tally::Stats;
-pub use vmid::{Tag, VmidBits, Vmids};
+pub use vmid::{MAX_PINNED, NoVmids, Tag, VmidBits, Vmids};

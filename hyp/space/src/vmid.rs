@@ -10,6 +10,9 @@
 //!   translations, and loads that space's root and VMID for it. While it does, its table walker may fill the TLB under
 //!   that VMID, so the VMID must not become another space's meanwhile.
 //!
+//! A VMID that an IOMMU's stream table names is *pinned*, from [`Vmids::pin`] to [`Vmids::unpin`]: it stays its space's own
+//! over every rollover, whether a CPU uses it or not. There is a bounded number of pins.
+//!
 //! The invalidation of a space's translations reads the VMID only after the barrier that follows the entry writes; a
 //! space that gets a new VMID does a full barrier before it runs. So of the two, one sees the other: either the new VMID
 //! is invalidated, or its first walk sees the new entries.
@@ -24,6 +27,13 @@ use types::{CpuId, MAX_CPUS, Vmid};
 
 /// The CPUs that there is a place for. A model checker's threads are few, and its atomics large.
 const SEATS: usize = if cfg!(loom) { 2 } else { MAX_CPUS };
+
+/// The most VMIDs that are pinned at once.
+pub const MAX_PINNED: usize = if cfg!(loom) { 1 } else { 32 };
+
+/// No further VMID can be pinned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoVmids;
 
 /// How many bits this machine's VMIDs have (ID_AA64MMFR1_EL1.VMIDBits). The least of all CPUs counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +114,20 @@ struct Slow {
     next: u32,
     /// What was in use at the last rollover, each with the stamp that its space has now.
     reserved: [Stamp; 2 * SEATS],
+    pinned: [Pinned; MAX_PINNED],
+}
+
+/// A VMID that stays its space's own over rollovers.
+#[derive(Clone, Copy, Debug)]
+struct Pinned {
+    /// The stamp that its space has now; [`Stamp::NONE`] where nothing is pinned here.
+    stamp: Stamp,
+    /// How often it is pinned. At zero it is kept still until this generation has passed over it.
+    pins: u32,
+}
+
+impl Pinned {
+    const NOBODY: Self = Self { stamp: Stamp::NONE, pins: 0 };
 }
 
 impl Vmids {
@@ -121,7 +145,11 @@ impl Vmids {
             generation: AtomicU64::new(Stamp::FIRST_GENERATION),
             active: core::array::from_fn(|_| AtomicU64::new(Stamp::IDLE.0)),
             borrowed: core::array::from_fn(|_| AtomicU64::new(Stamp::IDLE.0)),
-            slow: Mutex::new(Slow { next: 1, reserved: [Stamp::NONE; 2 * SEATS] }),
+            slow: Mutex::new(Slow {
+                next: 1,
+                reserved: [Stamp::NONE; 2 * SEATS],
+                pinned: [Pinned::NOBODY; MAX_PINNED],
+            }),
         }
     }
 
@@ -151,18 +179,66 @@ impl Vmids {
 
     fn activate_slowly(&self, cpu: CpuId, tag: &Tag, flush: impl FnOnce()) -> Vmid {
         let mut slow = self.slow.lock();
-        let mut stamp = tag.load();
-        if stamp.generation() != self.generation.load(Relaxed) {
-            stamp = self.renew(&mut slow, stamp, flush);
-            // Relaxed: a rollover sends every CPU through this lock before it runs anything, so who sees the VMID has the
-            // rollover behind it that made it free.
-            tag.0.store(stamp.0, Relaxed);
-        }
+        let stamp = self.current(&mut slow, tag, flush);
         self.active[cpu.index()].store(stamp.0, Relaxed);
         // O51: the VMID can be seen before the first walk under it. Pairs with the barrier between entry writes and the
         // look at the tag in an invalidation.
         full_barrier(51);
         stamp.vmid()
+    }
+
+    /// Returns the stamp of a space in this generation, a new one where it has none.
+    fn current(&self, slow: &mut Slow, tag: &Tag, flush: impl FnOnce()) -> Stamp {
+        let stamp = tag.load();
+        if stamp.generation() == self.generation.load(Relaxed) {
+            return stamp;
+        }
+        let stamp = self.renew(slow, stamp, flush);
+        // Relaxed: a rollover sends every CPU through this lock before it runs anything, so who sees the VMID has the
+        // rollover behind it that made it free.
+        tag.0.store(stamp.0, Relaxed);
+        stamp
+    }
+
+    /// Gives the space of `tag` a VMID that it keeps until [`Vmids::unpin`], over every rollover, and returns it. Each pin is
+    /// given back by itself. `flush` as for [`Vmids::activate`].
+    ///
+    /// # Errors
+    /// [`NoVmids`] where [`MAX_PINNED`] VMIDs are pinned, or a quarter of all that there are.
+    pub fn pin(&self, tag: &Tag, flush: impl FnOnce()) -> Result<Vmid, NoVmids> {
+        let mut slow = self.slow.lock();
+        let stamp = tag.load();
+        let at = |slow: &Slow, stamp: Stamp| {
+            slow.pinned.iter().position(|pinned| pinned.stamp == stamp && stamp.is_some())
+        };
+        let most = usize::from(self.last / 4);
+        let next = slow.next;
+        let is_free = |pinned: &Pinned| pinned.pins == 0 && u32::from(pinned.stamp.vmid().0) < next;
+        let free = slow.pinned.iter().take(most).position(is_free);
+        let place = at(&slow, stamp).or(free).ok_or(NoVmids)?;
+        let stamp = self.current(&mut slow, tag, flush);
+        // A rollover may have kept it under another stamp, and given up places.
+        let place = at(&slow, stamp).unwrap_or(place);
+        let pinned = &mut slow.pinned[place];
+        *pinned = Pinned { stamp, pins: pinned.pins + 1 };
+        full_barrier(51); // O51, for the IOMMU's walks
+        Ok(stamp.vmid())
+    }
+
+    /// Gives back a pin of the VMID of `tag`: the IOMMU that walked under it is off, and holds nothing under it.
+    pub fn unpin(&self, tag: &Tag) {
+        let mut slow = self.slow.lock();
+        // A space with an old stamp that is no longer pinned would count as one that no TLB holds anything of. This one may
+        // have been borrowed since the rollover.
+        if tag.load().generation() != self.generation.load(Relaxed)
+            && let Some(kept) = self.keep(&mut slow, tag.load())
+        {
+            tag.0.store(kept.0, Relaxed); // the VMID is the same
+        }
+        let stamp = tag.load();
+        if let Some(pinned) = slow.pinned.iter_mut().find(|pinned| pinned.stamp == stamp) {
+            pinned.pins = pinned.pins.saturating_sub(1);
+        }
     }
 
     /// Notes that `cpu` runs no space any more, so that no VMID is kept for it over a rollover.
@@ -193,7 +269,7 @@ impl Vmids {
         let slow = self.slow.lock();
         let stamp = tag.load();
         let current = stamp.generation() == self.generation.load(Relaxed);
-        if current || slow.reserved.contains(&stamp) {
+        if current || slow.keeps(stamp) {
             borrowed.store(stamp.0, Relaxed);
             Some(stamp.vmid())
         } else {
@@ -229,12 +305,15 @@ impl Vmids {
 
     /// Keeps the VMID of a stamp that was in use over the last rollover, and so is its space's own still.
     fn keep(&self, slow: &mut Slow, old: Stamp) -> Option<Stamp> {
-        if !old.is_some() || !slow.reserved.contains(&old) {
+        if !old.is_some() || !slow.keeps(old) {
             return None;
         }
         let kept = Stamp::new(self.generation.load(Relaxed), old.vmid().0);
         for reserved in slow.reserved.iter_mut().filter(|reserved| **reserved == old) {
             *reserved = kept;
+        }
+        for pinned in slow.pinned.iter_mut().filter(|pinned| pinned.stamp == old) {
+            pinned.stamp = kept;
         }
         // Who borrows it is to be found under the new stamp at the next rollover. Who is just about to will find its
         // own out of date, and come to this lock.
@@ -250,7 +329,8 @@ impl Vmids {
                 return None;
             }
             slow.next += 1;
-            if !slow.reserved.iter().any(|reserved| reserved.is_some() && reserved.vmid().0 == vmid) {
+            let taken = |stamp: Stamp| stamp.is_some() && stamp.vmid().0 == vmid;
+            if !slow.kept().any(taken) {
                 return Some(vmid);
             }
         }
@@ -275,7 +355,24 @@ impl Vmids {
             let stamp = Stamp(borrowed.load(o(53, Acquire)));
             *reserved = if mutant("borrowed-not-reserved") { Stamp::NONE } else { stamp };
         }
+        for pinned in slow.pinned.iter_mut().filter(|pinned| pinned.pins == 0) {
+            *pinned = Pinned::NOBODY;
+        }
         slow.next = 1;
+    }
+}
+
+impl Slow {
+    /// Goes through the stamps whose VMIDs go to no other space in this generation.
+    fn kept(&self) -> impl Iterator<Item = Stamp> {
+        let pinned = self.pinned.iter().map(|pinned| pinned.stamp);
+        let pinned = pinned.filter(|_| !mutant("iommu-vmid-rolled"));
+        self.reserved.iter().copied().chain(pinned)
+    }
+
+    /// Tells whether this stamp of an earlier generation is its space's still.
+    fn keeps(&self, stamp: Stamp) -> bool {
+        self.kept().any(|kept| kept == stamp)
     }
 }
 

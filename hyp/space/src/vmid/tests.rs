@@ -79,15 +79,65 @@ fn a_space_that_has_not_run_since_the_rollover_needs_no_invalidation() {
     assert_eq!(vmids.borrow_for(cpu(1), &old), None);
 }
 
+#[test]
+fn what_is_pinned_keeps_its_vmid_over_every_rollover_and_nobody_else_gets_it() {
+    let vmids = Vmids::up_to(8);
+    let (pinned, mut flushed) = (Tag::new(), 0);
+    let vmid = vmids.pin(&pinned, no_flush).expect("none is pinned yet");
+    while flushed < 3 {
+        assert_ne!(vmids.activate(cpu(0), &Tag::new(), || flushed += 1), vmid);
+    }
+    assert_eq!(
+        vmids.borrow_for(cpu(1), &pinned),
+        Some(vmid),
+        "it has never run, and its IOMMU holds entries"
+    );
+    vmids.return_borrowed(cpu(1));
+    assert_eq!(vmids.activate(cpu(2), &pinned, no_flush), vmid);
+    vmids.deactivate(cpu(2));
+    while flushed < 5 {
+        assert_ne!(vmids.activate(cpu(0), &Tag::new(), || flushed += 1), vmid);
+    }
+    vmids.unpin(&pinned);
+    while flushed < 6 {
+        vmids.activate(cpu(0), &Tag::new(), || flushed += 1);
+    }
+    let all: Vec<_> = (0..7).map(|_| vmids.activate(cpu(0), &Tag::new(), || {})).collect();
+    assert!(all.contains(&vmid), "{all:?}");
+}
+
+#[test]
+fn each_pin_of_a_vmid_is_given_back_by_itself_and_there_is_a_bounded_number() {
+    let vmids = Vmids::up_to(8);
+    let tags = [Tag::new(), Tag::new(), Tag::new()];
+    let one = vmids.pin(&tags[0], no_flush).unwrap();
+    assert_eq!(vmids.pin(&tags[0], no_flush), Ok(one), "for a second IOMMU");
+    assert!(vmids.pin(&tags[1], no_flush).is_ok());
+    assert_eq!(vmids.pin(&tags[2], no_flush), Err(NoVmids), "a quarter of all is pinned");
+    vmids.unpin(&tags[0]);
+    assert_eq!(vmids.pin(&tags[2], no_flush), Err(NoVmids));
+    vmids.unpin(&tags[0]);
+    assert!(vmids.pin(&tags[2], no_flush).is_ok());
+    let vmids = Vmids::new(VmidBits::Eight);
+    let tags: Vec<_> = (0..=MAX_PINNED).map(|_| Tag::new()).collect();
+    let pinned = tags.iter().filter(|tag| vmids.pin(tag, no_flush).is_ok()).count();
+    assert_eq!(pinned, MAX_PINNED);
+}
+
 /// Every TLB that could be: which space each VMID may have entries of.
 #[derive(Default)]
 struct Tlbs {
     entries: HashMap<Vmid, usize>,
     in_use: HashMap<usize, (Vmid, usize)>,
+    /// What IOMMUs hold entries under, and for whom.
+    pinned: HashMap<usize, (Vmid, usize)>,
 }
 
 impl Tlbs {
     fn fill(&mut self, vmid: Vmid, space: usize) {
+        for (other, (pinned, _)) in &self.pinned {
+            assert_eq!(*other == space, *pinned == vmid, "{vmid:?} of {space} is pinned for {other}");
+        }
         let owner = *self.entries.entry(vmid).or_insert(space);
         assert_eq!(owner, space, "{vmid:?} still has entries of another space");
     }
@@ -103,7 +153,7 @@ proptest! {
 
     #[test]
     fn no_vmid_ever_has_entries_of_two_spaces(
-        calls in prop::collection::vec((0usize..3, 0usize..12, 0u8..5), 1..400),
+        calls in prop::collection::vec((0usize..3, 0usize..12, 0u8..7), 1..400),
     ) {
         let vmids = Vmids::up_to(8);
         let tags: Vec<_> = (0..12).map(|_| Tag::new()).collect();
@@ -123,11 +173,27 @@ proptest! {
                 1 => {
                     let held = tlbs.entries.iter().find(|(_, owner)| **owner == space).map(|(v, _)| *v);
                     let vmid = vmids.borrow_for(cpu(n), &tags[space]);
+                    let held = held.or(tlbs.pinned.get(&space).map(|(vmid, _)| *vmid));
                     prop_assert!(held.is_none() || held == vmid, "entries under {:?} are missed", held);
                     if let Some(vmid) = vmid {
                         tlbs.fill(vmid, space);
                         tlbs.in_use.insert(n + 3, (vmid, space));
                         borrowing.insert(n, (vmid, space));
+                    }
+                }
+                2 => {
+                    if let Ok(vmid) = vmids.pin(&tags[space], || tlbs.flush()) {
+                        tlbs.pinned.entry(space).or_insert((vmid, 0)).1 += 1;
+                        tlbs.fill(vmid, space);
+                    }
+                }
+                3 => {
+                    if let Some((_, pins)) = tlbs.pinned.get_mut(&space) {
+                        vmids.unpin(&tags[space]);
+                        *pins -= 1;
+                        if *pins == 0 {
+                            tlbs.pinned.remove(&space);
+                        }
                     }
                 }
                 _ => {
