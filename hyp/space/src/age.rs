@@ -15,7 +15,8 @@ impl<F: Format> Space<'_, F> {
     ///
     /// # Errors
     /// [`SpaceError::BadRegion`] where the range is not aligned or beyond the space; [`SpaceError::Busy`] where an entry
-    /// kept changing; [`SpaceError::Dying`].
+    /// kept changing; [`SpaceError::DeviceWouldFault`] where an IOMMU is attached that faults on an old leaf;
+    /// [`SpaceError::Dying`].
     pub fn age<S: Section, I: Invalidate>(
         &self,
         section: &mut S,
@@ -24,6 +25,7 @@ impl<F: Format> Space<'_, F> {
         young: &mut impl FnMut(Ipa, Height),
     ) -> Result<Ipa, SpaceError> {
         self.alive(section)?;
+        let tlb = &self.everyone(tlb);
         self.tree.age(section, tlb, range, young).map_err(|error| at(error, range))
     }
 }

@@ -16,7 +16,7 @@ use crate::tally::Event;
 use crate::{MoveError, Space};
 use frames::{FrameError, Order, Refused, Usage};
 use stage2::{
-    Children, CollapseError, Entries, Entry, Format, Invalidate, Leaf, Marks, Mover, Section, span,
+    Children, CollapseError, Entries, Entry, Format, Harm, Invalidate, Leaf, Marks, Mover, Section, span,
 };
 use types::sync::{met, mutant};
 use types::{Cpu, Height, Ipa, Pa, Range};
@@ -115,6 +115,7 @@ impl<'f, F: Format> Space<'f, F> {
         if self.tree.is_logging() {
             return Err(MoveError::Logging);
         }
+        let tlb = &self.everyone(tlb);
         let block = Range::block_around(ipa, span::<F>(height));
         let parts = self.look_over(section, block, height)?;
         let order = Order::of_bytes(block.len()).filter(|order| order.bytes() <= MOVE_STEP_BYTES);
@@ -193,6 +194,10 @@ impl<'f, F: Format> Space<'f, F> {
         parts: &Parts,
     ) -> Result<Collapsed, MoveError> {
         let ipa = block.start();
+        // It breaks the table: before anything is prepared for that, a look. What decides is that of the tables.
+        if self.refrains_from(section, Harm::BREAK) && !mutant("iommu-downgraded") {
+            return Err(MoveError::DeviceWouldFault { ipa });
+        }
         self.let_go_of_parts(section, block)?;
         let mut gather = Gather {
             space: self,
@@ -361,5 +366,6 @@ fn failed(error: CollapseError, ipa: Ipa) -> MoveError {
         CollapseError::Logging => MoveError::Logging,
         CollapseError::NoPages => MoveError::NoMemory,
         CollapseError::Refused => MoveError::Busy { ipa },
+        CollapseError::DeviceWouldFault => MoveError::DeviceWouldFault { ipa },
     }
 }

@@ -25,7 +25,8 @@ impl<'f, F: Format> Space<'f, F> {
     ///
     /// # Errors
     /// [`SpaceError::OutOfTables`] where a block has to be split and there is no page for it; [`SpaceError::BadRegion`]
-    /// where the range is no multiple of the granule or beyond the space's addresses; [`SpaceError::Busy`]: pass a
+    /// where the range is no multiple of the granule or beyond the space's addresses; [`SpaceError::DeviceWouldFault`]
+    /// where a block has to be split, and an IOMMU is attached that could not stand that; [`SpaceError::Busy`]: pass a
     /// quiescent point, and go on from the address it names.
     pub fn discard<S: Section, I: Invalidate>(
         &self,
@@ -34,6 +35,7 @@ impl<'f, F: Format> Space<'f, F> {
         range: Range,
     ) -> Result<Ipa, SpaceError> {
         self.alive(section)?;
+        let tlb = &self.everyone(tlb);
         let frames = self.frames;
         // What was there is gone, written or not: while a log runs, that is a change like another.
         let leaving = &mut |range| {
@@ -68,8 +70,8 @@ impl<'f, F: Format> Space<'f, F> {
         self.tree.drain(section, &mut |lost| give_back(frames, &lost))
     }
 
-    /// Ends the space: gives back all that it has. Its vCPUs are out of the guest for good, and no IOMMU uses its root.
-    /// Passes a quiescent point after each step.
+    /// Ends the space: gives back all that it has. Its vCPUs are out of the guest for good. IOMMUs that are attached still are
+    /// turned off. Passes a quiescent point after each step.
     ///
     /// Afterwards nothing is left of it in any TLB, and its tag and owner number may become another's.
     pub fn destroy<S: Section, I: Invalidate>(self, section: &mut S, tlb: &I) {
@@ -84,7 +86,12 @@ impl<'f, F: Format> Space<'f, F> {
     pub fn start_destroy<S: Section, I: Invalidate>(self, section: &mut S, tlb: &I) -> Remains<'f, F> {
         // By now it is this CPU's alone. Where it was shared, it was condemned before (`death`).
         let _ = self.stop_log(section); // its bitmap is in the tables' memory
-        Remains { frames: self.frames, tree: self.tree.destroy(section, tlb) }
+        let Self { frames, tree, iommus, tag, .. } = self;
+        // Before the invalidation, which then is the last: nobody fills anything anew.
+        iommus.disable_all();
+        let tree = tree.destroy(section, &iommus.everyone(tlb));
+        iommus.unpin_all(&tag);
+        Remains { frames, tree }
     }
 }
 

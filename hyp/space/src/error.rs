@@ -46,6 +46,17 @@ pub enum SpaceError {
     LogRuns,
     /// The space is dying: nothing begins any more.
     Dying,
+    /// An IOMMU is attached that could not stand this: accesses of its devices would fail.
+    DeviceWouldFault {
+        /// The address.
+        ipa: Ipa,
+    },
+    /// The space was not made with this IOMMU, or it is not attached.
+    NoIommu,
+    /// The IOMMU is attached already.
+    Attached,
+    /// As many spaces have an IOMMU attached as there can be: no further VMID can be kept for one.
+    NoVmids,
     /// Another CPU is changing the space here. Pass a quiescent point and try again.
     Busy {
         /// The address.
@@ -71,6 +82,12 @@ impl fmt::Display for SpaceError {
             Self::NoLog => write!(f, "no such dirty log runs"),
             Self::LogRuns => write!(f, "a dirty log runs"),
             Self::Dying => write!(f, "the VM's memory is going back"),
+            Self::DeviceWouldFault { ipa } => {
+                write!(f, "a device of the VM could not stand what was to be done at {ipa}")
+            }
+            Self::NoIommu => write!(f, "no such IOMMU is attached to the VM"),
+            Self::Attached => write!(f, "the IOMMU is attached to the VM already"),
+            Self::NoVmids => write!(f, "no VMID is left to be kept for an IOMMU"),
             Self::Busy { ipa } => write!(f, "the mapping at {ipa} is being changed"),
         }
     }

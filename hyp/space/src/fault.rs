@@ -134,6 +134,7 @@ impl<'f, F: Format> Space<'f, F> {
         tlb: &I,
         fault: &Fault,
     ) -> Result<Outcome, SpaceError> {
+        let tlb = &self.everyone(tlb);
         let reach = self.tree.geometry().reach();
         match fault.kind {
             FaultKind::TlbConflict => {
@@ -164,7 +165,7 @@ impl<'f, F: Format> Space<'f, F> {
                     }
                     let is_young = attrs.marks.contains(Marks::YOUNG) || fault.kind != FaultKind::AccessFlag;
                     if attrs.access.contains(wanted) && is_young {
-                        Owed::relax(range).discharge(tlb).into_inner();
+                        self.tree.owed_for_more(range).discharge(tlb).into_inner();
                         return Ok(Outcome::AlreadyMapped);
                     }
                     if attrs.owner != standing.region.attrs().owner {
@@ -208,8 +209,8 @@ impl<'f, F: Format> Space<'f, F> {
             if range != page {
                 match view.split(tlb, ipa, Height::PAGE, Why::DirtyLog) {
                     Ok(()) => self.tally.count(view.cpu(), Event::Split),
-                    // Without a table the block is logged as a whole: the guest goes on.
-                    Err(ChangeError::NoPages { .. }) => {}
+                    // Without a table, or where a device could not stand it, the block is logged as a whole: the guest goes on.
+                    Err(ChangeError::NoPages { .. } | ChangeError::DeviceWouldFault { .. }) => {}
                     Err(_) => return Ok(Outcome::Busy),
                 }
             }

@@ -33,6 +33,7 @@ mod death;
 mod discard;
 mod error;
 mod fault;
+mod iommu;
 mod log;
 mod moving;
 mod pin;
@@ -53,6 +54,7 @@ pub use collapse::Collapsed;
 pub use discard::Remains;
 pub use error::SpaceError;
 pub use fault::Outcome;
+pub use iommu::{Attach, Everyone, IommuId, MAX_IOMMUS, Pending};
 pub use log::{
     DirtySource, Granularity, LISTED_STEP_INVALIDATIONS, LOG_STEP_BYTES, Leaves, Listed, LogCursor, Looks,
     Made, Pml, Recovered, log_budget,

@@ -33,7 +33,7 @@ use crate::regions::Regions;
 use crate::{Space, SpaceError};
 use bits::Bits;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use stage2::{Entries, Format, Pages, Section, Tree, span};
+use stage2::{Entries, Format, Harm, Pages, Section, Tree, span};
 use types::sync::{AtomicBool, AtomicU64, mutant, o};
 use types::{CpuSet, Height, Ipa, Range};
 
@@ -181,7 +181,11 @@ impl Log {
         let serial = (state >> SERIAL_SHIFT) + 1;
         self.start.store(range.start().get(), Relaxed);
         self.end.store(range.end().get(), Relaxed);
-        tree.log_begins();
+        let harm = if flags & LISTED != 0 { Harm::CLEAN | Harm::LIST } else { Harm::CLEAN };
+        if tree.log_begins(harm).is_err() {
+            self.bits.give_back::<F, M>(tree.memory());
+            return Err(SpaceError::DeviceWouldFault { ipa });
+        }
         let begun = regions.swap(ipa, |draft| {
             // O101: the range and the bitmap are there before anybody acts by them. Pairs with O100.
             self.state.store(serial << SERIAL_SHIFT | flags | RUNS, o(101, Release));
@@ -256,7 +260,8 @@ impl<F: Format> Space<'_, F> {
     /// which page of a block was written, and not which others its dirty flag speaks for.
     ///
     /// # Errors
-    /// [`SpaceError::LogRuns`]; [`SpaceError::BadRegion`] where the range is empty, not aligned, or beyond the space;
+    /// [`SpaceError::LogRuns`]; [`SpaceError::DeviceWouldFault`] where an IOMMU is attached that could not stand it, or whose
+    /// dirty flags would be in no list; [`SpaceError::BadRegion`] where the range is empty, not aligned, or beyond the space;
     /// [`SpaceError::OutOfTables`] where there is no memory for the bitmap; [`SpaceError::Busy`]; [`SpaceError::Dying`]. Everything is as it was then.
     pub fn start_log<S: Section, D: DirtySource>(
         &self,

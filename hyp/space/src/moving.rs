@@ -20,7 +20,7 @@ use crate::discard::give_back;
 use crate::tally::Event;
 use core::fmt;
 use frames::{FrameError, Order, Refused, Request, Run};
-use stage2::{Entry, Format, Invalidate, Leaf, Owner, Section, Sight, span};
+use stage2::{ChangeError, Entry, Format, Invalidate, Leaf, Owner, Section, Sight, span};
 use types::sync::{met, mutant};
 use types::{Access, Cpu, CpuId, Ipa, Pa};
 
@@ -62,6 +62,11 @@ pub enum MoveError {
     },
     /// A dirty log runs, which a block would blur.
     Logging,
+    /// An IOMMU is attached that does not stall: an access of its devices would fail while the entry is broken.
+    DeviceWouldFault {
+        /// The address.
+        ipa: Ipa,
+    },
     /// There is no memory for the block, or for its reserve.
     NoMemory,
     /// Another CPU is changing something here. Pass a quiescent point, and come back later.
@@ -81,6 +86,7 @@ impl fmt::Display for MoveError {
             Self::Uneven { ipa } => write!(f, "what is mapped at {ipa} differs from its neighbours"),
             Self::Scattered { ipa } => write!(f, "what is mapped at {ipa} lies scattered"),
             Self::Logging => write!(f, "a dirty log runs"),
+            Self::DeviceWouldFault { ipa } => write!(f, "a device of the VM could not stand a move of {ipa}"),
             Self::NoMemory => write!(f, "no memory left for a block"),
             Self::Busy { ipa } => write!(f, "the mapping at {ipa} is being changed"),
         }
@@ -106,6 +112,7 @@ impl<'f, F: Format> Space<'f, F> {
         run: Run<'f>,
     ) -> Result<(), MoveError> {
         let (order, busy) = (run.order(), MoveError::Busy { ipa });
+        let tlb = &self.everyone(tlb);
         let view = self.tree.open(section);
         self.check_alive().map_err(|_| busy)?;
         let sight = view.sight(ipa);
@@ -115,7 +122,10 @@ impl<'f, F: Format> Space<'f, F> {
         }
         self.ask(section.cpu(), ipa, leaf.pa, order)?;
         self.leave_folio(section.cpu(), ipa, leaf.pa, order)?;
-        let taken = view.take_leaf(tlb, ipa, sight.height()).map_err(|_| busy)?;
+        let taken = view.take_leaf(tlb, ipa, sight.height()).map_err(|error| match error {
+            ChangeError::DeviceWouldFault { ipa, .. } => MoveError::DeviceWouldFault { ipa },
+            _ => busy,
+        })?;
         if taken.leaf().pa != leaf.pa || taken.leaf().attrs.owner != Owner::Space {
             return Err(busy); // another one by now; dropping it puts it back
         }

@@ -3,11 +3,12 @@
 //! Invariants:
 //! - When the last step has returned, no CPU can use a right that was taken away, and no fault gives it back.
 //! - The walk only takes rights away. What may be done anew is given by faults, which look at the latest decision: so
-//!   several changes of one range may be under way at once, whatever the order of their walks.
+//!   several changes of one range may be under way at once, whatever the order of their walks. Devices that do not fault and
+//!   try again are given it ahead, while the regions are kept from changing.
 
 use crate::log::at;
 use crate::{Space, SpaceError};
-use stage2::{Format, Invalidate, Quiesced, Section, span};
+use stage2::{Format, Harm, Invalidate, Quiesced, Section, span};
 use types::{Access, Height, Ipa, Range};
 
 /// A change of rights under way.
@@ -67,6 +68,7 @@ impl<F: Format> Protect<'_, '_, F> {
         tlb: &I,
     ) -> Result<Quiesced<Ipa>, SpaceError> {
         let (space, range) = (self.space, self.range);
+        let tlb = &space.everyone(tlb);
         space.alive(section)?;
         if range.is_empty() || !range.is_aligned(span::<F>(Height::PAGE)) {
             return Err(SpaceError::BadRegion { range });
@@ -81,8 +83,25 @@ impl<F: Format> Protect<'_, '_, F> {
             changed.settle(section);
             done?
         };
+        let done = self.ready(section, tlb, done)?;
         self.next = Some(*done);
         Ok(done)
+    }
+
+    /// Gives devices what a fault gives a guest, when it needs it: all rights of the region, at once.
+    fn ready<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        tlb: &I,
+        done: Quiesced<Ipa>,
+    ) -> Result<Quiesced<Ipa>, SpaceError> {
+        let start = self.next.unwrap_or(self.range.start());
+        match Range::new(start, *done) {
+            Ok(part) if !part.is_empty() && self.space.refrains_from(section, Harm::BREAK) => {
+                Ok(self.space.ready(section, tlb, part)?.unwrap_or(done))
+            }
+            _ => Ok(done),
+        }
     }
 
     fn restrict<S: Section, I: Invalidate>(

@@ -1,5 +1,6 @@
 //! The space itself: regions, tables, counters, tag.
 
+use crate::iommu::Iommus;
 use crate::log::Log;
 use crate::regions::{Regions, Standing};
 use crate::tally::Tally;
@@ -23,10 +24,11 @@ pub struct Space<'f, F: Format> {
     pub(crate) tree: Tree<F, Tables<'f>>,
     pub(crate) regions: Regions,
     pub(crate) log: Log,
+    pub(crate) iommus: Iommus<'f>,
     /// Set once, when the space begins to die.
     pub(crate) dead: AtomicBool,
     pub(crate) tally: Tally,
-    tag: Tag,
+    pub(crate) tag: Tag,
 }
 
 impl<'f, F: Format> Space<'f, F> {
@@ -55,6 +57,7 @@ impl<'f, F: Format> Space<'f, F> {
             tree,
             regions: Regions::new(),
             log: Log::new(),
+            iommus: Iommus::none(),
             dead: AtomicBool::new(false),
             tally: Tally::new(),
             tag: Tag::new(),
@@ -92,7 +95,7 @@ impl<'f, F: Format> Space<'f, F> {
         self.tally.stats(self.tree.census(), self.tree.memory())
     }
 
-    /// Lowers the break-before-make level to what a CPU or an IOMMU can do that is about to take part: before it walks
+    /// Lowers the break-before-make level to what a CPU can do that is about to take part (an IOMMU is [attached](Space::attach)): before it walks
     /// these tables for the first time. On return nothing is under way that it would not bear. The level never rises.
     /// Passes quiescent points.
     pub fn admit<S: Section>(&self, section: &mut S, newcomer: Bbm) {

@@ -67,6 +67,7 @@ impl<F: Format, M: Entries + Pages, R> Claim<'_, '_, F, M, R> {
     /// and makes it visible to table walkers.
     pub fn publish<I: Invalidate>(mut self, cpu: &I, pa: Pa, attrs: Attrs) {
         let (view, place, range) = (self.view, self.place, self.range());
+        let attrs = view.tree.restraint().dress(attrs);
         let leaf = view.tree.format.encode(Entry::Leaf(Leaf { pa, attrs }), place.height);
         view.tree.counters.gained(view.cpu, place.height, 1);
         view.tree.settle(place, leaf);

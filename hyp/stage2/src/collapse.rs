@@ -27,8 +27,8 @@ use crate::place::{PATIENCE, Place, Spot, covered};
 use crate::sweep::{Grace, Subtree};
 use crate::tree::Shortage;
 use crate::{
-    Attrs, Bbm, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, Live, Marks, Owed,
-    Pages, Purpose, Quiesced, Rewrite, Scope, Section, Slot, TablePa, Tree, View, Work,
+    Attrs, Bbm, Class, Entries, Entry, Format, Geometry, Harm, IdleTable, Invalidate, Leaf, Live, Marks,
+    Owed, Pages, Purpose, Quiesced, Rewrite, Scope, Section, Slot, TablePa, Tree, View, Work,
 };
 use core::sync::atomic::Ordering::Relaxed;
 use types::sync::{met, mutant};
@@ -59,6 +59,8 @@ pub enum CollapseError {
     NoPages,
     /// Whoever was to move the contents refused.
     Refused,
+    /// The table would have to be broken, and an IOMMU is attached that does not stall.
+    DeviceWouldFault,
     /// The height has no leaves, or the block reaches beyond the tree, or is larger than what may be moved in one step.
     Unmappable,
 }
@@ -201,12 +203,17 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             return Err(CollapseError::Logging);
         }
         let collapse = view.candidate(block.start(), height, likeness)?;
+        let way = view.collapse_way(&collapse);
+        let is_harmful = way == CollapseWay::Break && self.restraint().from.contains(Harm::BREAK);
+        if is_harmful && !mutant("iommu-downgraded") {
+            return Err(CollapseError::DeviceWouldFault);
+        }
         // The reserve first: it is what lets the block be split again in a fault.
         let retiring = self.unlinking();
         if !mutant("collapse-without-reserve") {
             self.draw(|| self.memory.reserve(1)).map_err(|shortage| Self::no_reserve(shortage, ipa))?;
         }
-        let done = match view.collapse_way(&collapse) {
+        let done = match way {
             CollapseWay::Hold => view.collapse_by_hold(section, cpu, &collapse),
             CollapseWay::Break => view.collapse_by_break(section, cpu, &collapse, mover),
         };

@@ -15,8 +15,8 @@ use crate::census::Event;
 use crate::place::{Place, Spot};
 use crate::split::Splitting;
 use crate::{
-    Answer, ChangeError, Class, Entries, Entry, Format, Invalidate, Leaf, Live, Marks, Owed, Pages, Rewrite,
-    Scope, Section, Tree, View, Visit, Visitor, WalkEnd, Why, Work,
+    Answer, ChangeError, Class, Entries, Entry, Format, Harm, Invalidate, Leaf, Live, Marks, Owed, Pages,
+    Restraint, Rewrite, Scope, Section, Tree, View, Visit, Visitor, WalkEnd, Why, Work,
 };
 use types::sync::{met, mutant};
 use types::{Height, Ipa, Range};
@@ -27,6 +27,8 @@ pub(crate) trait Edit<F: Format> {
     const BEYOND: Beyond;
     /// What to do with an entry that somebody else owns.
     const OWNED: Owned;
+    /// What harm it does to a device, and is refused for.
+    const HARM: Harm = Harm::empty();
 
     /// Returns the leaf as it is to be; `None` where it is so already.
     fn edit(&self, format: F, leaf: Leaf, height: Height) -> Option<Leaf>;
@@ -69,6 +71,7 @@ struct Pass<'p, 'v, F, M, R, E> {
     view: &'p View<'v, F, M, R>,
     edit: &'p mut E,
     range: Range,
+    restraint: Restraint,
     debt: Debt,
     /// Links above the entries before this address are pending.
     pending_before: Ipa,
@@ -97,10 +100,15 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             }
             let flight = self.depart();
             let view = self.open(&*section);
+            let restraint = self.restraint();
+            if restraint.from.intersects(E::HARM) {
+                return Err(ChangeError::DeviceWouldFault { ipa: at, height: Height::PAGE });
+            }
             let mut pass = Pass {
                 view: &view,
                 edit,
                 range: rest,
+                restraint,
                 debt: Debt::default(),
                 pending_before: Ipa::new(0),
                 split: None,
@@ -126,6 +134,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
                     Splitting::NoPages => {
                         return Err(ChangeError::NoPages { ipa: at, height });
                     }
+                    Splitting::Refused => return Err(ChangeError::DeviceWouldFault { ipa: at, height }),
                     Splitting::Changed => {}
                 }
             }
@@ -177,7 +186,7 @@ impl<F: Format, M: Entries + Pages, R, E: Edit<F>> Pass<'_, '_, F, M, R, E> {
             return Answer::Split;
         }
         match self.change(place, here, visit.raw()) {
-            Ok(Rewrite::InPlace) => owe(&mut self.debt.added, work(Class::Relax)),
+            Ok(Rewrite::InPlace) => owe(&mut self.debt.added, work(tree.class_of_more())),
             Ok(_) => owe(&mut self.debt.reduced, work(Class::Leaves)),
             Err(_) => {
                 met("edit lost to another writer");
@@ -190,12 +199,13 @@ impl<F: Format, M: Entries + Pages, R, E: Edit<F>> Pass<'_, '_, F, M, R, E> {
     fn change(&mut self, place: Place, here: Range, raw: u64) -> Result<Rewrite, u64> {
         let (tree, height) = (self.view.tree, place.height);
         let format = tree.format;
-        let edit = &mut *self.edit;
+        let (edit, restraint) = (&mut *self.edit, self.restraint);
         let mut now = Entry::Absent;
         let was = tree.replace(self.view.cpu, place, raw, |raw| {
             let Entry::Leaf(leaf) = format.decode(raw, height) else { return raw };
             // The hardware may have done meanwhile what was to be undone, and never the other way round.
-            let next = edit.edit(format, leaf, height).unwrap_or(leaf);
+            let mut next = edit.edit(format, leaf, height).unwrap_or(leaf);
+            next.attrs = restraint.dress(next.attrs);
             if !mutant("clean-before-reported") {
                 edit.before(here.start(), height, leaf);
             }

@@ -45,6 +45,14 @@ pub enum ChangeError {
         /// The height of the entry.
         height: Height,
     },
+    /// An IOMMU is attached that could not stand this ([`Restraint`](crate::Restraint)): a block would have to be broken
+    /// to be split, or moved; or leaves would become old or clean. Nothing was changed.
+    DeviceWouldFault {
+        /// An address in the entry.
+        ipa: Ipa,
+        /// The height of the entry.
+        height: Height,
+    },
     /// A note has to be split, and there is no page for the table, and none on its way back. Nothing was changed. (A
     /// block has its page in reserve, where [`Pages`](crate::Pages) keeps one.)
     NoPages {

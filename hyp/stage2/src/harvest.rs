@@ -13,7 +13,7 @@
 //! A log of written pages that the hardware keeps (Intel's PML) says where to look: harvest those pages' ranges.
 
 use crate::edit::{Beyond, Edit, Owned};
-use crate::{ChangeError, Entries, Entry, Format, Invalidate, Leaf, Marks, Pages, Section, Tree, Why};
+use crate::{ChangeError, Entries, Entry, Format, Harm, Invalidate, Leaf, Marks, Pages, Section, Tree, Why};
 use types::{Access, Height, Ipa, Range};
 
 /// No longer written.
@@ -39,6 +39,7 @@ fn cleaned<F: Format>(format: F, leaf: Leaf, height: Height) -> Option<Leaf> {
 impl<F: Format, D: FnMut(Ipa, Height)> Edit<F> for Clean<'_, D> {
     const BEYOND: Beyond = Beyond::Whole;
     const OWNED: Owned = Owned::Wait;
+    const HARM: Harm = Harm::CLEAN;
 
     fn edit(&self, format: F, leaf: Leaf, height: Height) -> Option<Leaf> {
         cleaned(format, leaf, height)
@@ -59,6 +60,7 @@ struct Old<'y, Y> {
 impl<F: Format, Y: FnMut(Ipa, Height)> Edit<F> for Old<'_, Y> {
     const BEYOND: Beyond = Beyond::Whole;
     const OWNED: Owned = Owned::Skip;
+    const HARM: Harm = Harm::AGE;
 
     fn edit(&self, _: F, leaf: Leaf, _: Height) -> Option<Leaf> {
         let attrs = leaf.attrs.without(Marks::YOUNG);
@@ -82,7 +84,8 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// Bounded by [`Bounds::HARVEST`](crate::Bounds::HARVEST).
     ///
     /// # Errors
-    /// [`ChangeError`]; nothing from the address it names on was cleaned.
+    /// [`ChangeError`]; nothing from the address it names on was cleaned. [`ChangeError::DeviceWouldFault`] where an IOMMU
+    /// is attached that faults on a write to a clean leaf.
     pub fn harvest<S: Section, I: Invalidate>(
         &self,
         section: &mut S,
@@ -103,7 +106,8 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// Bounded by [`Bounds::HARVEST`](crate::Bounds::HARVEST).
     ///
     /// # Errors
-    /// [`ChangeError::Unmappable`]; [`ChangeError::Busy`] where an entry kept changing.
+    /// [`ChangeError::Unmappable`]; [`ChangeError::Busy`] where an entry kept changing; [`ChangeError::DeviceWouldFault`]
+    /// where an IOMMU is attached that faults on an old leaf.
     pub fn age<S: Section, I: Invalidate>(
         &self,
         section: &mut S,

@@ -5,7 +5,7 @@
 //! takes rights away walks the tables after it has said so: of the two, one sees the other.
 
 use crate::place::{Place, covered};
-use crate::{Attrs, ChangeError, Entries, Entry, Format, Invalidate, Leaf, Live, Marks, Owed, Pages, View};
+use crate::{Attrs, ChangeError, Entries, Entry, Format, Invalidate, Leaf, Live, Marks, Pages, View};
 use types::sync::{full_barrier, met, mutant};
 use types::{Access, Height, Ipa, Range};
 
@@ -75,7 +75,8 @@ impl<F: Format, M: Entries + Pages, R> HeldLeaf<'_, '_, F, M, R> {
         covered::<F>(self.ipa, self.place.height)
     }
 
-    /// Lets go of the leaf with the rights in `access` added, and has this CPU forget the stricter copy. With the right
+    /// Lets go of the leaf with the rights in `access` added, and has this CPU forget the stricter copy, or everybody where
+    /// an IOMMU is attached. With the right
     /// to write comes the dirty flag: the write that asked for it is about to be made.
     pub fn allow<I: Invalidate>(mut self, cpu: &I, access: Access) {
         self.next.access |= access;
@@ -83,9 +84,11 @@ impl<F: Format, M: Entries + Pages, R> HeldLeaf<'_, '_, F, M, R> {
             self.next.marks |= Marks::DIRTY;
         }
         self.next.marks |= Marks::YOUNG;
-        let range = self.range();
+        let tree = self.view.tree;
+        self.next = tree.restraint().dress(self.next);
+        let owed = tree.owed_for_more(self.range());
         drop(self);
-        Owed::relax(range).discharge(cpu).into_inner();
+        owed.discharge(cpu).into_inner();
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`Format`] | what the bits mean, and which live rewrites are legal | `vmsa`, `ept`, the tiny format of `model` |
 //! | [`Entries`], [`Pages`] | where tables are, come from and go to | `frames`; host memory in `model` |
 //! | [`Invalidate`] | how a CPU discharges what a change owes | `aarch64`, `x86_64`; a recorder in `model` |
+//! | [`Iommu`] | how a device's IOMMU is made to use these tables, to forget, and to stop | a driver; a recorder in tests |
 //! | [`Interrupt`] | how a CPU is made to leave its guest, where no instruction reaches its TLB | the CPU crates |
 //! | [`Quiescence`] | how readers are waited for | here: [`EntryEpoch`] and three others |
 //!
@@ -36,6 +37,7 @@
 //! | [`Tree::unmap`] | hardware, readers, owners | everything covered becomes absent |
 //! | [`Tree::protect`] | hardware, owners | rights, in place |
 //! | [`Tree::collapse`], [`Tree::collapse_into`] | hardware, readers | a table of leaves becomes a block |
+//! | [`Tree::ready`] | hardware, owners | leaves get what a device needs |
 //! | [`Tree::harvest`], [`Tree::age`] | hardware, owners (aging: hardware) | what was written, or used, until now |
 //! | [`Tree::prune`] | hardware, readers | empty tables go back |
 //! | [`Tree::drain`] | nothing | what rests since an unlink goes back |
@@ -61,6 +63,7 @@ mod format;
 mod geometry;
 mod harvest;
 mod hold;
+mod iommu;
 mod map;
 mod memory;
 mod owed;
@@ -91,6 +94,7 @@ pub use error::{ChangeError, MapError};
 pub use format::{Bbm, Format, Rewrite, by_the_book};
 pub use geometry::{BadGeometry, Geometry, TableSize, shift, span};
 pub use hold::HeldLeaf;
+pub use iommu::{Harm, Harmful, Hears, Iommu, IommuCapability, OnFault, Restraint, Upkeep};
 pub use map::Mapping;
 pub use memory::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, Slot, TablePa};
 pub use owed::{Class, Invalidate, Owed, Quiesced, Scope, Ticket, Work};
@@ -103,5 +107,5 @@ pub use quiescence::{
 pub use sight::{ROW, Row, Sight};
 pub use take::Taken;
 pub use translate::Found;
-pub use tree::{STEP_ENTRIES, Tree, View};
+pub use tree::{LogRuns, STEP_ENTRIES, Tree, View};
 pub use walk::{Answer, Run, Visit, Visitor, WalkEnd, Walked};

@@ -94,7 +94,8 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             return Err(MapError::Unmappable);
         }
         let largest = mapping.largest.min(self.tree.largest_leaf());
-        let content = Content::Memory { pa, attrs: mapping.attrs };
+        let attrs = self.tree.restraint().dress(mapping.attrs);
+        let content = Content::Memory { pa, attrs };
         let next = self.fill(&Fill { range: mapping.range, content, largest, why: mapping.why })?;
         self.publish(cpu, mapping.range.start(), next);
         Ok(next)

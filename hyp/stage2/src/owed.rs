@@ -89,6 +89,14 @@ pub trait Invalidate {
     /// Makes all earlier entry writes of this CPU visible to table walkers, then starts `work`.
     fn begin(&self, work: Work) -> Self::Pending;
 
+    /// As [`Invalidate::begin`], for tables that an IOMMU walks which [listens](crate::Hears::Broadcasts) to what CPUs
+    /// broadcast: by instructions that reach it, also where no other CPU has ever entered the space.
+    ///
+    /// As it stands here it is for implementations of which every `begin` of [`Class::Leaves`] and up is such a broadcast.
+    fn begin_broadcast(&self, work: Work) -> Self::Pending {
+        self.begin(work)
+    }
+
     /// Waits until the work is complete: on every CPU that `work` concerns, no access uses an old translation any
     /// more, and none will. Waits for hardware only, never for software that may be waiting for us.
     fn complete(&self, pending: Self::Pending);
@@ -105,6 +113,10 @@ impl<T: Invalidate + ?Sized> Invalidate for &T {
 
     fn begin(&self, work: Work) -> Self::Pending {
         T::begin(self, work)
+    }
+
+    fn begin_broadcast(&self, work: Work) -> Self::Pending {
+        T::begin_broadcast(self, work)
     }
 
     fn complete(&self, pending: Self::Pending) {

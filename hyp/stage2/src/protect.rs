@@ -8,7 +8,8 @@
 
 use crate::edit::{Beyond, Edit, Owned};
 use crate::{
-    ChangeError, Entries, Entry, Format, Invalidate, Leaf, Marks, Owner, Pages, Quiesced, Section, Tree, Why,
+    ChangeError, Entries, Entry, Format, Invalidate, Leaf, Marks, Owner, Pages, Quiesced, Restraint, Section,
+    Tree, Why,
 };
 use types::{Access, Height, Ipa, Range};
 
@@ -73,6 +74,27 @@ impl<F: Format> Edit<F> for Restored {
             return None;
         }
         let attrs = leaf.attrs.with_access(leaf.attrs.access | self.access).with(self.marks);
+        let wanted = Leaf { attrs, ..leaf };
+        (format.canonical(Entry::Leaf(wanted), height) != Entry::Leaf(leaf)).then_some(wanted)
+    }
+
+    fn before(&mut self, _: Ipa, _: Height, _: Leaf) {}
+}
+
+/// At least these rights, for leaves of this owner; and the flags that a device needs, for all.
+struct Readied {
+    access: Access,
+    owner: Owner,
+    restraint: Restraint,
+}
+
+impl<F: Format> Edit<F> for Readied {
+    const BEYOND: Beyond = Beyond::Split;
+    const OWNED: Owned = Owned::Wait;
+
+    fn edit(&self, format: F, leaf: Leaf, height: Height) -> Option<Leaf> {
+        let added = if leaf.attrs.owner == self.owner { self.access } else { Access::empty() };
+        let attrs = self.restraint.dress(leaf.attrs.with_access(leaf.attrs.access | added));
         let wanted = Leaf { attrs, ..leaf };
         (format.canonical(Entry::Leaf(wanted), height) != Entry::Leaf(leaf)).then_some(wanted)
     }
@@ -145,5 +167,28 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         marks: Marks,
     ) -> Result<Ipa, ChangeError> {
         self.edit(section, cpu, range, Why::Attributes, &mut Restored { access, marks })
+    }
+
+    /// Gives every leaf in `range`, or in its first part, what devices need that translate through this tree: the flags of
+    /// its [`Restraint`], and the rights `access` where the leaf is of `owner`. The address that comes out, with the proof,
+    /// is that up to which every CPU and IOMMU goes by that. A block that reaches beyond the range and lacks something is
+    /// split.
+    ///
+    /// The caller keeps the decision that the leaves may have these rights from changing until this returns.
+    ///
+    /// Bounded by [`Bounds::PROTECT`](crate::Bounds::PROTECT).
+    ///
+    /// # Errors
+    /// [`ChangeError`]; nothing from the address it names on was changed.
+    pub fn ready<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        cpu: &I,
+        range: Range,
+        access: Access,
+        owner: Owner,
+    ) -> Result<Quiesced<Ipa>, ChangeError> {
+        let edit = &mut Readied { access, owner, restraint: self.restraint() };
+        self.edit(section, cpu, range, Why::Attributes, edit).map(Quiesced::long_ago)
     }
 }

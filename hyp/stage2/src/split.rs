@@ -15,8 +15,8 @@
 use crate::census::Event;
 use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
 use crate::{
-    Bbm, ChangeError, Class, Entries, Entry, Format, FreshTable, Geometry, IdleTable, Invalidate, Leaf, Live,
-    Marks, Note, Owed, Pages, Purpose, Rewrite, Scope, Table, TablePa, TableSize, View, Why, Work,
+    Bbm, ChangeError, Class, Entries, Entry, Format, FreshTable, Geometry, Harm, IdleTable, Invalidate, Leaf,
+    Live, Marks, Note, Owed, Pages, Purpose, Rewrite, Scope, Table, TablePa, TableSize, View, Why, Work,
 };
 use types::sync::{met, mutant};
 use types::{Height, Ipa};
@@ -30,6 +30,8 @@ pub(crate) enum Splitting {
     Changed,
     /// There is no page for the table. Nothing was changed.
     NoPages,
+    /// It would have to be broken, and a device translates through it. Nothing was changed.
+    Refused,
 }
 
 /// How a block may become a table.
@@ -83,6 +85,9 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 Splitting::Done if place.height.below() == Some(height) => return Ok(()),
                 Splitting::Done => {}
                 Splitting::NoPages => return Err(ChangeError::NoPages { ipa, height: place.height }),
+                Splitting::Refused => {
+                    return Err(ChangeError::DeviceWouldFault { ipa, height: place.height });
+                }
                 Splitting::Changed => {
                     lost += 1;
                     if lost == PATIENCE {
@@ -104,6 +109,14 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         // A block has its table in reserve. A note has not: nothing that a guest runs on depends on it.
         let purpose = if let Entry::Leaf(_) = entry { Purpose::Split } else { Purpose::Map };
         let size = Geometry::<F>::table_size();
+        let mut way = Way::Direct;
+        if let Entry::Leaf(leaf) = entry {
+            way = self.way(leaf, spot.place.height, why);
+            let is_harmful = way == Way::Break && tree.restraint().from.contains(Harm::BREAK);
+            if is_harmful && !mutant("iommu-downgraded") {
+                return Splitting::Refused;
+            }
+        }
         // First what needs no table: whatever stands right behind all the stores into it waits for them.
         let flight = tree.depart_unlinking();
         let table = match self.take_for_split(size, purpose, spot) {
@@ -123,7 +136,6 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         };
         let done = match entry {
             Entry::Leaf(leaf) => {
-                let way = self.way(leaf, &split);
                 self.stamp(table, leaf, below);
                 match way {
                     Way::Break => self.split_by_break(cpu, &mut split),
@@ -170,9 +182,11 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         Err(Splitting::NoPages)
     }
 
-    fn way(&self, leaf: Leaf, split: &Split) -> Way {
-        let (format, height, bbm) = (self.tree.format, split.place.height, self.tree.bbm());
-        let direct = format.rewrite(Entry::Leaf(leaf), Entry::Table(split.link), height, bbm);
+    fn way(&self, leaf: Leaf, height: Height, why: Why) -> Way {
+        let (format, bbm) = (self.tree.format, self.tree.bbm());
+        // Whatever its address will be.
+        let link = Entry::Table(Table { pa: leaf.pa, pending: false, why });
+        let direct = format.rewrite(Entry::Leaf(leaf), link, height, bbm);
         let held = || {
             let uncached = Leaf { attrs: leaf.attrs.with(Marks::NO_TLB), ..leaf };
             format.rewrite(Entry::Leaf(leaf), Entry::Leaf(uncached), height, bbm)

@@ -10,8 +10,8 @@ use crate::census::Event;
 use crate::place::{Place, covered};
 use crate::under_way::Counted;
 use crate::{
-    Attrs, ChangeError, Class, Entries, Entry, Format, Invalidate, Leaf, Lost, Marks, Owed, Pages, Quiesced,
-    Scope, View, Work,
+    Attrs, ChangeError, Class, Entries, Entry, Format, Harm, Invalidate, Leaf, Lost, Marks, Owed, Pages,
+    Quiesced, Scope, View, Work,
 };
 use types::sync::{met, mutant};
 use types::{Height, Ipa, Pa, Range};
@@ -37,7 +37,8 @@ impl<'v, F: Format, M: Entries + Pages, R> View<'v, F, M, R> {
     ///
     /// # Errors
     /// [`ChangeError::Busy`] where no such leaf is there, or somebody else is changing it: look again.
-    /// [`ChangeError::Unmappable`] beyond the tree's reach. Nothing was changed then.
+    /// [`ChangeError::DeviceWouldFault`] where an IOMMU is attached that does not stall. [`ChangeError::Unmappable`] beyond
+    /// the tree's reach. Nothing was changed then.
     pub fn take_leaf<I: Invalidate>(
         &self,
         cpu: &I,
@@ -47,6 +48,9 @@ impl<'v, F: Format, M: Entries + Pages, R> View<'v, F, M, R> {
         let (tree, busy) = (self.tree, ChangeError::Busy { ipa, height });
         if !tree.geometry.reach().contains(ipa) {
             return Err(ChangeError::Unmappable);
+        }
+        if tree.restraint().from.contains(Harm::BREAK) && !mutant("iommu-downgraded") {
+            return Err(ChangeError::DeviceWouldFault { ipa, height });
         }
         let spot = tree.find(ipa, height, |_| false);
         let Entry::Leaf(leaf) = tree.format.decode(spot.raw, spot.place.height) else { return Err(busy) };
@@ -86,6 +90,7 @@ impl<F: Format, M: Entries + Pages, R> Taken<'_, '_, F, M, R> {
     /// and makes it visible to table walkers. Returns what was there: no CPU can reach it any more.
     pub fn publish<I: Invalidate>(mut self, cpu: &I, pa: Pa, attrs: Attrs) -> Quiesced<Lost<F>> {
         let (view, height, range) = (self.view, self.place.height, self.range());
+        let attrs = view.tree.restraint().dress(attrs);
         let was = core::mem::replace(
             &mut self.next,
             view.tree.format.encode(Entry::Leaf(Leaf { pa, attrs }), height),

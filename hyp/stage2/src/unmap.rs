@@ -113,6 +113,9 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
                         Splitting::NoPages => {
                             return Err(ChangeError::NoPages { ipa, height: spot.place.height });
                         }
+                        Splitting::Refused => {
+                            return Err(ChangeError::DeviceWouldFault { ipa, height: spot.place.height });
+                        }
                         Splitting::Changed => spot.place.height,
                     }
                 }

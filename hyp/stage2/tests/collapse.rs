@@ -4,7 +4,9 @@ mod common;
 
 use common::{BLOCK, Format4K, GIB, PAGE, geometry, mapping, pages, rig};
 use model::{Machine, Rig, range};
-use stage2::{Answer, Bbm, Children, CollapseError, Entries, Entry, Leaf, Marks, Mover, Quiescence, Why};
+use stage2::{
+    Answer, Bbm, Children, CollapseError, Entries, Entry, Harm, Leaf, Marks, Mover, Quiescence, Why,
+};
 use types::{Access, CpuId, Height, Ipa, Pa, Range};
 use vmsa::{Features, Vmsa};
 
@@ -131,7 +133,7 @@ fn a_dirty_log_keeps_tables_small() {
     let machine = Machine::new(1 << 20);
     let mut rig = rig(&machine, Bbm::Level2);
     rig.map(&pages(range(0, BLOCK))).expect("free");
-    rig.tree.log_begins();
+    rig.tree.log_begins(Harm::CLEAN).expect("no device is attached");
     assert_eq!(rig.collapse(Ipa::new(0), BLOCK_HEIGHT), Err(CollapseError::Logging));
     rig.tree.log_ends();
     assert_eq!(rig.collapse(Ipa::new(0), BLOCK_HEIGHT), Ok(()));

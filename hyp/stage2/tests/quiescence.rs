@@ -156,7 +156,7 @@ fn no_collapse_is_at_work_when_the_grace_period_of_a_log_is_over() {
     tree.open(&stay).map(&Instant, &pages(range(GIB, BLOCK))).expect("free");
     let before = || {
         let mut other = way.enter(cpu(1));
-        tree.log_begins();
+        tree.log_begins(stage2::Harm::CLEAN).expect("no device is attached");
         let period = other.period(CpuSet::from_bits(u64::MAX));
         other.wait(period); // at once, since nobody reads yet
     };

@@ -10,7 +10,8 @@
 //! the VMID's stage-1 entries, with a barrier between: a walk between the two could otherwise combine a new stage-1
 //! result with the stage-2 entry that is about to go.
 //!
-//! In both styles nobody else is troubled where no other CPU has ever entered the space.
+//! In both styles nobody else is troubled where no other CPU has ever entered the space, unless an IOMMU listens to
+//! broadcasts.
 //!
 //! Neighbours: `stage2` says what is owed, and who is in a guest; the tag (VTTBR_EL2) comes from the space, read after the
 //! barrier that follows the entry writes.
@@ -296,6 +297,17 @@ impl<T: Tag, C: Cpu> Invalidate for Stage2<'_, T, C> {
                 Style::Interrupt => Pending::Exits(self.presence.request(self.cpu.id(), self)),
             },
         }
+    }
+
+    fn begin_broadcast(&self, work: Work) -> Pending {
+        if work.class < Class::Leaves {
+            return self.begin(work);
+        }
+        if keeps(70) {
+            dsb_ishst(); // O70
+        }
+        // In the style of interrupts, too: what reaches the IOMMU reaches every CPU.
+        self.tagged(|| self.broadcast(work.class, work.scope)).unwrap_or(Pending::Nothing)
     }
 
     fn complete(&self, pending: Pending) {

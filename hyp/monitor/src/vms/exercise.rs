@@ -9,7 +9,7 @@ use super::Hypervisor;
 use super::guest::Guest;
 use aarch64::cpu::Core;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use stage2::{ChangeError, CollapseError, Entry, Quiescence, Section, Why};
+use stage2::{CollapseError, Entry, Quiescence, Section, Why};
 use types::{Cpu, Height, Ipa};
 
 /// How many addresses are looked at in one step.
@@ -46,6 +46,7 @@ impl Exercise {
 /// puts other pages there.
 fn resize(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, ipa: Ipa) {
     let (tree, tlb) = (guest.space.tree(), guest.tlb(hypervisor, core));
+    let tlb = guest.space.everyone(&tlb);
     let mut section = hypervisor.waiting.enter(core.id());
     let view = tree.open(&section);
     let found = view.translate(ipa);
@@ -53,9 +54,8 @@ fn resize(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, ipa: Ipa) {
     if !is_block {
         return;
     }
-    match view.split(&tlb, ipa, Height::PAGE, Why::DirtyLog) {
-        Ok(()) => {}
-        Err(ChangeError::Busy { .. } | ChangeError::NoPages { .. } | ChangeError::Unmappable) => return,
+    if view.split(&tlb, ipa, Height::PAGE, Why::DirtyLog).is_err() {
+        return;
     }
     drop(view);
     for _ in 0..PATIENCE {

@@ -203,13 +203,18 @@ impl GuestRam<'_> {
                 RamError::NoFrames { at: ipa }
             }
             SpaceError::Busy { ipa } => RamError::Busy { at: ipa },
+            SpaceError::DeviceWouldFault { ipa } => RamError::NotRam { at: ipa },
             SpaceError::NoRegion { ipa } | SpaceError::NotRam { ipa } => RamError::NotRam { at: ipa },
             SpaceError::BadRegion { range } | SpaceError::RegionsOverlap { new: range, .. } => {
                 RamError::NotRam { at: range.start() }
             }
-            SpaceError::TooManyRegions | SpaceError::NoLog | SpaceError::LogRuns | SpaceError::Dying => {
-                RamError::NotRam { at: Ipa::new(0) }
-            }
+            SpaceError::TooManyRegions
+            | SpaceError::NoLog
+            | SpaceError::LogRuns
+            | SpaceError::NoIommu
+            | SpaceError::Attached
+            | SpaceError::NoVmids
+            | SpaceError::Dying => RamError::NotRam { at: Ipa::new(0) },
         }
     }
 }

@@ -22,7 +22,7 @@ impl<F: Format> Space<'_, F> {
     ///
     /// # Errors
     /// [`SpaceError::NoLog`]; [`SpaceError::Busy`]: pass a quiescent point, and go on with the same cursor;
-    /// [`SpaceError::OutOfTables`] where a block cannot be split: stop the log, or go on without memory being short.
+    /// [`SpaceError::OutOfTables`] and [`SpaceError::DeviceWouldFault`] where a block cannot be split: stop the log, or go on without memory being short.
     pub fn arm_log<S: Section, I: Invalidate>(
         &self,
         section: &mut S,
@@ -30,6 +30,7 @@ impl<F: Format> Space<'_, F> {
         cursor: LogCursor,
     ) -> Result<Option<LogCursor>, SpaceError> {
         self.alive(section)?;
+        let tlb = &self.everyone(tlb);
         let running = self.running(section, cursor)?;
         let rest = rest(&running, cursor)?;
         let split = if running.splits_ahead() { self.split_blocks(section, tlb, rest)? } else { rest.end() };
@@ -101,6 +102,7 @@ pub(crate) fn at(error: ChangeError, range: Range) -> SpaceError {
     match error {
         ChangeError::Busy { ipa, .. } => SpaceError::Busy { ipa },
         ChangeError::NoPages { ipa, .. } => SpaceError::OutOfTables { ipa },
+        ChangeError::DeviceWouldFault { ipa, .. } => SpaceError::DeviceWouldFault { ipa },
         ChangeError::Unmappable => SpaceError::BadRegion { range },
     }
 }

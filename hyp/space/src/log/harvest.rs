@@ -73,6 +73,7 @@ impl<F: Format> Space<'_, F> {
         written: &mut impl FnMut(Range),
     ) -> Result<Option<LogCursor>, SpaceError> {
         self.alive(section)?;
+        let tlb = &self.everyone(tlb);
         let running = self.running(section, cursor)?;
         let rest = rest(&running, cursor)?;
         if rest.start() == running.range.start() && !mutant("pml-not-drained") {

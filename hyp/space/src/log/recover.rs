@@ -47,6 +47,7 @@ impl<F: Format> Space<'_, F> {
         range: Range,
     ) -> Result<Recovered, SpaceError> {
         self.alive(section)?;
+        let tlb = &self.everyone(tlb);
         if self.tree.is_logging() {
             return Err(SpaceError::LogRuns);
         }

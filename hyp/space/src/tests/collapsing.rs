@@ -244,7 +244,7 @@ fn what_nobody_writes_during_the_copy_ahead_is_copied_once() {
 fn what_cannot_be_a_block_is_an_error_and_stays_as_it_was() {
     with_pages(Features::empty(), true, |machine, space, stay| {
         let cpu = FakeCpu::new(0, machine);
-        space.tree().log_begins();
+        space.tree().log_begins(stage2::Harm::CLEAN).unwrap();
         assert_eq!(collapse(space, stay, &cpu), Err(MoveError::Logging));
         space.tree().log_ends();
         let held = leave_free(machine, 100);

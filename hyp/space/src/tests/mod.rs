@@ -7,6 +7,7 @@ mod dying;
 mod faults;
 mod guest;
 mod held;
+mod iommu;
 mod logging;
 mod looks;
 mod moving;

@@ -83,7 +83,7 @@ impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
             let split = match found.entry(format) {
                 Entry::Leaf(_) | Entry::Held(Live::Leaf(_)) if height > Height::PAGE => {
                     splits += 1;
-                    view.split(self.tlb, at, Height::PAGE, Why::Alignment)
+                    view.split(&self.space.everyone(self.tlb), at, Height::PAGE, Why::Alignment)
                 }
                 Entry::Frozen | Entry::Dead if height > Height::PAGE => {
                     Err(ChangeError::Busy { ipa: at, height })
@@ -94,6 +94,7 @@ impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
                 Ok(()) => None,
                 Err(ChangeError::Busy { .. }) => Some(Status::Busy),
                 Err(ChangeError::NoPages { .. }) => Some(Status::NoMemory),
+                Err(ChangeError::DeviceWouldFault { .. }) => Some(Status::Denied),
                 Err(ChangeError::Unmappable) => Some(Status::NotMemory),
             };
             if let Some(status) = status {

@@ -174,6 +174,11 @@ pub(super) fn of_space(error: SpaceError) -> Status {
         SpaceError::NoRegion { .. } | SpaceError::NotRam { .. } | SpaceError::Dying => Status::NotMemory,
         SpaceError::BadRegion { .. } | SpaceError::RegionsOverlap { .. } => Status::InvalidParameter,
         SpaceError::TooManyRegions => Status::NoRoom,
+        // What a guest asks for attaches nothing.
+        SpaceError::DeviceWouldFault { .. }
+        | SpaceError::NoIommu
+        | SpaceError::Attached
+        | SpaceError::NoVmids => Status::Denied,
         SpaceError::NoLog => Status::NoLog,
         SpaceError::LogRuns => Status::Logging,
     }
@@ -183,7 +188,7 @@ pub(super) fn of_space(error: SpaceError) -> Status {
 pub(super) fn of_move(error: MoveError) -> Status {
     match error {
         MoveError::NotMapped { .. } => Status::NotMapped,
-        MoveError::Immovable { .. } => Status::Denied,
+        MoveError::Immovable { .. } | MoveError::DeviceWouldFault { .. } => Status::Denied,
         MoveError::WrongSize { .. } => Status::WrongSize,
         MoveError::Pinned { .. } => Status::Pinned,
         MoveError::Uneven { .. } => Status::Uneven,

@@ -277,6 +277,25 @@ fn where_no_other_cpu_ever_entered_this_one_forgets_alone() {
 }
 
 #[test]
+fn where_an_iommu_listens_all_that_is_taken_or_given_is_broadcast_though_nobody_else_has_entered() {
+    for style in [Style::Broadcast, Style::Interrupt] {
+        let scene = Scene { cpu: Fake(cpu(0)), presence: Presence::new(), issued: Issued::default() };
+        scene.presence.note_entry(cpu(0));
+        let stage2 = scene.stage2(OURS, PLAIN, style);
+        effect::reset();
+        effect::script("vttbr_el2", &[OURS]);
+        let pending = stage2.begin_broadcast(work(Class::Leaves, 0x8000_1000, 0x8000_2000, None));
+        stage2.complete(pending);
+        let done = effect::take();
+        let broadcast = [Effect::Dsb("ishst"), Effect::Tlbi("ipas2e1is", Some(0x8_0001)), Effect::Dsb("ish")];
+        assert_eq!(
+            (&done[..3], &done[3..5]),
+            (&broadcast[..], &[Effect::Tlbi("vmalle1is", None), Effect::Dsb("ish")][..])
+        );
+    }
+}
+
+#[test]
 fn in_the_style_of_interrupts_who_is_inside_is_kicked_and_no_instruction_reaches_it() {
     effect::reset();
     let scene = Scene::new();
