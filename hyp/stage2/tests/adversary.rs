@@ -4,7 +4,7 @@
 //! What `cargo xtask soak` does for as long as one likes, these do for a second or two.
 
 use model::{Oracles, Plan, Style, Tiny, stress};
-use stage2::{Bbm, Geometry};
+use stage2::{Bbm, Geometry, Hears, IommuCapability, OnFault, Upkeep};
 use types::Height;
 
 /// Runs `seeds` seeds, each on a machine that the seed chooses.
@@ -43,4 +43,22 @@ fn no_effect_of_several_cpus_breaks_a_rule() {
 #[test]
 fn nothing_that_hardware_may_do_breaks_a_promise_where_cpus_are_interrupted() {
     nothing_goes_wrong(2000..2048, |seed| Plan { style: Style::Interrupt, bbm: Bbm::Level3, ..plan(seed) });
+}
+
+/// A plan with the device's IOMMU attached, which does not stall, and does as little or as much as the seed says.
+fn plan_with_iommu(seed: u64) -> Plan {
+    let plan = plan(seed);
+    let upkeep = [Upkeep::Nothing, Upkeep::Accessed, Upkeep::AccessedAndDirty][(seed % 3) as usize];
+    let (on_fault, hears) = (OnFault::Terminates, Hears::Broadcasts);
+    let iommu = Some(IommuCapability { upkeep, on_fault, bbm: plan.bbm, hears });
+    Plan { iommu, oracles: Oracles::Machine, ..plan }
+}
+
+#[test]
+fn no_access_of_a_device_fails_where_memory_is_mapped_all_along() {
+    nothing_goes_wrong(3000..3040, plan_with_iommu);
+    let geometry = Geometry::new(Height::new(2), 15).expect("four blocks of two pages");
+    let coverage = stress(Tiny, geometry, &plan_with_iommu(3000)).coverage;
+    let accesses = coverage.others("a device's access where memory was mapped all along");
+    assert!(accesses > 0 || cfg!(miri), "it was never tried");
 }

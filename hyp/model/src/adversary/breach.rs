@@ -25,6 +25,8 @@ pub enum Breach {
     FrameAstray,
     /// The memory of a pinned frame was moved or used anew.
     PinIgnored,
+    /// A device's access has failed where memory that gives the right was mapped all along.
+    DeviceFailed,
     /// A table was not given back, or twice, or the reserve does not add up.
     Leak,
     /// The judge objects.

@@ -36,7 +36,16 @@ impl<F: Format> State<F> {
         }
         if errand == Errand::Zap {
             for page in Self::pages(range) {
-                self.promises.entry(page).or_default().zapping += 1;
+                let promise = self.promises.entry(page).or_default();
+                promise.zapping += 1;
+                (promise.is_there, promise.is_writable) = (false, false);
+            }
+        }
+        if errand == Errand::Protect && gives == Gives::Nothing {
+            for page in Self::pages(range) {
+                let promise = self.promises.entry(page).or_default();
+                promise.restricting += 1;
+                promise.is_writable = false;
             }
         }
         self.now
@@ -61,6 +70,13 @@ impl<F: Format> State<F> {
                 promise.zapped_at = self.now;
             }
         }
+        if errand == Errand::Protect && gives == Gives::Nothing {
+            for page in Self::pages(range) {
+                let promise = self.promises.entry(page).or_default();
+                promise.restricting -= 1;
+                promise.restricted_at = self.now;
+            }
+        }
     }
 
     /// An operation that began at `since` says that nobody can write `range` any more.
@@ -71,8 +87,9 @@ impl<F: Format> State<F> {
         }
     }
 
-    /// What is mapped in `range`, to the frames from `pa` on, which had this generation, is certain to be from now on.
-    pub(super) fn certain(&mut self, range: Range, pa: Pa, generations: &[u64]) {
+    /// What is mapped in `range`, to the frames from `pa` on, which had this generation, is certain to be from now on, by an
+    /// operation that began at `since` and gives the right to write, or does not.
+    pub(super) fn certain(&mut self, range: Range, pa: Pa, generations: &[u64], since: u64, gives: Gives) {
         for (page, generation) in Self::pages(range).zip(generations) {
             let pa = pa.wrapping_add(page.get() - range.start().get());
             let now = self.now;
@@ -81,7 +98,21 @@ impl<F: Format> State<F> {
                 && frame.generation == *generation
             {
                 frame.since = Some(now);
+                let promise = self.promises.entry(page).or_default();
+                promise.is_there = promise.zapping == 0 && promise.zapped_at < since;
+                promise.there_at = now;
+                let is_kept = promise.restricting == 0 && promise.restricted_at < since;
+                promise.is_writable = promise.is_there && is_kept && gives == Gives::Write;
             }
+        }
+    }
+
+    /// What is mapped in `range` all along can be written from now on, by an operation that began at `since`.
+    pub(super) fn allowed(&mut self, range: Range, since: u64) {
+        for page in Self::pages(range) {
+            let promise = self.promises.entry(page).or_default();
+            let is_kept = promise.restricting == 0 && promise.restricted_at < since;
+            promise.is_writable |= promise.is_there && promise.there_at < since && is_kept;
         }
     }
 

@@ -9,8 +9,8 @@ use super::stress::{Oracles, Plan};
 use super::trace::{Event, Trace};
 use crate::{Arena, Dice, Effect, Judge, Style, Tlbi};
 use stage2::{
-    Attrs, Bbm, Entries, Entry, Format, FreshTable, Geometry, IdleTable, Leaf, Live, Marks, TablePa,
-    TableSize, span,
+    Attrs, Bbm, Entries, Entry, Format, FreshTable, Geometry, IdleTable, IommuCapability, Leaf, Live, Marks,
+    TablePa, TableSize, Upkeep, span,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
@@ -83,6 +83,14 @@ pub(super) struct Promise {
     /// Unmaps of it under way, and when the last one ended.
     pub(super) zapping: u32,
     pub(super) zapped_at: u64,
+    /// It is mapped, and nobody has begun to unmap it; since when that is certain.
+    pub(super) is_there: bool,
+    pub(super) there_at: u64,
+    /// And can be written, and nobody has begun to change that.
+    pub(super) is_writable: bool,
+    /// Operations under way that take the right to write, and when the last one ended.
+    pub(super) restricting: u32,
+    pub(super) restricted_at: u64,
 }
 
 /// A pinned frame.
@@ -110,6 +118,8 @@ pub(super) struct State<F: Format> {
     pub(super) bbm: Bbm,
     pub(super) style: Style,
     pub(super) tag: Vmid,
+    /// What the device's IOMMU can do, where it is attached.
+    pub(super) iommu: Option<IommuCapability>,
     pub(super) root: Option<Pa>,
     pub(super) tables: BTreeMap<Pa, TableSize>,
     /// Where a table that is or was linked hangs.
@@ -155,6 +165,7 @@ impl<F: Format> State<F> {
             bbm: plan.bbm,
             style: plan.style,
             tag: Judge::<F>::VMID,
+            iommu: plan.iommu,
             root: None,
             tables: BTreeMap::new(),
             spots: HashMap::new(),
@@ -227,6 +238,9 @@ impl<F: Format> State<F> {
     pub(super) fn rooted(&mut self, root: Pa) {
         self.root = Some(root);
         self.is_ending = false;
+        for promise in self.promises.values_mut() {
+            (promise.is_there, promise.is_writable) = (false, false);
+        }
         self.spots.clear();
         self.spots.insert(root, (Ipa::new(0), self.geometry.top()));
         self.judge =
@@ -332,8 +346,15 @@ impl<F: Format> State<F> {
         }
     }
 
+    /// Tells whether `who` sets a flag by itself: a device's IOMMU may do less than CPUs do.
+    pub(super) fn sets(&self, who: usize, mark: Marks) -> bool {
+        let needed = if mark == Marks::YOUNG { Upkeep::Accessed } else { Upkeep::AccessedAndDirty };
+        let is_able = |iommu: IommuCapability| iommu.upkeep >= needed;
+        self.hardware_sets(mark) && (!self.observers[who].is_device || self.iommu.is_none_or(is_able))
+    }
+
     /// Tells which flags the hardware sets by itself.
-    pub(super) fn hardware_sets(&self, mark: Marks) -> bool {
+    fn hardware_sets(&self, mark: Marks) -> bool {
         let word = |attrs| {
             let leaf = Entry::Leaf(Leaf { pa: Pa::new(0), attrs });
             self.format.encode(leaf, Height::PAGE)

@@ -12,7 +12,8 @@ use super::state::State;
 use super::work::{ERRANDS, Worker};
 use crate::{Arena, Dice, Effect, Flat, Reach, Sequence, Style};
 use stage2::{
-    Batched, Bbm, EntryEpoch, Format, Geometry, IpiRendezvous, Quiescence, ReaderCount, Tree, Waiting, span,
+    Batched, Bbm, EntryEpoch, Format, Geometry, IommuCapability, IpiRendezvous, Quiescence, ReaderCount,
+    Tree, Waiting, span,
 };
 use std::sync::Arc;
 use std::thread;
@@ -42,6 +43,9 @@ pub struct Plan {
     pub sequence: Sequence,
     /// What is wrong with invalidation by interrupts.
     pub lapse: Option<Lapse>,
+    /// What the device's IOMMU can do, where it is attached to the tree: broadcasts reach it. `None`: its faults do not
+    /// matter, and nobody does it any favours.
+    pub iommu: Option<IommuCapability>,
     /// Who looks.
     pub oracles: Oracles,
 }
@@ -70,6 +74,7 @@ impl Plan {
             pace: 4,
             sequence: Sequence::RIGHT,
             lapse: None,
+            iommu: None,
             oracles: Oracles::All,
         }
     }
@@ -190,6 +195,9 @@ fn one_life<F: Format>(
         let memory = Memory(machine.clone());
         let tree = Tree::new(format, geometry, plan.bbm, memory).expect("an arena has room for a root");
         machine.state().rooted(tree.root().pa());
+        if let Some(iommu) = plan.iommu {
+            tree.restrain(iommu.restraint(format)).expect("no log runs");
+        }
         let sections = Recorded::new(machine.clone(), waiting(plan.waiting));
         if plan.oracles == Oracles::All {
             // The judge wants grace periods, also where nobody else has ever looked.

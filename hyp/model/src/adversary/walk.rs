@@ -9,7 +9,7 @@ use super::cache::{Link, Translation};
 use super::state::{Crime, State};
 use super::trace::Event;
 use crate::{Arena, Style};
-use stage2::{Entries, Entry, Format, Leaf, Live, Marks, span};
+use stage2::{Entries, Entry, Format, Leaf, Live, Marks, OnFault, span};
 use std::sync::atomic::Ordering;
 use types::{Access, Height, Ipa, Pa, Range};
 
@@ -121,7 +121,7 @@ impl<F: Format> State<F> {
         if leaf.attrs.marks.contains(Marks::YOUNG) {
             return Ok(Some(arrival));
         }
-        if !self.hardware_sets(Marks::YOUNG) {
+        if !self.sets(who, Marks::YOUNG) {
             return Ok(None);
         }
         Ok(self.flag(arena, who, arrival, Marks::YOUNG))
@@ -202,6 +202,9 @@ impl<F: Format> State<F> {
             return Ok(Outcome::Faulted);
         }
         if kind == Kind::Store && !attrs.marks.contains(Marks::DIRTY) {
+            if self.observers[who].is_device && !self.sets(who, Marks::DIRTY) {
+                return Ok(Outcome::Faulted);
+            }
             // The flag is set in the entry, wherever the walk cache leads, and only if it is what was cached.
             let again = self.arrive_young(arena, who, ipa)?.filter(|arrival| {
                 let settled = |raw| self.format.settled(raw, leaf.height);
@@ -209,13 +212,34 @@ impl<F: Format> State<F> {
             });
             let Some(dirty) = again.and_then(|arrival| self.flag(arena, who, arrival, Marks::DIRTY)) else {
                 self.observers[who].cache.drop_leaf(leaf);
-                return Ok(Outcome::Faulted);
+                // A CPU may fault, and be run again. An IOMMU walks again, and decides by what is there now.
+                let is_device = self.observers[who].is_device && self.iommu.is_some();
+                return if is_device { self.access(arena, who, ipa, kind) } else { Ok(Outcome::Faulted) };
             };
             self.observers[who].cache.refresh(leaf, dirty.leaf.raw);
             leaf = dirty.leaf;
         }
         self.reach_frame(who, ipa, leaf, kind)?;
         Ok(Outcome::Done)
+    }
+
+    /// A device makes an access: it must not fail where memory was mapped all along, unless its IOMMU has it tried again.
+    fn device_accesses(&mut self, arena: &Arena, who: usize, ipa: Ipa, kind: Kind) -> Result<(), Crime> {
+        let outcome = self.access(arena, who, ipa, kind)?;
+        let is_final = self.iommu.is_some_and(|iommu| iommu.on_fault == OnFault::Terminates);
+        let page = Range::block_around(ipa, span::<F>(Height::PAGE));
+        let promise = self.promises.get(&page.start()).copied().unwrap_or_default();
+        let is_mapped = promise.is_there && (kind == Kind::Load || promise.is_writable) && !self.is_ending;
+        if is_final && is_mapped {
+            if outcome == Outcome::Faulted {
+                let now = self.peek(arena, ipa).map(|(raw, height)| self.format.decode(raw, height));
+                let what =
+                    format!("a device's {kind:?} of {ipa:?} failed, which is mapped all along: {now:?}");
+                return Err(Crime::at(Breach::DeviceFailed, page, what));
+            }
+            self.coverage.count("a device's access where memory was mapped all along");
+        }
+        Ok(())
     }
 
     /// The access arrives at memory: it must be there for this page.
@@ -297,7 +321,7 @@ impl<F: Format> State<F> {
         let ipa = self.hot_address();
         if self.observers[who].is_device && self.dice.one_in(2) {
             let kind = if self.dice.one_in(2) { Kind::Store } else { Kind::Load };
-            return self.access(arena, who, ipa, kind).map(|_| ());
+            return self.device_accesses(arena, who, ipa, kind);
         }
         self.speculate(arena, who, ipa)
     }

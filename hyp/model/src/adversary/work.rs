@@ -172,13 +172,14 @@ impl<'w, F: Format> Worker<'w, F> {
         marks.set(Marks::DIRTY, self.dice.one_in(2));
         let attrs = Attrs { access, marks, ..Attrs::RAM };
         let Some((pa, generations)) = self.take_frames(range, likely) else { return };
-        self.begins(Errand::Fault, range, Gives::Write);
+        let since = self.begins(Errand::Fault, range, Gives::Write);
+        let given = if access.contains(Access::WRITE) { Gives::Write } else { Gives::Nothing };
         let mapping = Mapping { range, pa, attrs, largest, why: Why::Alignment };
         let by_claim = self.dice.one_in(3) && range == self.page(range.start());
         let next = if by_claim { self.map_by_claim(&mapping) } else { self.map(&mapping) };
         self.machine.check(|state, _| {
             if let Ok(done) = Range::new(range.start(), next) {
-                state.certain(done, pa, &generations);
+                state.certain(done, pa, &generations, since, given);
             }
             let done = next.get() - range.start().get();
             let freed = state.frames.free(pa.wrapping_add(done), next, range.len() - done);
@@ -231,13 +232,16 @@ impl<'w, F: Format> Worker<'w, F> {
 
     fn allow(&mut self, ipa: Ipa, access: Access) {
         let block = self.block(ipa);
-        self.begins(Errand::Allow, block, Gives::Write);
+        let since = self.begins(Errand::Allow, block, Gives::Write);
         {
             let section = self.sections.enter(self.cpu.id());
             let view = self.tree.open(&section);
             if let Ok(held) = view.hold_leaf(ipa) {
                 pass(Point::Step);
                 held.allow(&self.cpu, access);
+                if access.contains(Access::WRITE) {
+                    self.machine.state().allowed(self.page(ipa), since);
+                }
             }
         }
         self.ends(Errand::Allow, block, Gives::Write);
@@ -273,6 +277,10 @@ impl<'w, F: Format> Worker<'w, F> {
                     busy += 1;
                     at = at.max(ipa);
                 }
+                Err(ChangeError::DeviceWouldFault { .. }) if self.machine.state().iommu.is_some() => {
+                    self.machine.state().coverage.count("refused for a device");
+                    return;
+                }
                 Err(other) => self.cpu.accuse(Breach::Leak, format!("{other:?} with memory at hand")),
             }
             self.machine.state().reports[self.me].frames.clear();
@@ -307,6 +315,8 @@ impl<'w, F: Format> Worker<'w, F> {
                 this.machine.check(|state, arena| {
                     if strict {
                         state.promise_strict(part, since);
+                    } else {
+                        state.allowed(part, since);
                     }
                     state.answered(arena, this.me, part, since)
                 });
@@ -373,6 +383,9 @@ impl<'w, F: Format> Worker<'w, F> {
             let section = self.sections.enter(self.cpu.id());
             match self.tree.open(&section).split(&self.cpu, ipa, Height::PAGE, Why::Pin) {
                 Ok(()) | Err(ChangeError::Busy { .. }) => {}
+                Err(ChangeError::DeviceWouldFault { .. }) if self.machine.state().iommu.is_some() => {
+                    self.machine.state().coverage.count("refused for a device");
+                }
                 Err(other) => self.cpu.accuse(Breach::Leak, format!("{other:?} with a reserve")),
             }
         }
