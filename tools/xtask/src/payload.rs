@@ -16,8 +16,10 @@ use std::time::Duration;
 
 const PACKAGE: &str = "guest-tests";
 
-/// The payload that drives its own page tables: alone it is granted the calls on its memory.
+/// The payload that drives its own page tables.
 const DRIVES: &str = "drive";
+/// Those that are granted the calls on their memory.
+const GRANTED_TO: [&str; 2] = [DRIVES, "reset"];
 
 /// The vCPUs of a payload's VM.
 pub(crate) const VCPUS: u32 = 4;
@@ -51,7 +53,7 @@ impl Payload {
         append: &str,
     ) -> Result<Prepared> {
         let mut vm = vm("payload", smp, memory, Some(append.to_owned()));
-        vm.hypercalls = (self.name() == DRIVES).then(|| GRANTED.to_owned());
+        vm.hypercalls = GRANTED_TO.contains(&self.name().as_str()).then(|| GRANTED.to_owned());
         let (bundle, _) = bundle::of_one(One { vm, kernel: &self.0, initrd: None })?;
         host(board, &board.build()?, cpu, &bundle, smp, memory)
     }

@@ -1,5 +1,5 @@
 //! A guest that resets its machine in the middle of everything. Promise: the machine that comes up again is as new, in
-//! memory, image, devices and vCPUs.
+//! memory, image, devices, vCPUs, and whatever it has asked of its own memory.
 //!
 //! Nothing outlives a reset, so that nothing here can tell the first start from the second. With `reset=loop` in the boot
 //! arguments, each start prints `RESET-BANNER`, checks that the machine is new, makes a mess, and resets, without end:
@@ -10,6 +10,8 @@
 #![allow(clippy::result_large_err, reason = "a failed test carries its text, since there is no heap")]
 #![allow(unsafe_code, reason = "the state that must not survive is written where it could")]
 
+use abi::Status;
+use abi::calls::{self, granularity, rights, statistic};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use guest_tests::calls::{affinity_info, call3, psci, system_reset};
 use guest_tests::cell::BootCell;
@@ -17,10 +19,13 @@ use guest_tests::gic::{self, gicd};
 use guest_tests::list::List;
 use guest_tests::machine::{self, Host};
 use guest_tests::mmio::{read32, write32};
+use guest_tests::mmu::PAGE;
 use guest_tests::ram::{self, Ram};
-use guest_tests::region::MAX_HOLES;
+use guest_tests::region::{MAX_HOLES, Region};
 use guest_tests::timer::{self, Timer};
-use guest_tests::{Verdict, cpu, guest_tests, read_sysreg, report, same, say, skip, smp, write_sysreg};
+use guest_tests::{
+    Verdict, check, cpu, guest_tests, read_sysreg, report, same, say, service, skip, smp, write_sysreg,
+};
 
 guest_tests! {
     "reset":
@@ -29,6 +34,7 @@ guest_tests! {
     other_vcpus_are_off,
     devices_are_fresh,
     memory_is_zero,
+    nothing_is_pinned_logged_or_protected,
     // Last: it does not come back.
     reset_in_the_middle_of_everything,
 }
@@ -116,6 +122,44 @@ fn memory_is_zero() -> Verdict {
     Ok(())
 }
 
+/// The pages that the calls of a mess are about: the last 64 of the largest piece of free memory.
+fn messy() -> Region {
+    let largest = free().iter().map(|piece| piece.region()).max_by_key(|region| region.size());
+    let end = largest.map_or(0, |region| region.end & !(PAGE - 1));
+    Region { start: end - 64 * PAGE, end }
+}
+
+fn nothing_is_pinned_logged_or_protected() -> Verdict {
+    service::granted()?;
+    same!("handles in use", 0, 0, service::statistic(statistic::HANDLES)?);
+    let stopped = service::call(calls::LOG_STOP, &[])?;
+    check!(stopped.status == Status::NoLog, "the end of a log that nobody began: {stopped:?}");
+    let polled = service::call(calls::DMA_POLL, &[calls::TRANSFERS as u64])?;
+    check!(polled.status == Status::NoHandle, "a transfer that nobody asked for: {polled:?}");
+    // Were it not writable, this would end the run.
+    let (status, _) = service::transfer(calls::DMA_FILL, [messy().start, 0, messy().size()])?;
+    check!(status == Status::Success, "fill of {:#x}: {status:?}", messy().start);
+    service::self_check()
+}
+
+/// Has the hypervisor hold things for this machine: rights, pins, a log, a transfer that nobody waits for.
+fn ask_for_a_mess() -> Verdict {
+    if service::granted().is_err() {
+        return Ok(());
+    }
+    let region = messy();
+    for page in (region.start..region.end).step_by(2 * PAGE as usize) {
+        service::call(calls::PIN, &[page, PAGE, 1, 0])?;
+    }
+    service::attempt(calls::BALLOON_OUT, Region::new(region.start, 4 * PAGE), 0)?;
+    service::call(calls::LOG_START, &[region.start, region.size(), granularity::PAGES, 0])?;
+    for _ in 0..calls::TRANSFERS {
+        service::call(calls::DMA_FILL, &[region.start, 0xdead, region.size()])?;
+    }
+    service::attempt(calls::PROTECT, Region::new(region.start + 8 * PAGE, 40 * PAGE), rights::READ)?;
+    Ok(())
+}
+
 /// Leaves traces wherever one could survive.
 fn make_a_mess() {
     DATA.iter().chain(&BSS).chain(samples()).for_each(|word| word.store(0xdead_dead_dead_dead, Relaxed));
@@ -146,6 +190,7 @@ fn reset_in_the_middle_of_everything() -> Verdict {
         skip!("there are failures to report");
     }
     make_a_mess();
+    ask_for_a_mess()?;
     let who = timer::now() as usize % smp::count();
     say!("  reset from vCPU {who}");
     let meeting = cpu::Rendezvous::new(smp::count());
@@ -163,7 +208,9 @@ fn reset_in_the_middle_of_everything() -> Verdict {
                 }
                 1 => cpu::wfi(),
                 _ => {
-                    words.next().map(|word| word.fetch_add(1, Relaxed));
+                    // Some may not be written any more.
+                    let word = words.next().filter(|word| !messy().contains(word.as_ptr() as u64));
+                    word.map(|word| word.fetch_add(1, Relaxed));
                 }
             }
         }

@@ -3,11 +3,11 @@
 use super::Extent;
 use super::cases::Cases;
 use crate::board::{Board, Built};
-use crate::bundle::{self, One};
+use crate::bundle::{self, One, Vm};
 use crate::console::Console;
 use crate::qemu::{CPUS, DEFAULT_CPU};
 use crate::report::{self, END, STATS};
-use crate::run::{HYPERVISOR_APPEND, Prepared, bare, host, linux_cmdline, vm};
+use crate::run::{GRANTED, HYPERVISOR_APPEND, Prepared, bare, host, linux_cmdline, vm};
 use crate::setup;
 use crate::size::Size;
 use anyhow::{Context, Result, ensure};
@@ -37,7 +37,7 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
     let shapes = shapes(extent);
     let models: &[&str] = if extent == Extent::Quick { &[DEFAULT_CPU] } else { &CPUS };
     let variants: &[Variant] = if extent == Extent::Quick { &[] } else { &VARIANTS };
-    cases.group("Linux in a VM", 1 + shapes.len() + 2 * models.len() + variants.len());
+    cases.group("Linux in a VM", 1 + shapes.len() + 2 * models.len() + variants.len() + 1);
     // The control: if this fails, the fault is not the hypervisor's.
     let shape = Shape { cpu: DEFAULT_CPU, smp: 2, memory: MEMORY[1] };
     let bare = || Ok(bare(Board::QemuVirt, shape.cpu, shape.smp, shape.memory, linux_cmdline(None)));
@@ -60,6 +60,11 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
         }
         let shape = Shape { cpu, smp: 2, memory: MEMORY[0] };
         cases.boot(&format!("reboot boots again: {cpu}, 2 CPUs"), || linux(&built, shape), reboots);
+    }
+    if extent != Extent::Quick {
+        let shape = Shape { cpu: DEFAULT_CPU, smp: 2, memory: MEMORY[0] };
+        let name = "user space drives the page tables through the control page";
+        cases.boot(name, || granted(&built, shape), drives);
     }
     for variant in variants {
         let shape = Shape { cpu: variant.cpu, smp: 2, memory: MEMORY[0] };
@@ -147,7 +152,17 @@ fn shapes(extent: Extent) -> Vec<Shape> {
 }
 
 fn linux(built: &Built, shape: Shape) -> Result<Prepared> {
-    let vm = vm("linux", shape.smp, shape.memory, Some(linux_cmdline(None)));
+    linux_as(built, shape, vm("linux", shape.smp, shape.memory, Some(linux_cmdline(None))))
+}
+
+/// As [`linux`], with the calls on its own memory.
+fn granted(built: &Built, shape: Shape) -> Result<Prepared> {
+    let mut vm = vm("linux", shape.smp, shape.memory, Some(linux_cmdline(None)));
+    vm.hypercalls = Some(GRANTED.to_owned());
+    linux_as(built, shape, vm)
+}
+
+fn linux_as(built: &Built, shape: Shape, vm: Vm) -> Result<Prepared> {
     let (kernel, initrd) = (setup::kernel(), setup::initramfs());
     let (bundle, _) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initrd) })?;
     host(Board::QemuVirt, built, shape.cpu, &bundle, shape.smp, shape.memory)
@@ -218,6 +233,29 @@ fn interrupts_arrive(console: &mut Console, smp: u32) -> Result<()> {
     }
     let grown = before.timer.iter().zip(&after.timer).all(|(before, after)| after > before);
     ensure!(grown, "arch_timer did not grow on every CPU: {:?}, then {:?}", before.timer, after.timer);
+    powers_off(console)
+}
+
+/// Splits the first block of memory under the running kernel and makes it again, by writes to the control page.
+fn drives(console: &mut Console) -> Result<()> {
+    expect(console, "^INIT-OK$")?;
+    prompt(console)?;
+    // Function, address, length, parameter, cursor; go; the status is what is printed.
+    console.send(
+        "call() { at=$((0x09100010)); for value; do devmem $at 64 $value; at=$((at + 8)); done; \
+         devmem 0x09100048 64 1; echo STATUS-$(devmem 0x09100050 64)-$(devmem 0x09100060 64); }\n",
+    )?;
+    prompt(console)?;
+    // SPLIT, COLLAPSE in place: one block each. Then a function that there is none of.
+    for (call, answer) in [
+        ("0xc6000013 0x40000000 0x200000 0 0", "STATUS-0x0+-0x0+1"),
+        ("0xc6000014 0x40000000 0x200000 0 0", "STATUS-0x0+-0x0+1"),
+        ("0xc60000ff 0 0 0 0", "STATUS-0xF{16}-0x0+"),
+    ] {
+        console.send(&format!("call {call}\n"))?;
+        expect(console, &format!("^{answer}$"))?;
+        prompt(console)?;
+    }
     powers_off(console)
 }
 
