@@ -23,6 +23,8 @@ pub struct Machine {
     hardware: Cell<Option<Hardware>>,
     /// Tables in reserve for splits. Who has drawn one and gives it back has it below zero for a moment at most.
     reserved: Cell<i64>,
+    /// How many tables came into reserve, or were let go of out of it.
+    reserve_moved: Cell<u64>,
     instructions: RefCell<Box<dyn Instructions>>,
     /// How many more tables may be taken or reserved.
     requests: Cell<u64>,
@@ -51,6 +53,7 @@ impl Machine {
             log: RefCell::default(),
             hardware: Cell::new(None),
             reserved: Cell::new(0),
+            reserve_moved: Cell::new(0),
             instructions: RefCell::new(Box::new(Sequence::RIGHT)),
             requests: Cell::new(u64::MAX),
             touched: RefCell::default(),
@@ -87,6 +90,11 @@ impl Machine {
         let one_less = if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
         self.requests.set(one_less.ok_or(NoPages)?);
         Ok(())
+    }
+
+    /// Returns how many tables were set aside for splits, or let go of again, since the last call.
+    pub fn reserve_moved(&self) -> u64 {
+        self.reserve_moved.take()
     }
 
     /// Returns how many entries were looked at or written since the last call, each counted once.
@@ -189,10 +197,12 @@ impl Pages for Machine {
     fn reserve(&self, tables: u64) -> Result<(), NoPages> {
         self.grant()?;
         self.reserved.update(|n| n + tables as i64);
+        self.reserve_moved.update(|n| n + tables);
         Ok(())
     }
 
     fn release(&self, tables: u64) {
+        self.reserve_moved.update(|n| n + tables);
         self.reserved.update(|n| n - tables as i64);
     }
 }

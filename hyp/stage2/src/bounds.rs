@@ -3,8 +3,8 @@
 //! A step that has reached a bound returns how far it got, with nothing frozen, held or owed; the caller goes on from
 //! there. Counted by the test `bounds`.
 
-use crate::STEP_ENTRIES;
 use crate::collapse::MOVE_BYTES;
+use crate::{STEP_ENTRIES, STEP_RESERVE};
 
 /// How much one step does at most. Entries are counted once, however often they are looked at; beside them there are the links
 /// on the way to them, and the rest of the table in which the bound is reached.
@@ -21,6 +21,8 @@ pub struct Bounds {
     pub grace_periods: u64,
     /// Further grace periods, for each such height.
     pub grace_periods_by_height: u64,
+    /// Tables that are put into the reserve for splits, or let go of out of it.
+    pub reserve: u64,
     /// Bytes of memory to move.
     pub bytes: u64,
 }
@@ -32,17 +34,23 @@ impl Bounds {
         invalidations_by_height: 0,
         grace_periods: 0,
         grace_periods_by_height: 0,
+        reserve: 0,
         bytes: 0,
     };
 
+    /// Of a sweep. What a block had in reserve counts as entries do; the last block is let go of whole.
+    const SWEEP_RESERVE: u64 = STEP_ENTRIES as u64 + STEP_RESERVE;
+
     /// Of [`View::map`](crate::View::map) and [`View::annotate`](crate::View::annotate): one publication.
-    pub const MAP: Self = Self { entries: STEP_ENTRIES, invalidations: 1, ..Self::NOTHING };
+    pub const MAP: Self =
+        Self { entries: STEP_ENTRIES, invalidations: 1, reserve: STEP_RESERVE, ..Self::NOTHING };
     /// Of [`Tree::unmap`](crate::Tree::unmap): a walk, a sweep of its own, and one of what rests.
     pub const UNMAP: Self = Self {
         entries: 3 * STEP_ENTRIES,
         invalidations: 1,
         invalidations_by_height: 3,
         grace_periods: 1,
+        reserve: STEP_RESERVE + 2 * Self::SWEEP_RESERVE,
         ..Self::NOTHING
     };
     /// Of [`Tree::protect`](crate::Tree::protect).
@@ -62,7 +70,8 @@ impl Bounds {
     /// Of [`Tree::collapse`](crate::Tree::collapse) and [`Tree::collapse_into`](crate::Tree::collapse_into), beside the
     /// entries of the table and of its copy.
     pub const COLLAPSE: Self =
-        Self { invalidations: 3, grace_periods: 1, bytes: MOVE_BYTES, ..Self::NOTHING };
+        Self { invalidations: 3, grace_periods: 1, reserve: 1, bytes: MOVE_BYTES, ..Self::NOTHING };
     /// Of [`Remains::sweep`](crate::Remains::sweep).
-    pub const DESTROY: Self = Self { entries: 2 * STEP_ENTRIES, ..Self::NOTHING };
+    pub const DESTROY: Self =
+        Self { entries: 2 * STEP_ENTRIES, reserve: 2 * Self::SWEEP_RESERVE, ..Self::NOTHING };
 }

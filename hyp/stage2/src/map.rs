@@ -15,8 +15,8 @@
 use crate::census::{Event, HEIGHTS};
 use crate::geometry::{shift, span};
 use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
-use crate::tree::STEP_ENTRIES;
 use crate::tree::Shortage;
+use crate::tree::{STEP_ENTRIES, STEP_RESERVE};
 use crate::under_way::Counted;
 use crate::{
     Attrs, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, MapError, NoPages, Note,
@@ -69,6 +69,14 @@ struct Fill {
     content: Content,
     largest: Height,
     why: Why,
+}
+
+/// What was filled: entries of one height.
+struct Filled {
+    /// The address behind them.
+    next: Ipa,
+    height: Height,
+    entries: usize,
 }
 
 /// Consecutive entries of one table that are to be filled.
@@ -166,12 +174,17 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             return Err(MapError::Unmappable);
         }
         let mut at = range.start();
-        let mut touched = 0;
-        while at < range.end() && touched < STEP_ENTRIES {
-            match self.fill_run(fill, at) {
-                Ok((next, entries)) => {
-                    at = next;
-                    touched += entries;
+        let (mut touched, mut reserve) = (0, STEP_RESERVE);
+        while at < range.end()
+            && touched < STEP_ENTRIES
+            && fill.reserve_for::<F>(fill.height_at::<F>(at)) <= reserve
+        {
+            match self.fill_run(fill, at, reserve) {
+                Ok(filled) => {
+                    at = filled.next;
+                    touched += filled.entries;
+                    let drawn = filled.entries as u64 * fill.reserve_for::<F>(filled.height);
+                    reserve = reserve.saturating_sub(drawn);
                 }
                 Err(error) if at == range.start() => return Err(error),
                 Err(_) => break, // the next call meets it with nothing changed
@@ -180,8 +193,8 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         Ok(at)
     }
 
-    /// Fills one run from `at`. Returns the address behind it and the number of entries touched.
-    fn fill_run(&self, fill: &Fill, at: Ipa) -> Result<(Ipa, usize), MapError> {
+    /// Fills one run from `at`, setting aside at most `reserve` tables, which do for one leaf.
+    fn fill_run(&self, fill: &Fill, at: Ipa, reserve: u64) -> Result<Filled, MapError> {
         let mut height = fill.height_at::<F>(at);
         let mut lost = 0;
         loop {
@@ -195,7 +208,8 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             if spot.raw != ABSENT {
                 return Err(self.obstacle(at, place.height, spot.raw));
             }
-            let run = fill.run(at, height, &self.tree.geometry);
+            let run = fill.run(at, height, &self.tree.geometry, reserve);
+            let filled = |n| Filled { next: run.end::<F>(n), height, entries: n };
             let reserves = fill.is_memory() && height > Height::PAGE;
             // From before pages are drawn until they are linked or back: who finds none meanwhile finds us counted.
             let drawing = (reserves || place.height != height).then(|| self.tree.unlinking());
@@ -212,11 +226,11 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
                 let done = self.fill_in_place(fill, &run, place);
                 unused(run.len - done);
                 if done > 0 {
-                    return Ok((run.end::<F>(done), done));
+                    return Ok(filled(done));
                 }
             } else if let Some(drawing) = &drawing {
                 match self.link_filled(fill, &run, spot, drawing) {
-                    Ok(_) => return Ok((run.end::<F>(run.len), run.len)),
+                    Ok(_) => return Ok(filled(run.len)),
                     Err(Unlinked::NoPages) => {
                         unused(run.len);
                         return Err(MapError::NoPages);
@@ -376,11 +390,23 @@ impl Fill {
         height
     }
 
-    /// Returns the run of entries of `height` from `at` to the end of their table or of the range.
-    fn run<F: Format>(&self, at: Ipa, height: Height, geometry: &Geometry<F>) -> Run {
+    /// Returns the run of entries of `height` from `at` to the end of their table or of the range, for which `reserve`
+    /// tables set aside suffice.
+    fn run<F: Format>(&self, at: Ipa, height: Height, geometry: &Geometry<F>, reserve: u64) -> Run {
         let in_table = geometry.entries(height) - geometry.index(at, height);
         let in_range = (self.range.end().get() - at.get()) >> shift::<F>(height);
-        Run { at, height, len: in_table.min(usize::try_from(in_range).unwrap_or(usize::MAX)) }
+        let in_range = usize::try_from(in_range).unwrap_or(usize::MAX);
+        let in_step = match self.reserve_for::<F>(height) {
+            0 => usize::MAX,
+            _ if mutant("reserve-without-a-bound") => usize::MAX,
+            each => usize::try_from(reserve / each).unwrap_or(usize::MAX),
+        };
+        Run { at, height, len: in_table.min(in_range).min(in_step) }
+    }
+
+    /// Returns how many tables are set aside for each entry of `height`.
+    fn reserve_for<F: Format>(&self, height: Height) -> u64 {
+        if self.is_memory() { Geometry::<F>::split_tables(height) } else { 0 }
     }
 
     fn pa(&self, at: Ipa) -> Pa {

@@ -186,7 +186,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     }
 
     /// Hands the leaves and notes of `subtree` to `sink` and gives its tables back, children first, until `budget`
-    /// entries have been read; ends within a table of it. Returns from where to go on, if anything is left.
+    /// entries have been read, or tables let go of out of the reserve; ends within a table of it. Returns from where to go on, if anything is left.
     pub(crate) fn sweep(
         &self,
         cpu: CpuId,
@@ -216,6 +216,11 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
                         }
                     } else {
                         self.hand_over(cpu, base, raw, height, sink);
+                        let is_leaf = F::output(raw, height).is_some();
+                        if is_leaf && !mutant("reserve-let-go-without-a-bound") {
+                            let reserve = Geometry::<F>::split_tables(height) as usize;
+                            *budget = budget.saturating_sub(reserve);
+                        }
                     }
                 }
                 self.give_back(cpu, table, height);

@@ -16,6 +16,10 @@ use types::{CpuId, CpuSet, Height, Ipa, Range};
 /// The most entries that one step of an operation touches, up to a table's worth.
 pub const STEP_ENTRIES: usize = 1 << 16;
 
+/// The most tables that one step of an operation sets aside for splitting what it maps. A leaf that needs more is not made,
+/// but smaller ones in its place.
+pub const STEP_RESERVE: u64 = 1 << 12;
+
 /// One space's second-stage tables. Every operation takes `&self`: there is no lock around a tree.
 ///
 /// `F` is the format, `M` the memory ([`Entries`] and [`Pages`]) of this space.
@@ -159,9 +163,16 @@ impl<F: Format, M> Tree<F, M> {
         self.logs.load(Relaxed) != 0
     }
 
-    /// Returns the greatest height at which this tree can have leaves.
+    /// Returns the greatest height at which this tree can have leaves: what splitting one needs is drawn in one step, and
+    /// so within [`STEP_RESERVE`].
     pub fn largest_leaf(&self) -> Height {
-        self.format.largest_leaf().min(self.geometry.top())
+        let mut largest = self.format.largest_leaf().min(self.geometry.top());
+        while Geometry::<F>::split_tables(largest) > STEP_RESERVE
+            && let Some(below) = largest.below()
+        {
+            largest = below;
+        }
+        largest
     }
 
     /// Returns the number of bytes in tables now: the root, and whatever is linked or not yet given back.

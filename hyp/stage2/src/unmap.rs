@@ -15,16 +15,17 @@
 //! Who maps below a link that we have just frozen maps into a dead table: to everybody else, that was before the
 //! unmap. The sweep finds the leaf.
 
-use crate::batch::Batch;
+use crate::batch::{Batch, WINDOW};
 use crate::census::Event;
 use crate::parking::Reserved;
 use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
 use crate::split::Splitting;
 use crate::sweep::{Grace, Subtree};
-use crate::tree::STEP_ENTRIES;
+use crate::tree::{STEP_ENTRIES, STEP_RESERVE};
 use crate::under_way::Counted;
 use crate::{
-    ChangeError, Entries, Entry, Format, Invalidate, Lost, Pages, Quiesced, Section, TablePa, Tree, View, Why,
+    ChangeError, Entries, Entry, Format, Geometry, Invalidate, Lost, Pages, Quiesced, Section, TablePa, Tree,
+    View, Why,
 };
 use types::sync::mutant;
 use types::{CpuId, Height, Ipa, Range};
@@ -241,6 +242,11 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             false => tree.format.encode(Entry::Frozen, height),
         };
         let most_links = (STEP_ENTRIES >> F::INDEX_BITS).max(1);
+        let most = match Geometry::<F>::split_tables(height) {
+            0 => WINDOW,
+            _ if mutant("reserve-let-go-without-a-bound") => WINDOW,
+            each => usize::try_from(STEP_RESERVE / each).unwrap_or(WINDOW).clamp(1, WINDOW),
+        };
         let mut raw = tree.read(first);
         let mut place = first;
         let mut tries = 0;
@@ -274,7 +280,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
                 }
             }
             place.index += 1;
-            if batch.is_full()
+            if batch.len() >= most
                 || place.index == tree.geometry.entries(height)
                 || batch.end::<F>() >= range.end()
             {

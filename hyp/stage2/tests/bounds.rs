@@ -27,14 +27,16 @@ enum Shape {
     Blocks,
     /// Tables with one page in each, far and wide.
     Sparse,
-    /// The same, and that page is gone.
+    /// Blocks of a GiB, in more than one table.
+    Gibs,
+    /// Tables with one page in each, and that page is gone.
     Empty,
     /// A note on all that there is.
     Note,
 }
 
-const SHAPES: [Shape; 6] =
-    [Shape::Pages, Shape::Block, Shape::Blocks, Shape::Sparse, Shape::Empty, Shape::Note];
+const SHAPES: [Shape; 7] =
+    [Shape::Pages, Shape::Block, Shape::Blocks, Shape::Gibs, Shape::Sparse, Shape::Empty, Shape::Note];
 
 fn map(tree: &Space<'_>, machine: &Machine, whole: Mapping) {
     let section = machine.enter(CpuId::BOOT);
@@ -61,6 +63,7 @@ fn space(machine: &Machine, bbm: Bbm, shape: Shape) -> Space<'_> {
     match shape {
         Shape::Pages => map(&tree, machine, pages(range(GIB, GIB))),
         Shape::Block => map(&tree, machine, mapping(range(GIB, GIB))),
+        Shape::Gibs => map(&tree, machine, mapping(range(0, 600 * GIB))),
         Shape::Blocks => {
             map(&tree, machine, Mapping { largest: Height::new(1), ..mapping(range(GIB, GIB)) });
         }
@@ -79,6 +82,7 @@ fn space(machine: &Machine, bbm: Bbm, shape: Shape) -> Space<'_> {
     }
     machine.drain();
     machine.touched();
+    machine.reserve_moved();
     tree
 }
 
@@ -96,6 +100,8 @@ fn judge(machine: &Machine, bounds: Bounds, what: &str) {
     let touched = machine.touched();
     let most = bounds.entries + bounds.entries / TABLE + (2 * HEIGHTS as usize + 2) * TABLE;
     assert!(touched <= most, "{what}: {touched} entries, of {most}");
+    let (moved, most) = (machine.reserve_moved(), bounds.reserve);
+    assert!(moved <= most, "{what}: {moved} tables in or out of the reserve, of {most}");
     let mut last = BTreeMap::new();
     for effect in &effects {
         match *effect {
@@ -165,6 +171,37 @@ fn a_step_of_a_map_is_bounded() {
         assert!(machine.touched() <= most);
         rest = mapping.rest(next);
     }
+}
+
+#[test]
+fn a_step_of_a_map_sets_a_bounded_number_of_tables_aside() {
+    let machine = Machine::new(16 << 20);
+    let tree = space(&machine, Bbm::Level0, Shape::Empty);
+    let section = machine.enter(CpuId::BOOT);
+    let whole = mapping(range(16 * GIB, 600 * GIB));
+    let (mut rest, mut steps) = (Some(whole), 0);
+    while let Some(mapping) = rest {
+        let next = tree.open(&section).map(&machine, &mapping).expect("free");
+        judge(&machine, Bounds::MAP, "map");
+        rest = mapping.rest(next);
+        steps += 1;
+    }
+    assert!(steps >= 600 * 513 / Bounds::MAP.reserve, "{steps} steps");
+}
+
+/// With 52-bit addresses there are blocks of 512 GiB, and splitting one takes a table for each 2 MiB of it.
+#[test]
+fn a_leaf_whose_reserve_is_more_than_a_step_may_set_aside_is_not_made() {
+    let machine = Machine::new(16 << 20);
+    let large = Vmsa::<vmsa::Granule4KLpa2>::new(Features::empty());
+    let layout = vmsa::Layout::choose(48, Height::new(3), 6, vmsa::Controls::empty()).expect("possible");
+    let tree = Tree::new(large, layout.geometry(), Bbm::Level0, &machine).expect("room");
+    assert_eq!((large.largest_leaf(), tree.largest_leaf()), (Height::new(3), Height::new(2)));
+    let section = machine.enter(CpuId::BOOT);
+    let whole = Mapping { largest: Height::new(3), ..mapping(range(0, 512 * GIB)) };
+    let whole = Mapping { pa: types::Pa::new(512 * GIB), ..whole };
+    let next = tree.open(&section).map(&machine, &whole).expect("free");
+    assert_eq!(next, Ipa::new(7 * GIB), "seven blocks, of 513 tables each");
 }
 
 #[test]
