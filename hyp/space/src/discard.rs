@@ -19,8 +19,9 @@ pub struct Remains<'f, F: Format> {
 }
 
 impl<'f, F: Format> Space<'f, F> {
-    /// Unmaps the first part of `range` and gives its frames back: one bounded step. Returns the address up to which
-    /// nothing is mapped any more that was mapped when the call began; go on from there until it is the end. Where a
+    /// Unmaps the first part of `range` and gives its frames back: one bounded step. Tables in
+    /// which nothing is left go, too. Returns the address up to which nothing is mapped any more that was mapped when the
+    /// call began; go on from there until it is the end. Where a
     /// region is behind the range still, the next fault there gets fresh, zeroed memory.
     ///
     /// # Errors
@@ -44,7 +45,11 @@ impl<'f, F: Format> Space<'f, F> {
             }
         };
         let sink = &mut |lost| give_back(frames, &lost);
-        self.tree.unmap_told(section, tlb, range, leaving, sink).map_err(|error| at(error, range))
+        let next =
+            self.tree.unmap_told(section, tlb, range, leaving, sink).map_err(|error| at(error, range))?;
+        let gone = Range::new(range.start(), next).map_err(|_| SpaceError::BadRegion { range })?;
+        self.prune_ends(section, tlb, gone)?;
+        Ok(next)
     }
 
     /// Gives back all memory, so that the VM starts again with zeroed memory. Its vCPUs are out of the guest, and stay

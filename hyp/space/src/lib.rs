@@ -40,6 +40,7 @@ mod pin;
 mod plan;
 mod populate;
 mod protect;
+mod prune;
 mod region;
 mod regions;
 mod space;

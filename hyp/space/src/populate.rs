@@ -60,10 +60,14 @@ impl<'f, F: Format> Space<'f, F> {
         range: Range,
     ) -> Result<(), SpaceError> {
         let mut populate = self.start_populate(range);
-        while populate.step(section, cpu, tlb)? == Progress::More {
-            section.pass();
+        loop {
+            match populate.step(section, cpu, tlb) {
+                Ok(Progress::Done) => return Ok(()),
+                Ok(Progress::More) => section.pass(),
+                Err(SpaceError::OutOfTables { .. }) if self.prune_all(section, tlb)? => {}
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
     }
 
     /// Starts to put memory behind all of `range`. Does nothing until it is stepped.

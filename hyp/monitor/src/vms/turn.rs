@@ -12,7 +12,7 @@ use aarch64::guest::inject::{self, Before, Exception, Walk, Write};
 use aarch64::guest::world::Extent;
 use aarch64::guest::{Context, World, decode, el1, ich, switch};
 use log::{debug, error, warn};
-use space::Outcome;
+use space::{Outcome, SpaceError};
 use stage2::Quiescence;
 use types::{Access, Cause, Cpu, FaultKind, Ipa, SysReg, Ticks};
 use vm::sched::Inbox;
@@ -312,6 +312,8 @@ impl<'s> Turns<'s> {
             // It may be for memory that rests: a guest that comes again for it may be the only one who ever does.
             Ok(Outcome::Busy) => self.tidy(),
             Ok(Outcome::Outside | Outcome::Denied | Outcome::Noted(_)) => self.outside(abort, fault.ipa, far),
+            // The guest faults again, and finds one.
+            Err(SpaceError::OutOfTables { .. }) if self.prune() => {}
             Err(error) => {
                 error!("{}: vCPU {} cannot go on: {error}", self.name(), self.vcpu.index());
                 self.guest.vm.stop(self.cpu, Why::Failure);
@@ -335,6 +337,13 @@ impl<'s> Turns<'s> {
             let mut section = self.hypervisor.waiting.enter(self.cpu.id());
             let _ = self.guest.space.drain(&mut section); // what still rests is for the next one who idles
         }
+    }
+
+    /// Gives back tables in which nothing is mapped any more. Tells whether there were any.
+    fn prune(&self) -> bool {
+        let tlb = self.guest.tlb(self.hypervisor, &self.cpu);
+        let mut section = self.hypervisor.waiting.enter(self.cpu.id());
+        self.guest.space.prune_all(&mut section, &tlb).unwrap_or(false)
     }
 
     /// Carries out an access to a device; tells whether there is one.

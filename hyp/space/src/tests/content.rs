@@ -112,10 +112,11 @@ fn an_access_holds_no_pin_afterwards_and_takes_part_with_others() {
 /// The interleaving that a second look is for: found, unmapped and given back, the frame mapped elsewhere, pinned.
 #[test]
 fn a_frame_that_moved_on_between_look_and_pin_is_not_touched() {
-    with_guest(PAGE, |machine, space, stay| {
+    with_guest(2 * PAGE, |machine, space, stay| {
         let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
         add_ram(space, stay, 0, 2 * PAGE);
-        for ipa in [GUEST, PAGE] {
+        // Beside it a page that stays, and so their tables.
+        for ipa in [GUEST, GUEST + PAGE, PAGE] {
             assert_eq!(space.fault(stay, &cpu, &tlb, &fault_at(ipa)), Ok(crate::Outcome::Mapped));
         }
         let _held = leave_free(machine, 0);

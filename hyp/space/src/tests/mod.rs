@@ -15,6 +15,7 @@ mod parallel;
 mod pins;
 mod populating;
 mod protecting;
+mod pruning;
 mod receiver;
 mod refused;
 mod regions;

@@ -144,7 +144,9 @@ fn a_fault_while_a_discard_has_the_last_frame_is_busy_and_no_error() {
     // Not a whole block, so that pages are mapped, in a table that stays.
     space.add_region(&mut stay, Region::ram(range(GUEST + PAGE, 3 * PAGE))).unwrap();
     let (given, wanted) = (GUEST + PAGE, GUEST + 2 * PAGE);
-    assert_eq!(fault(&machine, &space, &stay, given), Ok(Outcome::Mapped));
+    for ipa in [given, GUEST + 3 * PAGE] {
+        assert_eq!(fault(&machine, &space, &stay, ipa), Ok(Outcome::Mapped));
+    }
     let _held = leave_free(&machine, 0);
     let gone = Err(SpaceError::OutOfMemory { ipa: Ipa::new(wanted) });
     assert_eq!(fault(&machine, &space, &stay, wanted), gone, "nothing is on its way back");
