@@ -121,9 +121,10 @@ impl Entries for Tables<'_> {
                 self.frames.record(pa).is_ok_and(|record| record.load().kind() == Kind::Table),
                 "{pa} is in no table"
             );
-            // SAFETY: a `TablePa` names a table that `take` below made and that has not been given back, and the index
-            // is below its number of entries, both by the contract of `Entries`. Such memory is mapped, and accessed as
-            // atomics and by the hardware's walker only.
+            // SAFETY: a `TablePa` names a table that `take` below made and that has not been given back: by the contract of
+            // `FreshTable::new`, which only `take` calls, and who keeps a table that it got from there; lints refuse
+            // any other call. The index is below its number of entries by the contract of `Entries`. Such memory is
+            // mapped, and accessed as atomics and by the hardware's walker only.
             unsafe { map.word(pa) }
         }
     }
@@ -136,6 +137,7 @@ impl Entries for Tables<'_> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is what implements `Pages`")]
 impl Pages for Tables<'_> {
     fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
         let order = Order::of_bytes(size.bytes()).ok_or(NoPages)?;

@@ -74,6 +74,7 @@ impl Entries for Arena {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is what implements `Pages`")]
 impl Pages for Arena {
     fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
         let one_less = |left: usize| if left == usize::MAX { Some(left) } else { left.checked_sub(1) };

@@ -106,6 +106,7 @@ impl Entries for Cells {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is what implements `Pages`")]
 impl Pages for Cells {
     fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
         let table = self.free.lock().expect("as above").pop().ok_or(NoPages)?;

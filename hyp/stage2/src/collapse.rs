@@ -371,7 +371,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         };
         tree.counters.count(self.cpu, Event::Invalidation, 1);
         let grace = tree.retire(section, 1, &mut None);
-        ticket.wait(cpu).into_inner();
+        ticket.wait().into_inner();
         let children = Children {
             memory: &tree.memory,
             scratch,
@@ -441,7 +441,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let ticket = Owed::new(collapse.work::<F>(), ()).issue(cpu);
         tree.counters.count(self.cpu, Event::Invalidation, 1);
         let grace = tree.retire(section, 1, &mut None);
-        ticket.wait(cpu).into_inner();
+        ticket.wait().into_inner();
         if attrs.marks.contains(Marks::NO_TLB) {
             attrs = attrs.without(Marks::NO_TLB);
             tree.settle(collapse.link, held(attrs));

@@ -33,7 +33,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             false => everything.issue(cpu),
         };
         let period = self.grace(&*section).filter(|_| !mutant("end-before-grace"));
-        ticket.wait(cpu).into_inner();
+        ticket.wait().into_inner();
         if let Some(period) = period {
             section.wait(period);
         }

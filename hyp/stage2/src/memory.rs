@@ -202,8 +202,12 @@ pub struct FreshTable {
 
 impl FreshTable {
     /// Vouches for memory taken for a table. For implementations of [`Pages::take`], and for who has taken a table,
-    /// linked it nowhere, and kept its address: whoever calls this says that `size` bytes at `pa` are zeroed, aligned to `size`, reachable through the [`Entries`] that goes with the
-    /// `Pages`, and used by nobody else until they are given back.
+    /// linked it nowhere, and kept its address: whoever calls this says that `size` bytes at `pa` are aligned to `size`,
+    /// reachable through the [`Entries`] that goes with the `Pages`, and used by nobody else until they are given back.
+    ///
+    /// Implementations of `Entries` rely on it with their lives, and this crate has no word for that: it forbids what is
+    /// unsafe, and so cannot say that something is. So the workspace's lints refuse every call that does not say by which
+    /// of the two it vouches.
     pub const fn new(pa: Pa, size: TableSize) -> Self {
         Self { pa, size }
     }

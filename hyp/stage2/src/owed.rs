@@ -165,28 +165,29 @@ impl<C> Owed<C> {
     }
 
     /// Starts the work.
-    pub fn issue<I: Invalidate>(self, cpu: &I) -> Ticket<C, I::Pending> {
-        Ticket { pending: cpu.begin(self.work), cargo: self.cargo }
+    pub fn issue<I: Invalidate>(self, cpu: &I) -> Ticket<'_, C, I> {
+        Ticket { cpu, pending: cpu.begin(self.work), cargo: self.cargo }
     }
 
     /// Starts the work and waits for it.
     pub fn discharge<I: Invalidate>(self, cpu: &I) -> Quiesced<C> {
-        self.issue(cpu).wait(cpu)
+        self.issue(cpu).wait()
     }
 }
 
-/// Work under way.
+/// Work under way, with whoever has begun it: it is waited for on that CPU and for that space, and on no other.
 #[must_use = "the invalidation is not complete before it is waited for"]
 #[derive(Debug)]
-pub struct Ticket<C, P> {
-    pending: P,
+pub struct Ticket<'i, C, I: Invalidate> {
+    cpu: &'i I,
+    pending: I::Pending,
     cargo: C,
 }
 
-impl<C, P> Ticket<C, P> {
+impl<C, I: Invalidate> Ticket<'_, C, I> {
     /// Waits until the work is complete.
-    pub fn wait<I: Invalidate<Pending = P>>(self, cpu: &I) -> Quiesced<C> {
-        cpu.complete(self.pending);
+    pub fn wait(self) -> Quiesced<C> {
+        self.cpu.complete(self.pending);
         Quiesced(self.cargo)
     }
 }
@@ -284,7 +285,7 @@ mod tests {
         let cpu = Log::default();
         let ticket = Owed::new(leaves(0, 0x1000, None), 7).issue(&cpu);
         assert_eq!(*cpu.0.borrow(), ["begin"]);
-        let done = ticket.wait(&cpu);
+        let done = ticket.wait();
         assert_eq!((*cpu.0.borrow()).as_slice(), ["begin", "complete"]);
         assert_eq!(done.into_inner(), 7);
     }

@@ -78,7 +78,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         self.counters.count(id, Event::Invalidation, 1);
         let ticket = batch.owed::<F>().issue(cpu);
         let grace = self.retire(&*section, links, &mut None);
-        let batch = ticket.wait(cpu);
+        let batch = ticket.wait();
         self.vacate(id, &batch);
         drop(view);
         drop(flight);

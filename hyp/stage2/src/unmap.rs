@@ -145,7 +145,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         self.counters.count(section.cpu(), Event::Invalidation, 1);
         let ticket = batch.owed::<F>().issue(cpu);
         let grace = if links > 0 { self.retire(section, links, parking) } else { Grace::Unneeded };
-        let batch = ticket.wait(cpu);
+        let batch = ticket.wait();
         for (ipa, place, _) in batch.iter::<F>() {
             leaving(covered::<F>(ipa, place.height));
         }

@@ -197,6 +197,7 @@ impl<F: Format> State<F> {
     }
 
     /// The model's own way of naming a table: by vouching for the memory, which is the arena's.
+    #[expect(clippy::disallowed_methods, reason = "hardware goes wherever an entry leads")]
     pub(super) fn table(&self, pa: Pa) -> TablePa {
         FreshTable::new(pa, Geometry::<F>::table_size()).table()
     }

@@ -142,7 +142,13 @@ impl Bits {
 /// Returns the sheet whose address a word holds.
 fn sheet<F: Format>(word: u64) -> Option<TablePa> {
     let there = word & THERE != 0;
-    there.then(|| FreshTable::new(Pa::new(word & !THERE), Geometry::<F>::table_size()).table())
+    there.then(|| kept::<F>(Pa::new(word & !THERE)).table())
+}
+
+/// Vouches for a sheet that `take_sheets` took, and that is not given back before nobody looks any more.
+#[expect(clippy::disallowed_methods, reason = "taken, linked nowhere, and its address kept")]
+fn kept<F: Format>(sheet: Pa) -> FreshTable {
+    FreshTable::new(sheet, Geometry::<F>::table_size())
 }
 
 /// Takes a sheet whose words stand for `stride` words of bits each, and what is below it, for `words` words.
@@ -177,5 +183,5 @@ fn give_back_sheets<F: Format, M: Entries + Pages>(memory: &M, word: u64, stride
             give_back_sheets::<F, M>(memory, below, stride / fan_out::<F>());
         }
     }
-    memory.give_back(FreshTable::new(sheet.pa(), Geometry::<F>::table_size()).unused());
+    memory.give_back(kept::<F>(sheet.pa()).unused());
 }

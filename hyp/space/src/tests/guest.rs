@@ -109,6 +109,7 @@ impl Hardware {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "hardware goes wherever an entry leads")]
 fn table_at(pa: Pa) -> TablePa {
     let size: TableSize = Geometry::<Format>::table_size();
     FreshTable::new(pa, size).table()
