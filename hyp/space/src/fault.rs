@@ -209,7 +209,8 @@ impl<'f, F: Format> Space<'f, F> {
             if range != page {
                 match view.split(tlb, ipa, Height::PAGE, Why::DirtyLog) {
                     Ok(()) => self.tally.count(view.cpu(), Event::Split),
-                    // Without a table, or where a device could not stand it, the block is logged as a whole: the guest goes on.
+                    // Without a table, or where a device could not stand it, the block is logged as a whole: the
+                    // guest goes on.
                     Err(ChangeError::NoPages { .. } | ChangeError::DeviceWouldFault { .. }) => {}
                     Err(_) => return Ok(Outcome::Busy),
                 }

@@ -29,7 +29,8 @@ impl<'f, F: Format> Space<'f, F> {
     /// # Errors
     /// [`SpaceError::NoRegion`], [`SpaceError::BadRegion`], [`SpaceError::TooManyRegions`]: nothing was changed.
     /// [`SpaceError::OutOfTables`], [`SpaceError::Busy`]: rights may have been taken away in a part of the range; try
-    /// again.
+    /// again. [`SpaceError::DeviceWouldFault`] where a block is covered in part, and an IOMMU is attached that could not
+    /// stand its split: the regions say what was asked for, and the block has the rights that it had.
     pub fn protect<S: Section, I: Invalidate>(
         &self,
         section: &mut S,
@@ -57,8 +58,8 @@ impl<F: Format> Protect<'_, '_, F> {
     /// Does one step. The address that comes out is that up to which no CPU has other rights; at the range's end, it is
     /// done.
     ///
-    /// Bounded by 65,536 entries and four invalidations (three for a block to split); the first step also by a grace
-    /// period.
+    /// Bounded by 65,536 entries and four invalidations (three for a block to split); twice that where an IOMMU is attached;
+    /// the first step also by a grace period.
     ///
     /// # Errors
     /// Those of [`Space::protect`]. A later step tries again.

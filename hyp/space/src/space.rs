@@ -95,9 +95,9 @@ impl<'f, F: Format> Space<'f, F> {
         self.tally.stats(self.tree.census(), self.tree.memory())
     }
 
-    /// Lowers the break-before-make level to what a CPU can do that is about to take part (an IOMMU is [attached](Space::attach)): before it walks
-    /// these tables for the first time. On return nothing is under way that it would not bear. The level never rises.
-    /// Passes quiescent points.
+    /// Lowers the break-before-make level to what a CPU can do that is about to take part: before it walks these tables for
+    /// the first time. On return nothing is under way that it would not bear. The level never rises. Passes quiescent
+    /// points. (An IOMMU is [attached](Space::attach).)
     pub fn admit<S: Section>(&self, section: &mut S, newcomer: Bbm) {
         // Busy: changes of size were under way for long; they are bounded steps, and new ones begin at the lower level.
         while self.tree.lower_bbm(section, newcomer).is_err() {

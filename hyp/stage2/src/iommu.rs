@@ -10,9 +10,11 @@
 //! Neighbours: `space` attaches and detaches; a driver implements [`Iommu`]. Only an IOMMU whose table walks see what the
 //! CPUs' caches hold (SMMU_IDR0.COHACC) can share tables at all.
 
-use crate::{Attrs, Bbm, Entry, Format, Leaf, Marks, Work};
+use crate::{Attrs, Bbm, Class, Entry, Format, Leaf, Marks, Owed, Scope, Tree, Work};
 use core::fmt;
-use types::{Access, Height, Pa, Vmid};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use types::sync::{full_barrier, mutant, o};
+use types::{Access, Height, Pa, Range, Vmid};
 
 /// Which flags of a leaf an IOMMU sets by itself (SMMU_IDR0.HTTU, as set up in the stream's S2HA and S2HD).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -150,6 +152,71 @@ impl Restraint {
 
     pub(crate) const fn from_bits(bits: u8) -> Self {
         Self { from: Harm::from_bits_truncate(bits >> 2), bbm: Bbm::from_number(bits & 0b11) }
+    }
+}
+
+/// A dirty log runs, and stands in the way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogRuns;
+
+impl<F: Format, M> Tree<F, M> {
+    /// Returns what is refrained from for IOMMUs. The caller is in a read section, and stays in it for as long as it acts by
+    /// this.
+    #[inline]
+    pub fn restraint(&self) -> Restraint {
+        // O142: what is allowed again is so after the IOMMU is off. Pairs with itself in `relent`.
+        Restraint::from_bits(self.restraint.load(o(142, Acquire)))
+    }
+
+    /// Begins to refrain as `restraint` says, for an IOMMU that is to be attached. Whoever opens a view from now on goes by
+    /// it; who is at work already is waited for by [`Tree::outlast`]. The caller is the only one who changes this.
+    ///
+    /// # Errors
+    /// [`LogRuns`]: nothing was changed.
+    pub fn restrain(&self, restraint: Restraint) -> Result<(), LogRuns> {
+        let before = self.restraint.swap(restraint.bits(), Relaxed);
+        // O141: the restraint can be seen before we look for logs. Pairs with O140.
+        full_barrier(141);
+        if self.is_logging() {
+            self.restraint.store(before, Relaxed);
+            return Err(LogRuns);
+        }
+        Ok(())
+    }
+
+    /// Refrains from no more than `restraint` says, when an IOMMU is off, or was not let in.
+    pub fn relent(&self, restraint: Restraint) {
+        self.restraint.store(restraint.bits(), o(142, Release)); // O142
+    }
+
+    /// Returns what is owed where a leaf in `range` has got more than it had, or is found to have it: this CPU forgets the
+    /// stricter copy, and so does everybody where an IOMMU is attached, since that does not come again.
+    pub fn owed_for_more(&self, range: Range) -> Owed {
+        Owed::new(Work { class: self.class_of_more(), scope: Scope::Range { range, hint: None } }, ())
+    }
+
+    pub(crate) fn class_of_more(&self) -> Class {
+        if self.restraint().is_shared() && !mutant("iommu-not-invalidated") {
+            Class::Leaves
+        } else {
+            Class::Relax
+        }
+    }
+
+    /// Notes that a dirty log begins, which does the `harm` to a device that may be attached. From the next grace period on
+    /// no collapse blurs it.
+    ///
+    /// # Errors
+    /// [`Harmful`] where an IOMMU is attached, or about to be, that could not stand it: no log was noted.
+    pub fn log_begins(&self, harm: Harm) -> Result<(), Harmful> {
+        self.logs.fetch_add(1, Relaxed);
+        // O140: the log can be seen before we look for IOMMUs. Pairs with O141.
+        full_barrier(140);
+        if self.restraint().from.intersects(harm) {
+            self.logs.fetch_sub(1, Relaxed);
+            return Err(Harmful);
+        }
+        Ok(())
     }
 }
 

@@ -94,7 +94,7 @@ pub use error::{ChangeError, MapError};
 pub use format::{Bbm, Format, Rewrite, by_the_book};
 pub use geometry::{BadGeometry, Geometry, TableSize, shift, span};
 pub use hold::HeldLeaf;
-pub use iommu::{Harm, Harmful, Hears, Iommu, IommuCapability, OnFault, Restraint, Upkeep};
+pub use iommu::{Harm, Harmful, Hears, Iommu, IommuCapability, LogRuns, OnFault, Restraint, Upkeep};
 pub use map::Mapping;
 pub use memory::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, Slot, TablePa};
 pub use owed::{Class, Invalidate, Owed, Quiesced, Scope, Ticket, Work};
@@ -107,5 +107,5 @@ pub use quiescence::{
 pub use sight::{ROW, Row, Sight};
 pub use take::Taken;
 pub use translate::Found;
-pub use tree::{LogRuns, STEP_ENTRIES, STEP_RESERVE, Tree, View};
+pub use tree::{STEP_ENTRIES, STEP_RESERVE, Tree, View};
 pub use walk::{Answer, Run, Visit, Visitor, WalkEnd, Walked};

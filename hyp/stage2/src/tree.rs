@@ -6,8 +6,8 @@ use crate::parking::Parking;
 use crate::place::PATIENCE;
 use crate::under_way::Counted;
 use crate::{
-    Bbm, Census, ChangeError, Class, Entries, Format, FreshTable, Geometry, Harm, Harmful, MapError, NoPages,
-    Owed, Pages, Purpose, Restraint, Scope, Section, TablePa, Work,
+    Bbm, Census, ChangeError, Entries, Format, FreshTable, Geometry, MapError, NoPages, Pages, Purpose,
+    Restraint, Section, TablePa,
 };
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, mutant, o, spin_loop};
@@ -36,9 +36,9 @@ pub struct Tree<F, M> {
     /// The lowest level above which nothing is under way any more: what a CPU that can do no more may rely on.
     settled_bbm: AtomicU8,
     /// What is refrained from for IOMMUs: a [`Restraint`].
-    restraint: AtomicU8,
+    pub(crate) restraint: AtomicU8,
     /// Dirty logs that run.
-    logs: AtomicU32,
+    pub(crate) logs: AtomicU32,
     /// Operations that wait for the outcome of somebody's entry.
     waiting: AtomicU32,
     pub(crate) parking: Parking,
@@ -92,65 +92,6 @@ impl<F: Format, M> Tree<F, M> {
     /// Returns the break-before-make level in use: what the weakest of all CPUs can do, and of the IOMMUs that are attached.
     pub fn bbm(&self) -> Bbm {
         Bbm::from_number(self.bbm.load(Relaxed)).min(self.restraint().bbm)
-    }
-
-    /// Returns what is refrained from for IOMMUs. The caller is in a read section, and stays in it for as long as it acts by
-    /// this.
-    #[inline]
-    pub fn restraint(&self) -> Restraint {
-        // O142: what is allowed again is so after the IOMMU is off. Pairs with itself in `relent`.
-        Restraint::from_bits(self.restraint.load(o(142, Acquire)))
-    }
-
-    /// Begins to refrain as `restraint` says, for an IOMMU that is to be attached. Whoever opens a view from now on goes by
-    /// it; who is at work already is waited for by [`Tree::outlast`]. The caller is the only one who changes this.
-    ///
-    /// # Errors
-    /// [`LogRuns`]: nothing was changed.
-    pub fn restrain(&self, restraint: Restraint) -> Result<(), LogRuns> {
-        let before = self.restraint.swap(restraint.bits(), Relaxed);
-        // O141: the restraint can be seen before we look for logs. Pairs with O140.
-        full_barrier(141);
-        if self.is_logging() {
-            self.restraint.store(before, Relaxed);
-            return Err(LogRuns);
-        }
-        Ok(())
-    }
-
-    /// Refrains from no more than `restraint` says, when an IOMMU is off, or was not let in.
-    pub fn relent(&self, restraint: Restraint) {
-        self.restraint.store(restraint.bits(), o(142, Release)); // O142
-    }
-
-    /// Returns what is owed where a leaf in `range` has got more than it had, or is found to have it: this CPU forgets the
-    /// stricter copy, and so does everybody where an IOMMU is attached, since that does not come again.
-    pub fn owed_for_more(&self, range: Range) -> Owed {
-        Owed::new(Work { class: self.class_of_more(), scope: Scope::Range { range, hint: None } }, ())
-    }
-
-    pub(crate) fn class_of_more(&self) -> Class {
-        if self.restraint().is_shared() && !mutant("iommu-not-invalidated") {
-            Class::Leaves
-        } else {
-            Class::Relax
-        }
-    }
-
-    /// Notes that a dirty log begins, which does the `harm` to a device that may be attached. From the next grace period on
-    /// no collapse blurs it.
-    ///
-    /// # Errors
-    /// [`Harmful`] where an IOMMU is attached, or about to be, that could not stand it: no log was noted.
-    pub fn log_begins(&self, harm: Harm) -> Result<(), Harmful> {
-        self.logs.fetch_add(1, Relaxed);
-        // O140: the log can be seen before we look for IOMMUs. Pairs with O141.
-        full_barrier(140);
-        if self.restraint().from.intersects(harm) {
-            self.logs.fetch_sub(1, Relaxed);
-            return Err(Harmful);
-        }
-        Ok(())
     }
 
     /// Notes that a dirty log has ended.
@@ -357,10 +298,6 @@ impl<F: Format, M> Tree<F, M> {
         Some(section.period(others))
     }
 }
-
-/// A dirty log runs, and stands in the way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LogRuns;
 
 /// Why no page was drawn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -34,7 +34,7 @@ struct Board {
 impl Board {
     fn new() -> Self {
         let bits = crate::VmidBits::Eight;
-        Self { machine: machine(32 * MIB), vmids: Vmids::new(bits), epoch: EntryEpoch::new() }
+        Self { machine: machine(16 * MIB), vmids: Vmids::new(bits), epoch: EntryEpoch::new() }
     }
 
     fn stay(&self) -> Stay<'_> {
