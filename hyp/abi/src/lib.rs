@@ -4,7 +4,7 @@
 //! from `X1` on, results from `X0` on. They lie in the vendor-specific hypervisor service range (owning entity 6).
 //! A guest finds out where it runs by [`UID`]; what it may call then, by [`REVISION`] and [`calls::FEATURES`].
 //!
-//! [`calls`] has the calls on a guest's own memory, [`Status`] their answers, [`page`] the registers through which user
+//! [`control`] has the calls by which one machine runs others, [`calls`] those on a guest's own memory, [`Status`] their answers, [`page`] the registers through which user
 //! space makes them, and [`Checksum`] what the engine computes.
 //!
 //! Neighbours: `vm` answers these calls; guest payloads make them.
@@ -13,6 +13,7 @@
 
 pub mod calls;
 mod checksum;
+pub mod control;
 pub mod page;
 mod status;
 

@@ -72,6 +72,19 @@ impl Memory {
         self.record(Frame::of(pa)).ok_or(FrameError::NoRecord { pa })
     }
 
+    /// Goes through `count` records from the `first` on, bank by bank.
+    pub(crate) fn records(&self, first: u64, count: u64) -> impl Iterator<Item = &Record> {
+        let mut before = 0_u64;
+        let end = first.saturating_add(count);
+        let frames = move |bank: &Bank| {
+            let inside = |number: u64| bank.first + number.saturating_sub(before).min(bank.frames);
+            let range = inside(first)..inside(end);
+            before += bank.frames;
+            range.map(Frame)
+        };
+        self.banks.iter().flatten().flat_map(frames).filter_map(|frame| self.record(frame))
+    }
+
     /// Returns the number of frames that have records.
     pub(crate) fn frames(&self) -> u64 {
         self.banks.iter().flatten().map(|bank| bank.frames).sum()

@@ -303,6 +303,18 @@ impl Frames {
         Stats { total, reserved, free: pool.free, guest, tables, monitor, kept, largest: pool.largest() }
     }
 
+    /// Counts the frames that are `owner`'s, contents and tables, among `count` frames from the `first` on, in the order of
+    /// their banks; `None` where there are not so many frames. Exact where nobody allocates for `owner`, nor gives back:
+    /// after a space's end all counts are zero.
+    pub fn owned_by(&self, owner: Owner, first: u64, count: u64) -> Option<u64> {
+        let is_owned = |record: &&Record| {
+            let word = record.load();
+            matches!(word.kind(), Kind::Guest | Kind::Table) && word.owner() == owner
+        };
+        (first < self.memory.frames())
+            .then(|| self.memory.records(first, count).filter(is_owned).count() as u64)
+    }
+
     /// Frees a run that nobody but its holder ever found.
     pub(crate) fn free_unpublished(&self, run: &Run<'_>) {
         self.free_whole(run.pa(), run.order());

@@ -18,7 +18,7 @@ use types::Pa;
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
 
 /// The console that CPUs share.
-static SHARED: Mutex<Shared> = Mutex::new(Shared { column: Column::Start });
+static SHARED: Mutex<Shared> = Mutex::new(Shared { column: Column::Start, speaker: None });
 
 /// Whether the last character ended a line: log lines start on a line of their own, whatever a guest has printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,8 @@ enum Column {
 /// What writing needs, behind the lock.
 pub struct Shared {
     column: Column,
+    /// Which guest has begun the line that the console is inside of, where guests are told apart.
+    speaker: Option<u16>,
 }
 
 /// UARTCR.UARTEN (DDI 0183, 3.3.8).
@@ -103,6 +105,22 @@ impl Shared {
         }
     }
 
+    /// Writes what guest number `speaker`, called `name`, says: each line begins with its name, and what another one has
+    /// begun ends before.
+    pub fn write_as(&mut self, speaker: u16, name: &str, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            if self.speaker != Some(speaker) {
+                self.fresh_line();
+            }
+            if self.column == Column::Start {
+                self.write_bytes(name.as_bytes());
+                self.write_bytes(b"| ");
+            }
+            self.write_bytes(piece);
+            self.speaker = Some(speaker);
+        }
+    }
+
     /// Writes what a guest says, as it is.
     pub fn write_bytes(&mut self, bytes: &[u8]) {
         let Some(mut uart) = uart() else { return };
@@ -110,6 +128,7 @@ impl Shared {
             put(&mut uart, byte);
         }
         if let Some(&last) = bytes.last() {
+            self.speaker = None;
             self.column = if last == b'\n' { Column::Start } else { Column::Inside };
         }
     }
@@ -214,7 +233,7 @@ mod tests {
     #[test]
     fn a_log_line_starts_on_a_line_of_its_own() {
         with_registers(|_| {
-            let mut console = Shared { column: Column::Start };
+            let mut console = Shared { column: Column::Start, speaker: None };
             console.write_bytes(b"login: ");
             assert!(console.column == Column::Inside);
             console.fresh_line();

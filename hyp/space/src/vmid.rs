@@ -83,6 +83,11 @@ impl Tag {
         Self(AtomicU64::new(Stamp::NONE.0))
     }
 
+    /// Returns a copy, under which a space that never runs again is invalidated for the last time when it is taken apart.
+    pub fn last(&self) -> Self {
+        Self(AtomicU64::new(self.load().0))
+    }
+
     fn load(&self) -> Stamp {
         Stamp(self.0.load(Relaxed))
     }

@@ -96,6 +96,13 @@ impl Doorbell {
         }
     }
 
+    /// Has the CPU that the vCPU belongs to look at its seat.
+    pub(crate) fn nudge(&self, cpu: &(impl Cpu + ?Sized)) {
+        if let Some(home) = self.home.get() {
+            home.wake(cpu);
+        }
+    }
+
     /// Says that this CPU is about to run the vCPU or to idle for it, and returns the requests so far.
     pub(crate) fn arrive(&self, id: CpuId) -> Requests {
         self.place.store(id.index() as u32 + 1, Relaxed);

@@ -50,6 +50,12 @@ pub trait Console: Sync {
     fn put(&self, byte: u8);
 }
 
+impl<T: Console + ?Sized> Console for &T {
+    fn put(&self, byte: u8) {
+        T::put(self, byte);
+    }
+}
+
 /// The level of an interrupt line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Line {

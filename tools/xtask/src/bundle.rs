@@ -115,6 +115,12 @@ pub(crate) struct Vm {
     /// Which calls on its own memory it may make: "none" or "all".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hypercalls: Option<String>,
+    /// What it is to the others: "guest", "controller" or "template".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) role: Option<String>,
+    /// The CPU that each vCPU belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpus: Option<Vec<u32>>,
     /// Further RAM.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) region: Vec<Region>,
@@ -195,16 +201,31 @@ pub(crate) struct One<'a> {
 
 /// Makes a bundle of one VM, and returns it with its manifest.
 pub(crate) fn of_one(one: One<'_>) -> Result<(Vec<u8>, Manifest)> {
-    let One { mut vm, kernel, initrd } = one;
-    vm.kernel = base_name(kernel)?;
-    let mut files = vec![(vm.kernel.clone(), read(kernel)?)];
-    if let Some(initrd) = initrd {
-        let name = base_name(initrd)?;
-        let name = if name == vm.kernel { format!("initrd-{name}") } else { name };
-        files.push((name.clone(), read(initrd)?));
-        vm.initrd = Some(name);
+    of(vec![one])
+}
+
+/// Makes a bundle of several VMs, and returns it with its manifest. Kernels of one name are one file.
+pub(crate) fn of(vms: Vec<One<'_>>) -> Result<(Vec<u8>, Manifest)> {
+    let mut files: Vec<File> = Vec::new();
+    let mut add = |name: &str, path: &Path| -> Result<()> {
+        if !files.iter().any(|(there, _)| there == name) {
+            files.push((name.to_owned(), read(path)?));
+        }
+        Ok(())
+    };
+    let mut all = Vec::new();
+    for One { mut vm, kernel, initrd } in vms {
+        vm.kernel = base_name(kernel)?;
+        add(&vm.kernel, kernel)?;
+        if let Some(initrd) = initrd {
+            let name = base_name(initrd)?;
+            let name = if name == vm.kernel { format!("initrd-{name}") } else { name };
+            add(&name, initrd)?;
+            vm.initrd = Some(name);
+        }
+        all.push(vm);
     }
-    let manifest = Manifest { version: 1, vm: vec![vm] };
+    let manifest = Manifest { version: 1, vm: all };
     files.insert(0, (MANIFEST.to_owned(), toml::to_string(&manifest)?.into_bytes()));
     Ok((archive(&files)?, manifest))
 }
@@ -248,6 +269,8 @@ mod tests {
             cmdline: Some("console=ttyAMA0 \"quoted\"".to_owned()),
             populate: None,
             hypercalls: None,
+            role: None,
+            cpus: None,
             region: Vec::new(),
         }
     }

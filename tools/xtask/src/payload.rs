@@ -11,7 +11,7 @@ use crate::{cargo, paths, shell};
 use anyhow::{Context, Result, ensure};
 use cargo_metadata::MetadataCommand;
 use regex::Regex;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const PACKAGE: &str = "guest-tests";
@@ -36,6 +36,11 @@ impl Payload {
     /// Takes a file for a payload.
     pub(crate) const fn at(file: PathBuf) -> Self {
         Self(file)
+    }
+
+    /// Returns its file.
+    pub(crate) fn file(&self) -> &Path {
+        &self.0
     }
 
     /// Returns its name.

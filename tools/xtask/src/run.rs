@@ -192,6 +192,8 @@ pub(crate) fn vm(name: &str, vcpus: u32, memory: Size, cmdline: Option<String>) 
         cmdline,
         populate: None,
         hypercalls: None,
+        role: None,
+        cpus: None,
         region: Vec::new(),
     }
 }

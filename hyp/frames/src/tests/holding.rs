@@ -20,6 +20,24 @@ fn a_folio_given_back_whole_is_one_run_again() {
 }
 
 #[test]
+fn what_an_owner_has_is_counted_piece_by_piece_and_nothing_is_left_at_its_end() {
+    let machine = small();
+    let all = |owner| {
+        let pieces = (0..).map(|n| machine.owned_by(Owner(owner), n * 1000, 1000));
+        pieces.map_while(|piece| piece).sum::<u64>()
+    };
+    assert_eq!(all(7), 0);
+    let pa = folio(&machine);
+    assert_eq!((all(7), all(8)), (512, 0));
+    machine.give_back(page(pa, 3), Order::FRAME).unwrap();
+    assert_eq!(all(7), 511);
+    for n in (0..512).filter(|n| *n != 3) {
+        machine.give_back(page(pa, n), Order::FRAME).unwrap();
+    }
+    assert_eq!(all(7), 0);
+}
+
+#[test]
 fn part_of_a_folio_can_be_given_back_and_the_rest_is_single_frames() {
     let machine = small();
     let before = machine.stats();

@@ -1,6 +1,7 @@
 //! A virtual machine with its memory, and how it is loaded.
 
 use super::exercise::Exercise;
+use super::outlet::Outlet;
 use super::{Format, Hypervisor, Load};
 use aarch64::cpu::Core;
 use aarch64::guest::controls::Identity;
@@ -10,11 +11,12 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
-use frames::Owner;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use frames::{Frames, Owner};
 use log::debug;
-use space::{Region, Space, SpaceError, table_budget};
+use space::{Progress, Region, Space, SpaceError, table_budget};
 use stage2::{Format as _, Presence, Quiescence, Section};
-use types::{Cpu, CpuId, Ipa, Range};
+use types::{Cpu, CpuId, Ipa, Pa, Range};
 use vm::sched::{Left, Siblings};
 use vm::{Error, IdBits, Populate, Ram, RamError, Start, TimerIntids, Vcpu, Vm, VmConfig};
 
@@ -26,6 +28,73 @@ pub(super) struct Guest {
     presence: Box<Presence>,
     pub(super) exercise: Exercise,
     siblings: Siblings,
+    /// Its place in the roster.
+    pub(super) number: u16,
+    /// Whether it counts among those that are on.
+    on: AtomicBool,
+    /// Whether its vCPUs are to give up their seats, for good.
+    leaving: AtomicBool,
+}
+
+/// Whether a guest was on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Began {
+    /// It was off.
+    Now,
+    /// It was on.
+    Before,
+}
+
+/// What is left of a guest whose vCPUs are out: its memory.
+pub(super) struct Remains {
+    space: space::Remains<'static, Format>,
+    owner: Owner,
+    memory: u64,
+}
+
+impl Remains {
+    /// Gives back one step's worth.
+    pub(super) fn step(&mut self, cpu: CpuId) -> Progress {
+        self.space.step(cpu)
+    }
+
+    /// Goes on to what is known of a guest whose memory has gone back.
+    pub(super) const fn gone(&self) -> Gone {
+        Gone { owner: self.owner, memory: self.memory, checked: 0, left: 0 }
+    }
+}
+
+/// How many frames' records are looked at in one step.
+const STEP: u64 = 16 << 10;
+
+/// What is known of a guest that is gone: whose its frames were. None may be its any more.
+pub(super) struct Gone {
+    owner: Owner,
+    memory: u64,
+    /// The records that have been looked at.
+    checked: u64,
+    /// The frames that are its still.
+    left: u64,
+}
+
+impl Gone {
+    /// Looks at one step's worth of records.
+    pub(super) fn check(&mut self, frames: &Frames) -> Progress {
+        let Some(found) = frames.owned_by(self.owner, self.checked, STEP) else { return Progress::Done };
+        self.left += found;
+        self.checked += STEP;
+        Progress::More
+    }
+
+    /// Returns how many frames have not come back.
+    pub(super) const fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// Returns the bytes of memory that the guest had.
+    pub(super) const fn memory(&self) -> u64 {
+        self.memory
+    }
 }
 
 // A guest is moved into its box over the stack of the boot CPU, more than once where nothing is optimised away.
@@ -34,14 +103,15 @@ const _: () = assert!(size_of::<Guest>() <= aarch64::local::STACK_SIZE / 5);
 /// What TLBs know a guest's translations by.
 pub(super) struct Tagged<'h> {
     hypervisor: &'h Hypervisor,
-    guest: &'h Guest,
+    tag: &'h space::Tag,
+    root: Pa,
     cpu: CpuId,
 }
 
 impl Tag for Tagged<'_> {
     fn borrow(&self) -> Option<u64> {
-        let vmid = self.hypervisor.vmids.borrow_for(self.cpu, self.guest.space.tag())?;
-        Some(self.hypervisor.layout.vttbr(self.guest.space.root(), vmid))
+        let vmid = self.hypervisor.vmids.borrow_for(self.cpu, self.tag)?;
+        Some(self.hypervisor.layout.vttbr(self.root, vmid))
     }
 
     fn give_back(&self) {
@@ -79,14 +149,21 @@ impl From<Error> for Unfit {
 }
 
 impl Guest {
-    /// Makes the guest that `config` describes, the `number`th, off and without contents.
-    pub(super) fn new(hypervisor: &Hypervisor, number: u16, config: VmConfig) -> Result<Self, Unfit> {
+    /// Makes the guest that `config` describes, in place `number` of the roster, off and without contents. `cpu` is the one
+    /// that runs this.
+    #[inline(never)] // needs much of the stack, seldom
+    pub(super) fn new(
+        hypervisor: &Hypervisor,
+        cpu: CpuId,
+        number: u16,
+        config: VmConfig,
+    ) -> Result<Self, Unfit> {
         let machine = hypervisor.machine;
         let regions: Vec<Range> = config.memory().collect();
         let geometry = hypervisor.layout.geometry();
         let unfit = |error| Unfit::Space { name: config.name.clone(), error };
         let space = space(hypervisor, Owner(number + 1), &regions).map_err(unfit)?;
-        let mut section = hypervisor.waiting.enter(CpuId::BOOT);
+        let mut section = hypervisor.waiting.enter(cpu);
         for &range in &regions {
             space.add_region(&mut section, Region::ram(range)).map_err(unfit)?;
         }
@@ -96,9 +173,65 @@ impl Guest {
             physical_timer: machine.interrupts.physical_timer.get(),
         };
         let id_bits = IdBits { ipa_bits: geometry.ipa_bits() as u8 };
-        let vm = Vm::new(config, id_bits, timers, &super::OUTPUT)?;
-        let siblings = Siblings::new();
-        Ok(Self { vm, space, presence: presence(), exercise: Exercise::default(), siblings })
+        let outlet = Outlet::new(number, &config.name);
+        let vm = Vm::new(config, id_bits, timers, outlet)?;
+        Ok(Self {
+            vm,
+            space,
+            presence: presence(),
+            exercise: Exercise::default(),
+            siblings: Siblings::new(),
+            number,
+            on: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+        })
+    }
+
+    /// Counts the guest among those that are on, before it is loaded and started.
+    pub(super) fn begin(&self, hypervisor: &Hypervisor) -> Began {
+        if self.on.swap(true, Relaxed) {
+            return Began::Before;
+        }
+        hypervisor.on.fetch_add(1, Relaxed);
+        Began::Now
+    }
+
+    /// Notes that the guest is off for good, or until it is started anew. The last one turns off the machine.
+    pub(super) fn finish(&self, hypervisor: &Hypervisor) {
+        if self.on.swap(false, Relaxed) {
+            hypervisor.guest_is_off();
+        }
+    }
+
+    /// Tells whether it is on.
+    pub(super) fn is_on(&self) -> bool {
+        self.on.load(Relaxed)
+    }
+
+    /// Has the CPUs that the guest's vCPUs belong to let go of them, each by itself. The guest is off, and stays so.
+    pub(super) fn dismiss(&self, core: &Core<'_>) {
+        // Relaxed: who is nudged sees it with the nudge.
+        self.leaving.store(true, Relaxed);
+        for vcpu in self.vm.vcpus() {
+            self.vm.nudge(vcpu, core);
+        }
+    }
+
+    /// Tells whether its vCPUs are to give up their seats.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
+    }
+
+    /// Takes the guest apart, which is the caller's alone: no vCPU of it has a seat. What it had is in no TLB any more.
+    #[inline(never)] // likewise
+    pub(super) fn take_apart(self, hypervisor: &Hypervisor, core: &Core<'_>) -> Remains {
+        self.finish(hypervisor);
+        let Self { vm, space, presence, .. } = self;
+        let (owner, tag) = (space.owner(), space.tag().last());
+        let tlb = tlb(hypervisor, core, &tag, space.root(), &presence);
+        let space = (*space).start_destroy(&mut hypervisor.waiting.enter(core.id()), &tlb);
+        let memory = vm.config().memory().map(Range::len).sum();
+        Remains { space, owner, memory }
     }
 
     /// Returns how this guest's translations are invalidated by `cpu`, which is the one that runs this.
@@ -108,16 +241,7 @@ impl Guest {
         hypervisor: &'h Hypervisor,
         cpu: &'h Core<'m>,
     ) -> Stage2<'h, Tagged<'h>, Core<'m>> {
-        Stage2 {
-            tag: Tagged { hypervisor, guest: self, cpu: cpu.id() },
-            cpu,
-            presence: &self.presence,
-            style: hypervisor.style,
-            means: hypervisor.means,
-            granule_shift: Format::GRANULE_SHIFT,
-            index_bits: Format::INDEX_BITS,
-            issued: &hypervisor.issued,
-        }
+        tlb(hypervisor, cpu, self.space.tag(), self.space.root(), &self.presence)
     }
 
     /// Makes `cpu`, which is the one that runs this, `vcpu`'s.
@@ -172,7 +296,7 @@ impl Guest {
 
 /// Makes a space without regions, and with tables enough for `regions`.
 #[inline(never)] // made on the stack, of which it needs much
-fn space(
+pub(super) fn space(
     hypervisor: &Hypervisor,
     owner: Owner,
     regions: &[Range],
@@ -182,6 +306,27 @@ fn space(
     let bbm = machine.features.bbm.min(machine.options.bbm);
     let budget = table_budget::<Format>(&geometry, regions);
     Ok(Box::new(Space::new(&machine.frames, owner, format, geometry, bbm, budget)?))
+}
+
+/// Returns how the translations of a space are invalidated by `cpu`, which is the one that runs this.
+#[inline]
+fn tlb<'h, 'm>(
+    hypervisor: &'h Hypervisor,
+    cpu: &'h Core<'m>,
+    tag: &'h space::Tag,
+    root: Pa,
+    presence: &'h Presence,
+) -> Stage2<'h, Tagged<'h>, Core<'m>> {
+    Stage2 {
+        tag: Tagged { hypervisor, tag, root, cpu: cpu.id() },
+        cpu,
+        presence,
+        style: hypervisor.style,
+        means: hypervisor.means,
+        granule_shift: Format::GRANULE_SHIFT,
+        index_bits: Format::INDEX_BITS,
+        issued: &hypervisor.issued,
+    }
 }
 
 #[inline(never)] // likewise

@@ -5,6 +5,7 @@
 //! control holds the rest back.
 
 use super::guest::Guest;
+use super::outlet;
 use crate::console;
 use aarch64::cpu::Core;
 use alloc::collections::VecDeque;
@@ -14,6 +15,18 @@ use vm::Room;
 
 /// The most bytes that wait.
 const CAPACITY: usize = 4096;
+
+/// The key that gives the input to the next guest: Ctrl-].
+const SWITCH: u8 = 0x1d;
+
+/// Who has the input from now on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Switch {
+    /// Who had it.
+    Stay,
+    /// The next guest that is on.
+    Next,
+}
 
 /// Bytes that wait for a guest to read.
 pub(super) struct Input {
@@ -42,10 +55,16 @@ impl Input {
 
     /// Takes what has come in at the console, on its interrupt, and hands `guest` what it has room for. Without a guest,
     /// it is dropped.
-    pub(super) fn receive(&self, guest: Option<&Guest>, core: &Core<'_>) {
+    ///
+    /// Where there are several guests, [`SWITCH`] is for nobody: it tells that the input is to go to the next one.
+    pub(super) fn receive(&self, guest: Option<&Guest>, core: &Core<'_>) -> Switch {
         let mut queue = self.queue.lock();
+        let mut switch = Switch::Stay;
         console::receive(&mut |byte| {
-            if guest.is_some() {
+            if byte == SWITCH && outlet::are_several() {
+                switch = Switch::Next;
+                queue.bytes.clear(); // what was not read was not for the next one
+            } else if guest.is_some() && switch == Switch::Stay {
                 queue.bytes.push_back(byte);
             }
         });
@@ -54,6 +73,7 @@ impl Input {
             queue.gate = Gate::Shut;
         }
         self.hand_over(&mut queue, guest, core);
+        switch
     }
 
     /// Tells whether anything waits for the guest to read.

@@ -10,11 +10,14 @@
 //!
 //! Neighbours: `vm` says what a guest sees and which vCPU is to run, `space` what is behind its addresses, `aarch64` enters and leaves it.
 
+mod control;
 mod exercise;
 mod guest;
 mod input;
 mod interrupt;
 mod lists;
+mod outlet;
+mod roster;
 mod seats;
 mod service;
 mod shift;
@@ -23,7 +26,7 @@ mod turn;
 mod waiting;
 
 use crate::percpu::PerCpu;
-use crate::{Machine, console, fatal, report, secondary};
+use crate::{Machine, fatal, report, secondary};
 use aarch64::cpu::Core;
 use aarch64::features::{Features, HardwareUpdates, Has};
 use aarch64::gic::IntId;
@@ -34,20 +37,22 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use frames::Owner;
 use guest::{Guest, Tagged};
-use input::Input;
+use input::{Input, Switch};
 use lists::{Lists, Timers};
 use log::{info, warn};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use roster::{Life, Roster};
 use seats::{Desk, Seat};
 use service::Engine;
 use shift::Shifts;
-use space::{VmidBits, Vmids};
+use space::{Space, VmidBits, Vmids};
 use spin::Once;
 use spin::mutex::SpinMutex;
-use types::{Cpu, CpuId, Height, Ticks};
-use vm::{Console, Limits, Seed};
+use types::{Cpu, CpuId, Height, Range, Ticks, Vmid};
+use vm::{Limits, Role, Seed, VmConfig};
 use vmsa::{Granule4K, Layout, Vmsa};
 use waiting::Waiting;
 
@@ -57,7 +62,17 @@ type Format = Vmsa<Granule4K>;
 /// All guests, and what they share.
 struct Hypervisor {
     machine: &'static Machine,
-    guests: Vec<Arc<Guest>>,
+    roster: Roster,
+    /// What a controller makes guests of.
+    templates: Vec<VmConfig>,
+    /// Bytes of memory that no guest has been promised.
+    spare: AtomicU64,
+    /// Guests made of templates, those of them that are gone, and frames that have not come back from them.
+    made: AtomicU64,
+    ended: AtomicU64,
+    leaked: AtomicU64,
+    /// Tables that map nothing, for CPUs whose guest has gone.
+    nowhere: Option<Box<Space<'static, Format>>>,
     /// Where each CPU's vCPUs come in, by the CPU's number.
     desks: Vec<Desk>,
     waiting: Box<Waiting>,
@@ -83,17 +98,6 @@ static HYPERVISOR: Once<Box<Hypervisor>> = Once::new();
 enum Load {
     First,
     Again,
-}
-
-/// Every guest's serial port ends at the console.
-struct Output;
-
-static OUTPUT: Output = Output;
-
-impl Console for Output {
-    fn put(&self, byte: u8) {
-        console::lock().write_bytes(&[byte]);
-    }
 }
 
 /// Runs this CPU's part of the virtual machines. Called on every CPU, once the machine is complete.
@@ -147,7 +151,13 @@ impl Hypervisor {
         let configs = vm::configure(machine.bundle, &limits).unwrap_or_else(|error| fatal!("{error}"));
         let mut hypervisor = Box::new(Self {
             machine,
-            guests: Vec::new(),
+            roster: Roster::new(),
+            templates: Vec::new(),
+            spare: AtomicU64::new(limits.free),
+            made: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            leaked: AtomicU64::new(0),
+            nowhere: None,
             desks: machine.cpus().map(Desk::new).collect(),
             waiting: waiting::of(machine),
             style: machine.options.invalidate,
@@ -162,25 +172,54 @@ impl Hypervisor {
             first_entry: AtomicU64::new(0),
             random: SpinMutex::new(ChaCha20Rng::from_seed(machine.entropy)),
         });
-        for (number, config) in (0..).zip(configs) {
-            let name = config.name.clone();
-            let cpus = config.cpus.len();
-            let mib = config.memory().map(|range| range.len() >> 20).sum::<u64>();
-            let guest = Guest::new(&hypervisor, number, config).unwrap_or_else(|error| fatal!("{error}"));
-            hypervisor.guests.push(Arc::new(guest));
-            info!("{name}: {cpus} vCPUs, {mib} MiB");
+        let owner = Owner(roster::MOST_GUESTS + 1);
+        hypervisor.nowhere = guest::space(&hypervisor, owner, &[]).ok();
+        if configs.len() > 1 {
+            outlet::expect_several();
+            info!("each line begins with its VM's name; Ctrl-] gives the input to the next VM");
         }
-        hypervisor.on.store(hypervisor.guests.len(), Relaxed);
-        for guest in &hypervisor.guests {
+        for config in configs {
+            if config.role == Role::Template {
+                hypervisor.templates.push(config);
+                continue;
+            }
+            hypervisor.add(config);
+        }
+        let guests: Vec<_> = hypervisor.roster.iter().collect();
+        for guest in &guests {
+            guest.begin(&hypervisor);
+        }
+        for guest in guests {
             match guest.load(&hypervisor, core, Load::First) {
                 Ok(start) => guest.vm.start(core, start),
                 Err(error) => fatal!("{error}"),
             }
-            if !hypervisor.seat(guest, core) {
+            if !hypervisor.seat(&guest, core) {
                 fatal!("{}: no seat is left for its vCPUs", guest.vm.config().name);
             }
         }
         hypervisor
+    }
+
+    /// Makes a guest that starts with the machine.
+    fn add(&self, config: VmConfig) {
+        let name = config.name.clone();
+        let cpus = config.cpus.len();
+        let bytes = config.memory().map(Range::len).sum::<u64>();
+        let Some(number) = self.roster.claim() else {
+            fatal!("there are more than {} VMs", roster::MOST_GUESTS)
+        };
+        match Guest::new(self, CpuId::BOOT, number, config) {
+            Ok(guest) => self.roster.settle(number, Life::Here(Arc::new(guest))),
+            Err(error) => fatal!("{error}"),
+        };
+        self.spare.fetch_sub(bytes, Relaxed); // the manifest's check has counted them
+        info!("{name}: {cpus} vCPUs, {} MiB", bytes >> 20);
+    }
+
+    /// Returns what names tables that map nothing, under the VMID that is nobody's.
+    fn nowhere(&self) -> u64 {
+        self.nowhere.as_ref().map_or(0, |space| self.layout.vttbr(space.root(), Vmid(0)))
     }
 
     /// Notes that a guest is about to be entered.
@@ -210,24 +249,53 @@ impl Hypervisor {
     }
 
     /// Gives each vCPU of `guest` a seat at the CPU that it belongs to, and has that CPU look. Tells whether there were
-    /// seats for all.
+    /// seats for all; where not, none is taken.
     fn seat(&self, guest: &Arc<Guest>, core: &Core<'_>) -> bool {
         let cpus = &guest.vm.config().cpus;
-        cpus.iter().enumerate().all(|(vcpu, cpu)| {
+        let mut seats = Vec::with_capacity(cpus.len());
+        for cpu in cpus {
             let desk = self.desks.get(cpu.index());
-            desk.is_some_and(|desk| desk.admit(Seat::new(Arc::clone(guest), vcpu), core))
-        })
+            let Some((desk, id)) = desk.and_then(|desk| Some((desk, desk.reserve()?))) else {
+                for (desk, id) in seats {
+                    Desk::free(desk, id);
+                }
+                return false;
+            };
+            seats.push((desk, id));
+        }
+        for (vcpu, (desk, id)) in seats.into_iter().enumerate() {
+            desk.admit(id, Seat::new(Arc::clone(guest), vcpu), core);
+        }
+        true
     }
 
-    /// Returns the guest that console input goes to: the first that is on.
-    fn listener(&self) -> Option<&Guest> {
-        self.guests.iter().map(|guest| &**guest).find(|guest| !guest.vm.is_off())
+    /// Returns the guest that console input goes to: the one that was chosen, or the first that is on where that is off.
+    fn listener(&self) -> Option<Arc<Guest>> {
+        let mut on = self.roster.iter().filter(|guest| guest.is_on());
+        let first = on.next()?;
+        let chosen = outlet::listener();
+        if first.number == chosen {
+            return Some(first);
+        }
+        let found = on.find(|guest| guest.number == chosen).unwrap_or(first);
+        outlet::give_input(found.number);
+        Some(found)
+    }
+
+    /// Gives the input to the next guest that is on.
+    fn next_listener(&self) {
+        let chosen = outlet::listener();
+        let on = || self.roster.iter().filter(|guest| guest.is_on());
+        if let Some(next) = on().find(|guest| guest.number > chosen).or_else(|| on().next()) {
+            outlet::give_input(next.number);
+            info!("the input goes to {}", next.vm.config().name);
+        }
     }
 
     /// Notes that `guest` has read from its serial port.
     #[inline]
     fn has_read(&self, guest: &Guest, core: &Core<'_>) {
-        if self.input.is_waiting() && self.listener().is_some_and(|listener| core::ptr::eq(listener, guest)) {
+        if self.input.is_waiting() && outlet::listener() == guest.number {
             self.input.go_on(guest, core);
         }
     }
@@ -235,7 +303,9 @@ impl Hypervisor {
     /// Takes an interrupt that is no vCPU's.
     fn machine_interrupt(&self, core: &Core<'_>, id: IntId) {
         if Some(id) == self.machine.console_interrupt {
-            self.input.receive(self.listener(), core);
+            if self.input.receive(self.listener().as_deref(), core) == Switch::Next {
+                self.next_listener();
+            }
         } else {
             warn!("interrupt {id} on CPU {} is nobody's", core.id().index());
         }

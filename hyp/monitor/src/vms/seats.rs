@@ -75,18 +75,27 @@ impl Desk {
         Self { inbox: Arc::new(Inbox::new(cpu)), book }
     }
 
-    /// Takes a seat for a vCPU and has the CPU look at it. Tells whether there is one. `core` is the CPU that runs this.
-    pub(super) fn admit(&self, seat: Box<Seat>, core: &Core<'_>) -> bool {
+    /// Reserves a seat; `None` where all are taken.
+    pub(super) fn reserve(&self) -> Option<SeatId> {
         let mut book = self.book.lock();
-        let Some(id) = book.taken.first_free() else { return false };
+        let id = book.taken.first_free()?;
+        book.taken = book.taken.with(id);
+        Some(id)
+    }
+
+    /// Frees a seat that nobody has, or has any more.
+    pub(super) fn free(&self, id: SeatId) {
+        let mut book = self.book.lock();
+        book.taken = book.taken.without(id);
+    }
+
+    /// Lets a vCPU in, to have seat `id`, which is reserved, and has the CPU look at it. `core` is the CPU that runs this.
+    pub(super) fn admit(&self, id: SeatId, seat: Box<Seat>, core: &Core<'_>) {
         if let Some(vcpu) = seat.vcpu() {
             seat.guest.vm.settle(vcpu, Home::new(Arc::clone(&self.inbox), id));
         }
-        book.taken = book.taken.with(id);
-        book.waiting.push((id, seat));
-        drop(book);
+        self.book.lock().waiting.push((id, seat));
         self.inbox.post(id, core);
-        true
     }
 
     /// Hands over the vCPU that is to have seat `id`, if one has come in for it. Called by the CPU.

@@ -39,7 +39,7 @@ type GuestMemory<'m, 'q, 'h> =
 impl Engine {
     /// Notes that `core`, which runs this, serves from now on. It will walk every guest's tables.
     pub(super) fn join(&self, hypervisor: &Hypervisor, core: &Core<'_>) {
-        for guest in &hypervisor.guests {
+        for guest in hypervisor.roster.iter() {
             let mut section = hypervisor.waiting.enter(core.id());
             guest.space.admit(&mut section, Features::of_this_cpu().bbm);
         }
@@ -90,9 +90,9 @@ impl Engine {
     /// Does a step of one transfer, of the first guest that has one to be served.
     fn step(&self, hypervisor: &Hypervisor, core: &Core<'_>, company: Company) -> Left {
         let mut left = Left::Nothing;
-        for guest in &hypervisor.guests {
+        for guest in hypervisor.roster.iter() {
             let Some(service) = guest.vm.service() else { continue };
-            match with_memory(guest, hypervisor, core, |memory| service.serve(memory, company)) {
+            match with_memory(&guest, hypervisor, core, |memory| service.serve(memory, company)) {
                 Left::Some => return Left::Some,
                 Left::Later => left = Left::Later,
                 Left::Nothing => {}

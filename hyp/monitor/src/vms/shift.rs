@@ -12,7 +12,9 @@ use super::turn::{Over, Turns};
 use aarch64::barrier::{dsb_sy, wfi};
 use aarch64::cpu::Core;
 use aarch64::features::Features;
-use aarch64::guest::controls::{Controls, Waits};
+use aarch64::guest::controls::{self, Controls, Waits};
+use aarch64::guest::el1;
+use aarch64::guest::tlb::before_tables_change;
 use aarch64::guest::world::Extent;
 use aarch64::sysreg::{CNTHP_CTL_EL2, CNTHP_CVAL_EL2, Writeable};
 use alloc::boxed::Box;
@@ -95,8 +97,29 @@ impl<'a> Shifts<'a> {
                 self.seats[id.index()] = Some(seat);
                 self.queue.join(id);
             }
-            self.queue.wake(id);
+            if self.seats[id.index()].as_ref().is_some_and(|seat| seat.guest.is_leaving()) {
+                self.dismiss(id);
+            } else {
+                self.queue.wake(id);
+            }
         }
+    }
+
+    /// Lets go of the vCPU at seat `id` for good: nothing of its guest is left on this CPU but what a TLB may hold.
+    fn dismiss(&mut self, id: SeatId) {
+        if self.loaded == Some(id) {
+            if let Some((guest, vcpu)) = on(&self.seats, id) {
+                guest.vm.stow(vcpu, &self.cpu, &mut self.lists);
+            }
+            el1::stop_timers();
+            before_tables_change();
+            controls::vacate(self.hypervisor.nowhere());
+            self.hypervisor.vmids.deactivate(self.cpu.id());
+            self.loaded = None;
+        }
+        self.queue.leave(id);
+        self.seats[id.index()] = None;
+        self.desk.free(id);
     }
 
     /// Sets the hypervisor's timer to when the queue is to be asked again.

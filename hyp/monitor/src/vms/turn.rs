@@ -1,5 +1,6 @@
 //! A vCPU's turns on its CPU: prepare, enter, answer, until it is over.
 
+use super::control;
 use super::guest::Guest;
 use super::interrupt::{self, Taken};
 use super::lists::Lists;
@@ -11,13 +12,13 @@ use aarch64::guest::exit::{Abort, Direction, Doing, Exit, IpaKnown, SysRegAccess
 use aarch64::guest::inject::{self, Before, Exception, Walk, Write};
 use aarch64::guest::world::Extent;
 use aarch64::guest::{Context, World, decode, el1, ich, switch};
-use log::{debug, error, warn};
+use log::{debug, error, info, warn};
 use space::{Outcome, SpaceError};
 use stage2::Quiescence;
 use types::{Access, Cause, Cpu, FaultKind, Ipa, SysReg, Ticks};
 use vm::sched::Inbox;
 use vm::{
-    CallOutcome, ExitReason, Fired, Intent, Mmio, MmioOp, MmioOutcome, Next, Sleep, Start, SysAccess,
+    CallOutcome, ExitReason, Fired, Intent, Mmio, MmioOp, MmioOutcome, Next, Role, Sleep, Start, SysAccess,
     SysOutcome, Timer, Vcpu, Why,
 };
 
@@ -169,17 +170,20 @@ impl<'s> Turns<'s> {
                     Ok(start) => self.guest.vm.start(self.cpu, start),
                     Err(error) => {
                         error!("no restart: {error}");
-                        self.hypervisor.guest_is_off();
+                        self.guest.finish(self.hypervisor);
                     }
                 }
             }
             Why::PowerOff => {
-                log::info!("{} is off", self.name());
-                self.hypervisor.guest_is_off();
+                match self.guest.vm.config().role {
+                    Role::Template => debug!("{} is off", self.name()),
+                    Role::Guest | Role::Controller => info!("{} is off", self.name()),
+                }
+                self.guest.finish(self.hypervisor);
             }
             Why::Failure => {
                 error!("{} was stopped", self.name());
-                self.hypervisor.guest_is_off();
+                self.guest.finish(self.hypervisor);
             }
         }
     }
@@ -250,7 +254,9 @@ impl<'s> Turns<'s> {
 
     fn call(&mut self) -> Intent {
         let regs = self.context.call_regs();
-        if service::call(self.guest, self.hypervisor, self.cpu, regs) == Answered::Yes {
+        if service::call(self.guest, self.hypervisor, self.cpu, regs) == Answered::Yes
+            || control::call(self.guest, self.hypervisor, self.cpu, regs) == Answered::Yes
+        {
             return Intent::Run;
         }
         match self.guest.vm.call(self.vcpu, self.cpu, self.context.call_regs()) {

@@ -25,6 +25,16 @@ fn a_space_keeps_its_vmid_within_a_generation() {
 }
 
 #[test]
+fn what_is_left_of_a_space_is_invalidated_under_its_last_vmid() {
+    let (vmids, tag) = (Vmids::new(VmidBits::Eight), Tag::new());
+    assert_eq!(vmids.borrow_for(cpu(0), &tag.last()), None, "it never ran");
+    let vmid = vmids.activate(cpu(1), &tag, no_flush);
+    vmids.deactivate(cpu(1));
+    assert_eq!(vmids.borrow_for(cpu(0), &tag.last()), Some(vmid));
+    vmids.return_borrowed(cpu(0));
+}
+
+#[test]
 fn the_256th_space_makes_8_bits_roll_over_and_16_bits_not() {
     for (bits, flushes) in [(VmidBits::Eight, 1), (VmidBits::Sixteen, 0)] {
         let vmids = Vmids::new(bits);

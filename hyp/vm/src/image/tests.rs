@@ -61,6 +61,7 @@ pub(crate) fn config(format: Format, kernel: Vec<u8>, initrd: Option<usize>, mem
         cmdline: "console=ttyAMA0".into(),
         populate: Populate::Fault,
         hypercalls: Granted::Nothing,
+        role: crate::manifest::Role::Guest,
         cpus: vec![CpuId::BOOT],
     }
 }

@@ -1,7 +1,7 @@
 //! From the manifest's values to virtual machines that this machine can run.
 
 use super::{
-    Format, Granted, Limits, Populate, VmConfig,
+    Format, Granted, Limits, Populate, Role, VmConfig,
     read::{RawRegion, RawVm},
 };
 use crate::{
@@ -27,6 +27,9 @@ pub(super) fn check(raw: Vec<RawVm>, bundle: &Bundle, limits: &Limits) -> Result
         let name = vm.name.clone();
         let checked = check_vm(vm, bundle, limits, &mut free, &mut cpus);
         vms.push(checked.map_err(|fault| Error::Vm { vm: name, fault })?);
+    }
+    if vms.iter().all(|vm| vm.role == Role::Template) {
+        return Err(BadManifest::NoVms.into());
     }
     Ok(vms)
 }
@@ -66,7 +69,10 @@ fn check_vm(
     if wanted > *free {
         return Err(BadVm::TooLarge { wanted, free: *free });
     }
-    *free -= wanted;
+    let role = role(raw.role.as_deref())?;
+    if role != Role::Template {
+        *free -= wanted;
+    }
     let cpus = cpus.place(&raw)?;
     let kernel = find(bundle, "kernel", &raw.kernel)?;
     let initrd = raw.initrd.as_deref().map(|name| find(bundle, "initrd", name)).transpose()?;
@@ -81,6 +87,7 @@ fn check_vm(
         cmdline: raw.cmdline.unwrap_or_default(),
         populate: populate(raw.populate.as_deref())?,
         hypercalls: hypercalls(raw.hypercalls.as_deref())?,
+        role,
         cpus,
     };
     image::plan(&config)?; // what cannot be loaded is refused before anything is
@@ -188,6 +195,16 @@ fn hypercalls(chosen: Option<&str>) -> Result<Granted, BadVm> {
         None | Some("none") => Ok(Granted::Nothing),
         Some("all") => Ok(Granted::All),
         Some(other) => Err(BadVm::BadChoice { key: "hypercalls", value: other.into(), choices: "none, all" }),
+    }
+}
+
+fn role(chosen: Option<&str>) -> Result<Role, BadVm> {
+    const CHOICES: &str = "guest, controller, template";
+    match chosen {
+        None | Some("guest") => Ok(Role::Guest),
+        Some("controller") => Ok(Role::Controller),
+        Some("template") => Ok(Role::Template),
+        Some(other) => Err(BadVm::BadChoice { key: "role", value: other.into(), choices: CHOICES }),
     }
 }
 

@@ -44,6 +44,8 @@ pub struct VmConfig {
     pub populate: Populate,
     /// Which calls on its own memory it may make.
     pub hypercalls: Granted,
+    /// What it is to the others.
+    pub role: Role,
     /// The physical CPU that each vCPU belongs to, in the order of the vCPUs' numbers. Several may belong to one.
     pub cpus: Vec<CpuId>,
 }
@@ -87,6 +89,17 @@ pub enum Granted {
     Nothing,
     /// All of them.
     All,
+}
+
+/// What a machine is to the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Nothing: it starts when the hypervisor does.
+    Guest,
+    /// As a guest, and it makes machines of templates, runs and ends them (`abi::control`).
+    Controller,
+    /// It is what a controller makes machines of, and does not run itself.
+    Template,
 }
 
 /// What the machine has for its guests.

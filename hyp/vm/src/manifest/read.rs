@@ -20,6 +20,7 @@ pub(super) struct RawVm {
     pub(super) cmdline: Option<String>,
     pub(super) populate: Option<String>,
     pub(super) hypercalls: Option<String>,
+    pub(super) role: Option<String>,
     pub(super) cpus: Option<Vec<u64>>,
     pub(super) regions: Vec<RawRegion>,
 }
@@ -90,6 +91,7 @@ fn read_vm(mut table: Table<'_>) -> Result<RawVm, BadManifest> {
     let cmdline = table.text("cmdline")?;
     let populate = table.text("populate")?;
     let hypercalls = table.text("hypercalls")?;
+    let role = table.text("role")?;
     let cpus = table.numbers("cpus")?;
     let regions = table.tables("region", REGION)?;
     table.finish()?;
@@ -103,6 +105,7 @@ fn read_vm(mut table: Table<'_>) -> Result<RawVm, BadManifest> {
         cmdline,
         populate,
         hypercalls,
+        role,
         cpus,
         regions: regions.into_iter().map(read_region).collect::<Result<_, _>>()?,
     })

@@ -186,6 +186,8 @@ fn each_mistake_gets_its_own_sentence() {
             vm("format = \"bzImage\""),
             "VM \"a\": format = \"bzImage\": it must be one of auto, image, elf, flat",
         ),
+        (vm("role = \"king\""), "VM \"a\": role = \"king\": it must be one of guest, controller, template"),
+        (vm("role = \"template\""), "manifest.toml lists no VM: it needs at least one [[vm]]"),
         (vm("hypercalls = \"some\""), "VM \"a\": hypercalls = \"some\": it must be one of none, all"),
         (vm("populate = \"later\""), "VM \"a\": populate = \"later\": it must be one of fault, ahead"),
         (vm("kernel = \"vmlinuz\""), "VM \"a\": kernel = \"vmlinuz\" is not in the bundle"),

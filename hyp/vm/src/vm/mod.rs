@@ -60,7 +60,7 @@ pub struct Vm {
     vcpus: Box<[Vcpu]>,
     gic: Gic,
     uart: SpinMutex<Pl011>,
-    console: &'static dyn Console,
+    console: Box<dyn Console + Send>,
     power: SpinMutex<PowerStates>,
     id_bits: IdBits,
     dropped_input: AtomicU64,
@@ -80,7 +80,7 @@ impl Vm {
         config: VmConfig,
         id_bits: IdBits,
         timers: TimerIntids,
-        console: &'static dyn Console,
+        console: impl Console + Send + 'static,
     ) -> Result<Self, Error> {
         let placement = image::plan(&config).map_err(|fault| Error::vm(&config.name, fault))?;
         let service = match config.hypercalls {
@@ -94,7 +94,7 @@ impl Vm {
             config,
             gic: Gic::new(timers),
             uart: SpinMutex::new(Pl011::new()),
-            console,
+            console: Box::new(console),
             power: SpinMutex::new(PowerStates::new()),
             id_bits,
             dropped_input: AtomicU64::new(0),

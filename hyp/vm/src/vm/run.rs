@@ -66,6 +66,11 @@ impl Vm {
         self.gic.has_fired(vcpu, timer)
     }
 
+    /// Has the CPU that `vcpu` belongs to look at its seat, whatever the vCPU does.
+    pub fn nudge(&self, vcpu: &Vcpu, cpu: &impl Cpu) {
+        vcpu.bell.nudge(cpu);
+    }
+
     /// Puts `vcpu` to sleep, after [`Next::Idle`] and on the CPU that it belongs to: nobody waits for it there any more.
     /// Its timers are the caller's to watch.
     pub fn sleep(&self, vcpu: &Vcpu) -> Sleep {

@@ -10,6 +10,7 @@ mod cases;
 mod host;
 mod linux;
 mod machine_dtb;
+mod machines;
 mod payloads;
 mod reports;
 mod summary;
@@ -49,6 +50,8 @@ enum Group {
     Linux,
     /// Payloads in a VM
     Payloads,
+    /// Several VMs on few CPUs, and VMs that come and go
+    Machines,
     /// Bad input
     BadInput,
     /// Bugs of the hypervisor
@@ -92,6 +95,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Linux => linux::run(&mut cases, extent),
             Group::Payloads if extent == Extent::Quick => Ok(()),
             Group::Payloads => payloads::run(&mut cases),
+            Group::Machines if extent == Extent::Quick => Ok(()),
+            Group::Machines => machines::run(&mut cases, extent),
             Group::BadInput if extent == Extent::Quick => Ok(()),
             Group::BadInput => bad_input::run(&mut cases),
             Group::Reports if extent == Extent::Quick => Ok(()),

@@ -28,7 +28,7 @@ impl Console for Lines {
 fn vm(vcpus: usize) -> (Vm, &'static Lines) {
     let mut config = config(Format::Image, arm64_image(0, 0x10_0000, 4096), Some(100), 64 << 20);
     config.cpus = (0..vcpus).filter_map(CpuId::new).collect();
-    let console = Box::leak(Box::new(Lines(Mutex::default())));
+    let console: &'static Lines = Box::leak(Box::new(Lines(Mutex::default())));
     (Vm::new(config, IdBits { ipa_bits: 40 }, TIMERS, console).unwrap(), console)
 }
 

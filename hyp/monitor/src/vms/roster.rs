@@ -1,0 +1,139 @@
+//! The virtual machines that there are, each in a place of its own.
+//!
+//! ```text
+//! free ──claim──▶ in hand ──settle──▶ here ──▶ leaving ──▶ remains ──▶ gone ──▶ free
+//!                    ▲                  │         │           │         │
+//!                    └─────────── take, for a step of the end; then settle ─┘
+//! ```
+//!
+//! A place is locked for a look only. Who makes a guest, or does a step of its end, has it *in hand* meanwhile, and others
+//! find it so and come back. A guest that is here is kept by whoever has got it from [`Roster::find`] or
+//! [`Roster::iter`], so that its end waits for them.
+
+use super::guest::{Gone, Guest, Remains};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use spin::mutex::SpinMutex;
+use vm::Role;
+
+/// The most virtual machines at a time.
+pub(super) const MOST_GUESTS: u16 = 128;
+
+/// How far a guest is in its life.
+pub(super) enum Life {
+    /// There is none.
+    Free,
+    /// A CPU makes it, or does a step of its end.
+    InHand,
+    /// It is there.
+    Here(Arc<Guest>),
+    /// Its space is condemned, and its vCPUs are on their way out.
+    Leaving(Arc<Guest>),
+    /// Its vCPUs are out, and its memory goes back.
+    Remains(Box<Remains>),
+    /// Its memory has gone back; whether all of it has is looked at.
+    Gone(Gone),
+}
+
+/// A guest's place, and which guest's it is.
+struct Place {
+    life: Life,
+    /// How many guests have had this place.
+    times: u32,
+}
+
+/// What a handle leads to.
+pub(super) enum Found {
+    /// A guest.
+    Here(Arc<Guest>),
+    /// One whose end has begun.
+    Ending,
+}
+
+/// What a controller knows a guest by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Handle(pub(super) u64);
+
+impl Handle {
+    const fn new(number: u16, times: u32) -> Self {
+        Self((times as u64) << 16 | number as u64)
+    }
+
+    const fn number(self) -> u16 {
+        self.0 as u16
+    }
+
+    const fn times(self) -> u64 {
+        self.0 >> 16
+    }
+}
+
+/// All places.
+pub(super) struct Roster {
+    places: Vec<SpinMutex<Place>>,
+}
+
+impl Roster {
+    /// Makes a roster of free places.
+    pub(super) fn new() -> Self {
+        let place = |_| SpinMutex::new(Place { life: Life::Free, times: 0 });
+        Self { places: (0..MOST_GUESTS).map(place).collect() }
+    }
+
+    /// Claims a free place for a guest that is to be made, and returns its number; `None` where none is free.
+    pub(super) fn claim(&self) -> Option<u16> {
+        (0..MOST_GUESTS).zip(&self.places).find_map(|(number, place)| {
+            let mut place = place.lock();
+            matches!(place.life, Life::Free).then(|| {
+                place.life = Life::InHand;
+                place.times += 1;
+                number
+            })
+        })
+    }
+
+    /// Puts what became of a guest in its place, which the caller has in hand. Returns the guest's handle.
+    pub(super) fn settle(&self, number: u16, life: Life) -> Handle {
+        let Some(place) = self.places.get(usize::from(number)) else { return Handle(0) };
+        let mut place = place.lock();
+        place.life = life;
+        Handle::new(number, place.times)
+    }
+
+    /// Looks at the place of a guest that was made of a template: nobody's handle is that of another one.
+    fn look<R>(&self, handle: Handle, then: impl FnOnce(&mut Life) -> Option<R>) -> Option<R> {
+        let mut place = self.places.get(usize::from(handle.number()))?.lock();
+        let is_made = match &place.life {
+            Life::Free => false,
+            Life::Here(guest) => guest.vm.config().role == Role::Template,
+            Life::InHand | Life::Leaving(_) | Life::Remains(_) | Life::Gone(_) => true,
+        };
+        let is_its = is_made && u64::from(place.times) == handle.times();
+        if is_its { then(&mut place.life) } else { None }
+    }
+
+    /// Finds a guest; `None` where the handle is nobody's.
+    pub(super) fn find(&self, handle: Handle) -> Option<Found> {
+        self.look(handle, |life| match life {
+            Life::Here(guest) => Some(Found::Here(Arc::clone(guest))),
+            Life::Free | Life::InHand | Life::Leaving(_) | Life::Remains(_) | Life::Gone(_) => {
+                Some(Found::Ending)
+            }
+        })
+    }
+
+    /// Takes a guest in hand, for a step of its end; `None` where the handle is nobody's. The caller settles it again,
+    /// unless it is in somebody else's hand.
+    pub(super) fn take(&self, handle: Handle) -> Option<(u16, Life)> {
+        self.look(handle, |life| Some((handle.number(), core::mem::replace(life, Life::InHand))))
+    }
+
+    /// Goes through the guests that are here.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Arc<Guest>> {
+        self.places.iter().filter_map(|place| match &place.lock().life {
+            Life::Here(guest) => Some(Arc::clone(guest)),
+            Life::Free | Life::InHand | Life::Leaving(_) | Life::Remains(_) | Life::Gone(_) => None,
+        })
+    }
+}
