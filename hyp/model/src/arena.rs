@@ -3,7 +3,7 @@
 use stage2::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, TablePa, TableSize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use types::Pa;
 
 /// Where the arena pretends to be: not at zero, so that an address that lost its base shows.
@@ -11,11 +11,17 @@ const BASE: u64 = 0x40_0000_0000;
 /// What given-back tables are filled with: a word that decodes to nothing useful in any format.
 const POISON: u64 = 0xdead_beef_dead_beee;
 
-/// A fixed amount of table memory in a vector of atomics. Frames of any table size; given-back ones are poisoned and
-/// come again zeroed. Counts what is in use, and can be told to run out.
+/// The words of a piece of the memory.
+const PIECE: usize = 512;
+
+/// A fixed amount of table memory in atomics. Frames of any table size; given-back ones are poisoned and come again zeroed.
+/// Counts what is in use, and can be told to run out.
 #[derive(Debug)]
 pub struct Arena {
-    words: Box<[AtomicU64]>,
+    /// The memory in pieces, each made when it is first asked for: most tests use a few of many, and an interpreter makes
+    /// every word at its own cost.
+    pieces: Box<[OnceLock<Box<[AtomicU64; PIECE]>>]>,
+    bytes: u64,
     state: Mutex<State>,
     left: AtomicUsize,
 }
@@ -36,8 +42,8 @@ impl Arena {
     /// Where that is no multiple of 8.
     pub fn new(bytes: u64) -> Self {
         assert!(bytes.is_multiple_of(8), "the arena is made of 8-byte words");
-        let words = (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
-        Self { words, state: Mutex::default(), left: AtomicUsize::new(usize::MAX) }
+        let pieces = (0..(bytes / 8).div_ceil(PIECE as u64)).map(|_| OnceLock::new()).collect();
+        Self { pieces, bytes, state: Mutex::default(), left: AtomicUsize::new(usize::MAX) }
     }
 
     /// Lets `n` more tables be taken, and refuses after that.
@@ -59,9 +65,17 @@ impl Arena {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn words_of(&self, pa: Pa, size: TableSize) -> &[AtomicU64] {
-        let first = ((pa.get() - BASE) / 8) as usize;
-        &self.words[first..first + (size.bytes() / 8) as usize]
+    #[inline(always)]
+    fn word(&self, pa: Pa, index: usize) -> &AtomicU64 {
+        let word = (pa.get().wrapping_sub(BASE) / 8) as usize + index;
+        let piece = self.pieces[word / PIECE].get_or_init(|| Box::new([const { AtomicU64::new(0) }; PIECE]));
+        &piece[word % PIECE]
+    }
+
+    fn fill(&self, pa: Pa, size: TableSize, content: u64) {
+        for index in 0..(size.bytes() / 8) as usize {
+            self.word(pa, index).store(content, Ordering::Relaxed);
+        }
     }
 }
 
@@ -70,7 +84,7 @@ impl Entries for Arena {
 
     #[inline(always)]
     fn slot(&self, table: TablePa, index: usize) -> &AtomicU64 {
-        &self.words[(table.pa().get().wrapping_sub(BASE) / 8) as usize + index]
+        self.word(table.pa(), index)
     }
 }
 
@@ -84,7 +98,7 @@ impl Pages for Arena {
             pa
         } else {
             let start = state.top.next_multiple_of(size.bytes());
-            if start + size.bytes() > self.words.len() as u64 * 8 {
+            if start + size.bytes() > self.bytes {
                 return Err(NoPages);
             }
             state.top = start + size.bytes();
@@ -94,16 +108,12 @@ impl Pages for Arena {
         drop(state);
         // A table for a split may hold anything.
         let content = if purpose == Purpose::Split { POISON } else { 0 };
-        for word in self.words_of(pa, size) {
-            word.store(content, Ordering::Relaxed);
-        }
+        self.fill(pa, size, content);
         Ok(FreshTable::new(pa, size))
     }
 
     fn give_back(&self, table: IdleTable) {
-        for word in self.words_of(table.pa(), table.size()) {
-            word.store(POISON, Ordering::Relaxed);
-        }
+        self.fill(table.pa(), table.size(), POISON);
         let mut state = self.state();
         let size = state.in_use.remove(&table.pa());
         assert_eq!(size, Some(table.size()), "given back what was not taken: {table:?}");

@@ -55,7 +55,7 @@ fn one(job: Job) -> Result<()> {
         Job::Doc => book::run(),
         Job::Deps => deps::run(),
         Job::Test => tests::run(&tests::Args::default()),
-        Job::Miri => nightly::run_miri(),
+        Job::Miri => nightly::run_miri(&nightly::MiriArgs::default()),
         Job::Tsan => nightly::run_tsan(),
         Job::All => run(&Args { job }),
     }

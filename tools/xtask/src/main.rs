@@ -53,7 +53,7 @@ enum Command {
     /// Check that each wrong version of the protocol is caught by its test
     Mutants(lab::Args),
     /// Run the tests of the data structures under Miri
-    Miri,
+    Miri(nightly::MiriArgs),
     /// Run the tests with threads under ThreadSanitizer
     Tsan,
     /// Put the page tables under stress from random seeds, and count which races were met
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
         Command::Test(args) => tests::run(&args),
         Command::Weaken(args) => lab::run::<lab::Orderings>(&args),
         Command::Mutants(args) => lab::run::<lab::Mutants>(&args),
-        Command::Miri => nightly::run_miri(),
+        Command::Miri(args) => nightly::run_miri(&args),
         Command::Tsan => nightly::run_tsan(),
         Command::Soak(args) => soak::run(&args),
         Command::Bench(command) => bench::run(&command),
