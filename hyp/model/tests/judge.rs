@@ -333,3 +333,22 @@ fn bad_leaf_that_comes_out_too_early() {
     good(Bbm::Level0, &story(&[&mapped_page(), &[broken], &clean, &[handed]]));
     bad(Bbm::Level0, &unlinked_then(&[Effect::Handed { range: range(0, PAGE_SIZE) }]), "came out");
 }
+
+/// What a collapse does that gives up: the link frozen first, then the leaves below it, and all put back.
+#[test]
+fn good_leaf_frozen_and_put_back_under_a_frozen_link() {
+    let (off, on) = (root(link(false), Entry::Frozen), root(Entry::Frozen, link(false)));
+    let froze = page(0, ram(0x8000), Entry::Frozen);
+    let back = page(0, Entry::Frozen, ram(0x8000));
+    good(Bbm::Level0, &story(&[&mapped_page(), &[off, froze, back, on, Effect::StepEnd]]));
+    // Later it can be taken away as if nothing had been.
+    let gone = page(0, Entry::Frozen, Entry::Absent);
+    bad(
+        Bbm::Level0,
+        &story(&[&mapped_page(), &[off, froze, back, on, froze, gone]]),
+        "before the invalidation",
+    );
+    // Something else in its place is not what TLBs hold.
+    let other = page(0, Entry::Frozen, ram(0x60_0000));
+    bad(Bbm::Level0, &story(&[&mapped_page(), &[off, froze, other, on, Effect::StepEnd]]), "owes 1 entries");
+}

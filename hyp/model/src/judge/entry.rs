@@ -31,7 +31,10 @@ impl<F: Format> Judge<F> {
         if !self.linked.contains_key(&key.0) {
             // Nobody comes here any more but through what walk caches hold.
             match (from.live(), to.live()) {
-                (Some(live), None) => self.break_entry(&change, old, live),
+                (Some(live), None) => {
+                    self.break_entry(&change, old, live);
+                    self.frozen.insert(key, old);
+                }
                 // Before the link comes back, perhaps.
                 (None, Some(live)) => {
                     self.put_back(&change, live);

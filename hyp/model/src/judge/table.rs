@@ -1,7 +1,7 @@
 //! A table's life, and what may come out of a step.
 
 use super::cleaning::{Cleaning, Fate};
-use super::{Judge, Spot, Style, Unclean, Unlinked, Violation, require};
+use super::{Judge, Spot, Style, Unlinked, Violation, require};
 use stage2::{Class, Format, Live, Table};
 use std::collections::BTreeSet;
 use types::{CpuId, Height, Pa, Range};
@@ -122,18 +122,8 @@ impl<F: Format> Judge<F> {
         Ok(())
     }
 
-    /// Tells whether an entry that was broken is, to the bit, what it was: then TLBs are right about it.
-    fn is_as_it_was(&self, key: (Pa, usize), unclean: &Unclean) -> bool {
-        let known = self.words.get(&key.0).and_then(|words| words.get(&key.1)).copied();
-        unclean.broken.is_some() && unclean.broken == known
-    }
-
     pub(super) fn step_end(&self) -> Result<(), Violation> {
-        let mut owed = self
-            .unclean
-            .iter()
-            .filter(|(key, unclean)| self.linked.contains_key(&key.0) && !self.is_as_it_was(**key, unclean))
-            .map(|(key, _)| key);
+        let mut owed = self.unclean.keys().filter(|key| self.linked.contains_key(&key.0));
         if let Some(&key) = owed.next() {
             let n = 1 + owed.count();
             return Err(Violation(format!("a step ends and owes {n} entries, {}", self.story(key))));
