@@ -11,6 +11,7 @@ use crate::TableSize;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use types::Pa;
+use types::sync::{LAB, Touch, touch};
 
 /// One table entry, as an atomic 64-bit word.
 ///
@@ -33,22 +34,42 @@ pub trait Slot: Copy {
 impl Slot for &AtomicU64 {
     #[inline(always)]
     fn load(self, order: Ordering) -> u64 {
-        AtomicU64::load(self, order)
+        tell(self, Touch::Looks);
+        let raw = AtomicU64::load(self, order);
+        tell(self, Touch::Saw(raw));
+        raw
     }
 
     #[inline(always)]
     fn store(self, raw: u64, order: Ordering) {
+        tell(self, Touch::Changes);
+        let old = if LAB { AtomicU64::load(self, Ordering::Relaxed) } else { raw };
         AtomicU64::store(self, raw, order);
+        tell(self, Touch::Wrote(old, raw));
     }
 
     #[inline(always)]
     fn swap(self, raw: u64, order: Ordering) -> u64 {
-        AtomicU64::swap(self, raw, order)
+        tell(self, Touch::Changes);
+        let old = AtomicU64::swap(self, raw, order);
+        tell(self, Touch::Wrote(old, raw));
+        old
     }
 
     #[inline(always)]
     fn compare_exchange(self, old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
-        AtomicU64::compare_exchange(self, old, new, success, failure)
+        tell(self, Touch::Changes);
+        let result = AtomicU64::compare_exchange(self, old, new, success, failure);
+        tell(self, result.map_or_else(|seen| Touch::Lost(old, seen), |old| Touch::Wrote(old, new)));
+        result
+    }
+}
+
+/// Tells a test what is done to an entry. Nothing elsewhere.
+#[inline(always)]
+fn tell(entry: &AtomicU64, what: Touch) {
+    if LAB {
+        touch(core::ptr::from_ref(entry).addr(), what);
     }
 }
 

@@ -57,7 +57,7 @@ pub const LAB: bool = cfg!(feature = "lab");
 #[cfg(feature = "lab")]
 mod lab;
 #[cfg(feature = "lab")]
-pub use lab::{Hook, Point, met_counts, set_hook};
+pub use lab::{Hook, Point, Witness, met_counts, set_hook, set_witness};
 
 /// The ordering with number `n` in docs/memory-ordering.md.
 #[cfg(not(feature = "lab"))]
@@ -120,6 +120,37 @@ pub const fn met(_race: &'static str) {}
 #[cfg(feature = "lab")]
 pub fn met(race: &'static str) {
     lab::met(race);
+}
+
+/// What is done to memory that hardware reads, too: for the [witness](set_witness) of a test.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Touch {
+    /// A word is about to be looked at.
+    Looks,
+    /// A word is about to be written, perhaps.
+    Changes,
+    /// It was looked at, and was this.
+    Saw(u64),
+    /// An exchange expected the first and found the second.
+    Lost(u64, u64),
+    /// It was the first, and is the second.
+    Wrote(u64, u64),
+    /// As many bytes of memory have found a user.
+    Taken(u64),
+    /// As many bytes of memory are nobody's from now on.
+    Freed(u64),
+}
+
+/// Tells the witness what is done to the memory that this program sees at `address`. Nothing outside of tests.
+#[cfg(not(feature = "lab"))]
+#[inline(always)]
+pub const fn touch(_address: usize, _touch: Touch) {}
+
+/// Tells the witness what is done to the memory that this program sees at `address`. Nothing outside of tests.
+#[cfg(feature = "lab")]
+#[inline]
+pub fn touch(address: usize, touch: Touch) {
+    lab::touch(address, touch);
 }
 
 /// Waits a moment inside a loop that waits for another CPU.

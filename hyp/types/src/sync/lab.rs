@@ -2,6 +2,7 @@
 
 extern crate std;
 
+use super::Touch;
 use core::cell::Cell;
 use std::collections::BTreeMap;
 use std::string::String;
@@ -19,13 +20,29 @@ pub enum Point {
 /// A scheduler that lets other threads run, or not.
 pub type Hook = fn(Point);
 
+/// Who is told what is done to memory that hardware reads, too.
+pub type Witness = fn(usize, Touch);
+
 std::thread_local! {
     static HOOK: Cell<Option<Hook>> = const { Cell::new(None) };
+    static WITNESS: Cell<Option<Witness>> = const { Cell::new(None) };
 }
 
 /// Has `hook` called at each point that this thread passes from now on.
 pub fn set_hook(hook: Option<Hook>) {
     HOOK.set(hook);
+}
+
+/// Has `witness` told what this thread does to memory from now on.
+pub fn set_witness(witness: Option<Witness>) {
+    WITNESS.set(witness);
+}
+
+#[inline]
+pub(super) fn touch(address: usize, touch: Touch) {
+    if let Some(witness) = WITNESS.get() {
+        witness(address, touch);
+    }
 }
 
 #[inline]
