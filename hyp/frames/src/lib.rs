@@ -28,6 +28,7 @@ mod holders;
 mod interleaved;
 mod kept;
 mod layout;
+mod lock;
 mod moves;
 mod order;
 mod pool;

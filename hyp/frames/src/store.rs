@@ -3,13 +3,14 @@
 use crate::bank::{Frame, Memory};
 use crate::kept::Kept;
 use crate::layout::Layout;
+use crate::lock::Lock;
 use crate::pool::Pool;
 use crate::requests::Requests;
 use crate::stock::{STOCK, Stocks};
 use crate::{DirectMap, FrameError, Kind, Order, Owner, PaRange, Record, Run, Word};
 use core::fmt;
 use core::ptr::NonNull;
-use spin::Mutex;
+use types::sync::{Touch, touch};
 use types::{CpuId, Pa};
 
 /// What a run is allocated for.
@@ -82,7 +83,7 @@ const DRAINS: u32 = 16;
 /// nobody who holds it waits for anything. Faults on single pages pass by it, by their CPU's stock.
 pub struct Frames {
     memory: Memory,
-    pool: Mutex<Pool>,
+    pool: Lock<Pool>,
     pub(crate) kept: Kept,
     stocks: Stocks,
     pub(crate) requests: Requests,
@@ -123,7 +124,7 @@ impl Frames {
         }
         Ok(Self {
             memory,
-            pool: Mutex::new(pool),
+            pool: Lock::new(pool),
             kept: Kept::new(),
             stocks: Stocks::new(),
             requests: Requests::new(),
@@ -236,6 +237,7 @@ impl Frames {
         for record in self.records(run, order) {
             record.store(word);
         }
+        touch(self.map().pointer(run.pa()).addr(), Touch::Taken(order.bytes()));
         Run::new(self, run.pa(), order, usage.kind(), by)
     }
 
@@ -342,6 +344,7 @@ impl Frames {
 
     /// Puts a run whose words say `Inside` on the free lists.
     pub(crate) fn free(&self, run: Frame, order: Order, was: Kind) {
+        touch(self.map().pointer(run.pa()).addr(), Touch::Freed(order.bytes()));
         let mut pool = self.pool.lock();
         pool.uncount(was, order.frames());
         pool.put(&self.memory, run, order);
