@@ -4,8 +4,8 @@
 //! - Frames are zeroed, and the zeroes visible to whoever may see the frame, before the entry that leads to them is.
 //! - An entry is published only while the region it was planned by stands, as seen after the entry was frozen.
 //! - A fault that loses a race changes nothing and keeps nothing but a zeroed run for this CPU's next fault.
-//! - A leaf that is too strict gets more rights, or is made young, only while it is owned and the region stands. With the
-//!   right to write comes the dirty mark: while a log runs, the leaf is the mark.
+//! - A leaf that is too strict gets more rights, or is made young, only while it is owned, lies in the region, and the region
+//!   stands. With the right to write comes the dirty mark: while a log runs, the leaf is the mark.
 //! - Having no memory is an error only while there is still nothing at the address: another CPU may just have put there
 //!   what this one has no memory for.
 
@@ -192,7 +192,8 @@ impl<'f, F: Format> Space<'f, F> {
     }
 
     /// Gives the leaf at `ipa` the right that is wanted, which the region gives, and makes it young. While a log of pages
-    /// runs, a block that is to be written is split first, with the table that it has in reserve.
+    /// runs, a block that is to be written is split first, with the table that it has in reserve; and so is a block that
+    /// is not all in the region: it was mapped, or made, when what is beside the region had the same rights.
     fn allow<I: Invalidate, R>(
         &self,
         view: &TableView<'_, 'f, F, R>,
@@ -204,19 +205,32 @@ impl<'f, F: Format> Space<'f, F> {
         let is_write = wanted.contains(Access::WRITE);
         let running = self.log.running().filter(|running| running.range.contains(ipa));
         let page = Range::block_around(ipa, span::<F>(Height::PAGE));
-        if is_write && running.is_some_and(|running| running.wants_pages(page)) {
-            let There::Leaf { range, .. } = self.look(view, ipa) else { return Ok(Outcome::Busy) };
-            if range != page {
-                match view.split(tlb, ipa, Height::PAGE, Why::DirtyLog) {
-                    Ok(()) => self.tally.count(view.cpu(), Event::Split),
-                    // Without a table, or where a device could not stand it, the block is logged as a whole: the
-                    // guest goes on.
-                    Err(ChangeError::NoPages { .. } | ChangeError::DeviceWouldFault { .. }) => {}
-                    Err(_) => return Ok(Outcome::Busy),
-                }
+        let There::Leaf { range, .. } = self.look(view, ipa) else { return Ok(Outcome::Busy) };
+        let is_its_own = |leaf: Range| {
+            standing.region.range.covers(leaf) || mutant("right-of-a-region-for-its-neighbours")
+        };
+        if is_write && running.is_some_and(|running| running.wants_pages(page)) && range != page {
+            match view.split(tlb, ipa, Height::PAGE, Why::DirtyLog) {
+                Ok(()) => self.tally.count(view.cpu(), Event::Split),
+                // Without a table, or where a device could not stand it, the block is logged as a whole: the guest
+                // goes on.
+                Err(ChangeError::NoPages { .. } | ChangeError::DeviceWouldFault { .. }) => {}
+                Err(_) => return Ok(Outcome::Busy),
+            }
+        } else if !is_its_own(range) {
+            let largest = largest_in::<F>(standing.region.range, ipa);
+            match view.split(tlb, ipa, largest, Why::Attributes) {
+                Ok(()) => self.tally.count(view.cpu(), Event::Split),
+                Err(ChangeError::NoPages { .. }) => return Err(SpaceError::OutOfTables { ipa }),
+                // The device has this block as it is, and its neighbours must not get the right.
+                Err(ChangeError::DeviceWouldFault { .. }) => return Ok(Outcome::Denied),
+                Err(_) => return Ok(Outcome::Busy),
             }
         }
         let Ok(Some(held)) = self.regions.hold(view, standing, ipa) else { return Ok(Outcome::Busy) };
+        if !is_its_own(held.range()) {
+            return Ok(Outcome::Busy); // a block again; dropping it lets it go as it was
+        }
         let Attrs { access: has, owner, .. } = held.leaf().attrs;
         if owner != standing.region.attrs().owner {
             return Ok(Outcome::Denied);
@@ -390,6 +404,15 @@ fn is_changing_size(attrs: Attrs) -> bool {
 fn wanted(fault: &Fault) -> Access {
     let is_walk = fault.cause == Cause::Stage1Walk && fault.kind == FaultKind::Permission;
     if is_walk && !mutant("stage1-walk-not-a-write") { fault.access | Access::WRITE } else { fault.access }
+}
+
+/// Returns the height of the largest block around `ipa` that is in `region`, which holds `ipa`: a page at least.
+fn largest_in<F: Format>(region: Range, ipa: Ipa) -> Height {
+    let mut height = Height::PAGE;
+    while height.get() < F::MAX_TOP && region.covers(Range::block_around(ipa, span::<F>(height.above()))) {
+        height = height.above();
+    }
+    height
 }
 
 /// Returns the height of the largest leaf that a fault makes.

@@ -59,6 +59,24 @@ fn a_write_to_what_a_log_has_protected_is_allowed_and_marked() {
     });
 }
 
+/// The block is mapped where nothing may be written; then its first page may be. Nobody takes anything away, so nobody
+/// splits it: but a write's fault that gave the right to what it finds would give it to the page's neighbours.
+#[test]
+fn a_right_that_a_region_has_is_given_to_no_neighbour_in_the_same_block() {
+    with_ram(Features::empty(), |at, stay| {
+        let tlb = Recorder::default();
+        at.space.protect(stay, &tlb, range(GUEST, 4 * MIB), Access::RX).unwrap();
+        let read = Fault { access: Access::READ, ..fault_at(GUEST) };
+        at.fault(stay, &read).unwrap();
+        at.space.protect(stay, &tlb, range(GUEST, PAGE), Access::RWX).unwrap();
+        assert_eq!(leaves(at.space), [0, 1, 0], "only more is allowed");
+        assert_eq!(at.fault(stay, &write_to(GUEST)), Ok(Outcome::Allowed));
+        let writable = |ipa| at.attrs(stay, ipa).0.access.contains(Access::WRITE);
+        assert_eq!((writable(GUEST), writable(GUEST + PAGE)), (true, false));
+        assert_eq!(at.fault(stay, &write_to(GUEST + PAGE)), Ok(Outcome::Denied));
+    });
+}
+
 #[test]
 fn a_write_to_a_block_under_a_log_of_pages_splits_it_and_marks_one_page() {
     with_ram(Features::empty(), |at, stay| {
