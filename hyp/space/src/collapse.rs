@@ -6,7 +6,8 @@
 //! - What is moved together is moved as a page is: entries frozen first, words then, and nothing is freed before no CPU can
 //!   reach it. A pin anywhere in it refuses the whole, and its pinner is asked to let go.
 //! - Where the hardware keeps a dirty flag, the contents are copied before anything is frozen, and what was written since,
-//!   by a guest or through a pin, is copied again: a guest waits for the invalidation, and for what it writes itself.
+//!   by a guest or through a pin, is copied again: a guest waits for the invalidation, and for what it writes itself. Where
+//!   somebody else has taken dirty flags away meanwhile, who collapses the same block or takes a right, all is copied again.
 //!
 //! Neighbours: `stage2` has the engine, `moving` moves single leaves.
 
@@ -16,7 +17,8 @@ use crate::tally::Event;
 use crate::{MoveError, Space};
 use frames::{FrameError, Order, Refused, Usage};
 use stage2::{
-    Children, CollapseError, Entries, Entry, Format, Harm, Invalidate, Leaf, Marks, Mover, Section, span,
+    Children, CollapseError, Entries, Entry, Format, Harm, Invalidate, Leaf, Lull, Marks, Mover, Section,
+    span,
 };
 use types::sync::{met, mutant};
 use types::{Cpu, Height, Ipa, Pa, Range};
@@ -63,6 +65,8 @@ struct Gather<'g, 'f, F: Format, C> {
 pub(crate) struct Copied {
     /// How many pins had been given back as written before.
     written: u64,
+    /// When it was made: from then on the parts' own flags say what was written.
+    lull: Lull,
 }
 
 impl<'f, F: Format> Space<'f, F> {
@@ -216,7 +220,7 @@ impl<'f, F: Format> Space<'f, F> {
         let run = self.frames.allocate(order, usage).map_err(|_| MoveError::NoMemory)?;
         gather.to = run.pa();
         if parts.keeps_dirty {
-            gather.copied = Some(self.copy_ahead(section, cpu, tlb, block, run.pa())?);
+            gather.copied = self.copy_ahead(section, cpu, tlb, block, run.pa())?;
         }
         let frames = self.frames;
         let sink = &mut |lost| give_back(frames, &lost);
@@ -235,8 +239,9 @@ impl<'f, F: Format> Space<'f, F> {
         })
     }
 
-    /// Copies the parts of a block while guests use them. On return every later write of a guest sets a dirty flag, and
-    /// every later one through a pin is counted when the pin goes.
+    /// Copies the parts of a block while guests use them. On return every later write of a guest sets a dirty flag, which
+    /// tells of it for as long as nobody else takes it away; and every later one through a pin is counted when the pin goes.
+    /// `None` where somebody is taking flags away just now: there is no use in copying.
     pub(crate) fn copy_ahead<S: Section, C: Cpu, I: Invalidate>(
         &self,
         section: &mut S,
@@ -244,8 +249,8 @@ impl<'f, F: Format> Space<'f, F> {
         tlb: &I,
         block: Range,
         to: Pa,
-    ) -> Result<Copied, MoveError> {
-        let copied = Copied { written: self.tally.sum(Event::Written) };
+    ) -> Result<Option<Copied>, MoveError> {
+        let written = self.tally.sum(Event::Written);
         let mut at = block.start();
         while let Ok(rest) = Range::new(at, block.end())
             && !rest.is_empty()
@@ -259,11 +264,12 @@ impl<'f, F: Format> Space<'f, F> {
             });
             at = next.map_err(|_| MoveError::Busy { ipa: at })?;
         }
+        let Some(lull) = self.tree.lull() else { return Ok(None) };
         self.each_part_of(section, block, |space, ipa, pa, order| {
             space.bring(cpu, pa, to.wrapping_add(ipa.get() - block.start().get()), order);
             Ok(())
         })?;
-        Ok(copied)
+        Ok(Some(Copied { written, lull }))
     }
 
     /// Calls `act` for each part of a block, as long as each is memory of its own.
@@ -330,7 +336,12 @@ impl<F: Format, C: Cpu> Mover<F> for Gather<'_, '_, F, C> {
         }
         // The words are ours: whoever wrote through a pin has been counted by now.
         let stands = |copied: Copied| {
-            copied.written == space.tally.sum(Event::Written) || mutant("collapse-ignores-written-pins")
+            let unpinned = copied.written == space.tally.sum(Event::Written);
+            let kept = space.tree.lasts(copied.lull);
+            if !kept {
+                met("collapse found that others had taken dirty flags");
+            }
+            kept && (unpinned || mutant("collapse-ignores-written-pins"))
         };
         let is_copied = self.copied.is_some_and(stands);
         let mut access = types::Access::empty();

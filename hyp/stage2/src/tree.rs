@@ -10,7 +10,7 @@ use crate::{
     Restraint, Section, TablePa,
 };
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, mutant, o, spin_loop};
+use types::sync::{AtomicU8, AtomicU32, AtomicU64, full_barrier, met, mutant, o, spin_loop};
 use types::{CpuId, CpuSet, Height, Ipa, Range};
 
 /// The most entries that one step of an operation touches, up to a table's worth.
@@ -195,6 +195,20 @@ impl<F: Format, M> Tree<F, M> {
         self.parking.under_way.batches() > 1
     }
 
+    /// Notes that nobody is taking anything away now, not even a dirty flag; `None` where somebody is. What was written
+    /// through what has been taken away before can be read.
+    pub fn lull(&self) -> Option<Lull> {
+        self.parking.under_way.lull().map(Lull)
+    }
+
+    /// Tells, for a [`Mover`](crate::Mover), whether nobody else has begun to take anything away since: then a leaf that
+    /// is not dirty has not been written through since, where the hardware keeps dirty flags.
+    pub fn lasts(&self, lull: Lull) -> bool {
+        // The mover's own collapse has begun.
+        let begun = lull.0.wrapping_add(1) % (1 << 32);
+        self.parking.under_way.begun() == begun || mutant("collapse-trusts-flags-that-others-take")
+    }
+
     /// Counts an operation that draws pages or unlinks tables, from before it does until they are linked or given back.
     /// Whoever finds no page for a table meanwhile is told to come again, and not that there is none.
     pub(crate) fn unlinking(&self) -> Counted<'_> {
@@ -274,6 +288,7 @@ impl<F: Format, M> Tree<F, M> {
         }
         let mut patience = self.patience();
         while !mutant("weaker-cpu-during-a-change") && self.parking.under_way.batches() != 0 {
+            met("a level was lowered during a change");
             patience.wait(section, self.geometry.reach().start(), self.geometry.top())?;
         }
         Ok(())
@@ -394,3 +409,7 @@ impl<F: Format, M, R> View<'_, F, M, R> {
         self.tree
     }
 }
+
+/// A moment in which nobody was taking anything away from a tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lull(u64);

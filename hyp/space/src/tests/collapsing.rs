@@ -235,6 +235,46 @@ fn what_a_pinner_writes_during_the_copy_ahead_is_copied_again() {
     });
 }
 
+/// A dirty flag tells of a write for as long as nobody takes it away. Another CPU that collapses the same block does, or one
+/// that takes the right to write: then the flags say nothing.
+#[test]
+fn what_is_written_during_the_copy_ahead_is_copied_again_though_others_take_its_mark() {
+    let by_cleaning = |space: &Space<'_, Format>, stay: &mut Stay<'_>, page: Range| {
+        space.tree().harvest(stay, &Recorder::default(), page, &mut |_, _| {}).unwrap();
+    };
+    let by_restricting = |space: &Space<'_, Format>, stay: &mut Stay<'_>, page: Range| {
+        let all = range(GUEST, BLOCK);
+        assert!(all.covers(page));
+        space.protect(stay, &Recorder::default(), all, Access::RX).unwrap();
+    };
+    type Taking = fn(&Space<'_, Format>, &mut Stay<'_>, Range);
+    let takings: [Taking; 2] = [by_cleaning, by_restricting];
+    for take_the_mark in takings {
+        with_pages(Features::HARDWARE_DIRTY, true, |machine, space, stay| {
+            let copies = AtomicU64::new(0);
+            let page = range(GUEST + 5 * PAGE, PAGE);
+            let write_late = || {
+                if copies.fetch_add(1, Relaxed) != 511 {
+                    return;
+                }
+                let epoch = EntryEpoch::new();
+                let mut other = epoch.enter(cpu_id(1));
+                let held = space.tree().open(&other).hold_leaf(page.start()).map(|held| {
+                    held.allow(&Recorder::default(), Access::WRITE);
+                });
+                held.unwrap();
+                let (pa, _) = translate(space, &other, page.start().get()).unwrap();
+                machine.write(pa.wrapping_add(64), &[0xee]).unwrap();
+                take_the_mark(space, &mut other, page);
+            };
+            let cpu = FakeCpu { moving: Some(&write_late), ..FakeCpu::new(0, machine) };
+            assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::Moved));
+            is_block(machine, space, stay);
+            assert_eq!(byte_at(space, stay, GUEST + 5 * PAGE + 64), 0xee, "a guest's write is lost");
+        });
+    }
+}
+
 #[test]
 fn what_nobody_writes_during_the_copy_ahead_is_copied_once() {
     with_a_late_write(|_, _, _| {}, |_, _, copies| assert_eq!(copies, 512));
