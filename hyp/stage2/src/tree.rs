@@ -201,12 +201,11 @@ impl<F: Format, M> Tree<F, M> {
         self.parking.under_way.lull().map(Lull)
     }
 
-    /// Tells, for a [`Mover`](crate::Mover), whether nobody else has begun to take anything away since: then a leaf that
-    /// is not dirty has not been written through since, where the hardware keeps dirty flags.
-    pub fn lasts(&self, lull: Lull) -> bool {
-        // The mover's own collapse has begun.
-        let begun = lull.0.wrapping_add(1) % (1 << 32);
-        self.parking.under_way.begun() == begun || mutant("collapse-trusts-flags-that-others-take")
+    /// Returns how many have begun to take something away since, as far as their writes can be seen: a
+    /// [`Mover`](crate::Mover) finds the collapse that it is of among them. Where it is no other, a leaf that is not dirty
+    /// has not been written through since, if the hardware keeps dirty flags.
+    pub fn begun_since(&self, lull: Lull) -> u64 {
+        self.parking.under_way.begun().wrapping_sub(lull.0) % (1 << 32)
     }
 
     /// Counts an operation that draws pages or unlinks tables, from before it does until they are linked or given back.

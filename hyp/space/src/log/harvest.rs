@@ -8,6 +8,10 @@
 //! bitmap is read once more and not cleared: who marked meanwhile may have set a flag that is not cleaned, and is for the
 //! next round, too.
 //!
+//! Others may clean at the same time: another round, a change of rights, a collapse. Each marks a page before it cleans its
+//! leaf, and invalidates later. So a bit is cleared only where nobody was at that, before and after; else it is reported,
+//! and stays for the next round.
+//!
 //! Who unpins marks first and lets go of the word then; a step reads the words first and the bitmap then. So of the pin and
 //! the mark it finds one.
 //!
@@ -129,9 +133,28 @@ impl<F: Format, M: Entries + Pages, P: Fn(Pa) -> bool> Step<'_, F, M, P> {
         let done = Range::new(part.start(), next).map_err(|_| SpaceError::NoLog)?;
         self.look_for_pins(section, done, |range| self.log.mark::<F, M>(self.tree.memory(), range))?;
         if !mutant("harvest-reads-bitmap-early") {
-            self.report(section, done, |n| self.log.bits.take_word::<F, M>(self.tree.memory(), n), written)?;
+            self.report(section, done, |n| self.take_word(n), written)?;
         }
         Ok(next)
+    }
+
+    /// Reads and clears word `n` of the bitmap; where others are taking marks away from leaves, only reads it. They have
+    /// marked in the bitmap what they are about to clean, and it may be written through what TLBs hold of it until their
+    /// invalidation is complete: that is for the next round, which finds the bit.
+    fn take_word(&self, n: u64) -> u64 {
+        let (bits, memory) = (&self.log.bits, self.tree.memory());
+        if mutant("mark-taken-from-who-cleans-still") {
+            return bits.take_word::<F, M>(memory, n);
+        }
+        let Some(lull) = self.tree.lull() else {
+            met("a round found others who clean");
+            return bits.read_word::<F, M>(memory, n);
+        };
+        let found = bits.take_word::<F, M>(memory, n);
+        if found != 0 && self.tree.begun_since(lull) != 0 {
+            bits.or::<F, M>(memory, n, found);
+        }
+        found
     }
 
     fn listed<S: Section, I: Invalidate>(

@@ -409,6 +409,35 @@ fn a_stop_outlasts_every_section_that_saw_the_log_run() {
     });
 }
 
+/// Another CPU has marked a dirty page and is about to clean its leaf when a whole round passes by, and reports the page; the
+/// guest writes again; and only then the other cleans, what it has marked being taken.
+#[test]
+fn a_round_leaves_the_mark_of_who_is_cleaning_still() {
+    with_guest(Features::HARDWARE_DIRTY, |machine, space, stay, hardware| {
+        store(machine, space, stay, &hardware, 3);
+        start(space, stay, &hardware, &Leaves, Granularity::Pages);
+        store(machine, space, stay, &hardware, 3);
+        let page = range(GUEST + 3 * PAGE, PAGE);
+        let epoch = EntryEpoch::new();
+        let mut passes = 0;
+        space
+            .tree()
+            .harvest(stay, &*hardware, page, &mut |_, _| {
+                let mut other = epoch.enter(cpu_id(1));
+                space.mark_written(&other, page);
+                passes += 1;
+                if passes == 1 {
+                    assert_eq!(round(space, &mut other, &hardware, &Leaves), [3]);
+                    store(machine, space, &mut other, &hardware, 3);
+                }
+            })
+            .unwrap();
+        assert_eq!(passes, 1, "the leaf is to the bit what it was");
+        assert_eq!(round(space, stay, &hardware, &Leaves), [3], "what was written after the round");
+        assert_eq!(round(space, stay, &hardware, &Leaves), [0; 0]);
+    });
+}
+
 /// A collapse looks whether a log runs, and copies ahead; one that begins between the two loses nothing to it.
 #[test]
 fn what_a_copy_ahead_takes_the_mark_of_is_reported() {
