@@ -39,7 +39,7 @@ impl std::error::Error for Ended {}
 /// Runs it, with its output on the terminal and its exit code as ours.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut command = cargo("run");
-    command.args(["--profile", "soak", "-p", "mezzanine-model", "--example", "soak", "--"]);
+    command.args(["--profile", "soak", "-p", "mezzanine-space", "--example", "soak", "--"]);
     command.args(["--minutes", &args.minutes]);
     if let Some(seed) = &args.seed {
         command.args(["--seed", seed]);
