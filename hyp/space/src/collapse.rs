@@ -39,8 +39,8 @@ enum Scattered {
     Leave,
 }
 
-/// What the parts of a block to be are like.
-struct Parts {
+/// What the parts of a block to be are like, or were when they were looked at.
+pub(crate) struct Parts {
     first: Leaf,
     /// They lie side by side, aligned as the block is.
     contiguous: bool,
@@ -152,7 +152,12 @@ impl<'f, F: Format> Space<'f, F> {
     }
 
     /// Looks at the parts of a block to be. A look that says no is final; one that says yes decides nothing.
-    fn look_over<S: Section>(&self, section: &S, block: Range, height: Height) -> Result<Parts, MoveError> {
+    pub(crate) fn look_over<S: Section>(
+        &self,
+        section: &S,
+        block: Range,
+        height: Height,
+    ) -> Result<Parts, MoveError> {
         let view = self.tree.open(section);
         let mut at = block.start();
         let mut sight = view.sight(at);
@@ -189,7 +194,8 @@ impl<'f, F: Format> Space<'f, F> {
         Ok(Parts { first, contiguous, keeps_dirty })
     }
 
-    fn gather<S: Section, C: Cpu, I: Invalidate>(
+    /// Makes one block of parts that have been looked at: joins their frames, or moves them together.
+    pub(crate) fn gather<S: Section, C: Cpu, I: Invalidate>(
         &self,
         section: &mut S,
         cpu: &C,
@@ -319,6 +325,15 @@ impl<F: Format, C: Cpu> Mover<F> for Gather<'_, '_, F, C> {
         let start = children.iter().next()?.0;
         let block = Order::of_bytes(span::<F>(children.height().above()))?;
         if self.joins {
+            let place = |ipa: Ipa| self.to.wrapping_add(ipa.get() - start.get());
+            if let Some((ipa, _)) = children.iter().find(|(ipa, leaf)| leaf.pa != place(*ipa))
+                && !mutant("joined-by-the-look")
+            {
+                // It was moved since the look: the frame at its place is somebody else's.
+                met("collapse met a part that had moved");
+                self.refused = Some(MoveError::Busy { ipa });
+                return None;
+            }
             match space.frames.freeze(self.to, block) {
                 Ok(frozen) => frozen.join(),
                 Err(error) => {

@@ -181,7 +181,7 @@ impl<'f, F: Format> Space<'f, F> {
                 Ok(true) => return Ok(Outcome::Mapped),
                 Ok(false) => {}
                 // What was on its way back when we failed may be back since we looked: once more.
-                Err(_) if !has_failed => has_failed = true,
+                Err(_) if !has_failed && !mutant("gone-without-a-second-look") => has_failed = true,
                 Err(error) => return Err(error),
             }
             if !self.regions.stands(fault.ipa, &standing) {
@@ -314,6 +314,7 @@ impl<'f, F: Format> Space<'f, F> {
     ) -> Result<bool, SpaceError> {
         match self.look(view, ipa) {
             There::Nothing(_) if failure.unpublished == 0 && !self.is_coming_back() => Err(failure.error),
+            _ if mutant("gone-without-a-second-look") => Err(failure.error),
             _ => Ok(false),
         }
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{Collapsed, Contents, MoveError, Pin, Pins};
-use frames::{Hold, Order};
+use frames::{Hold, Order, Usage};
 use stage2::{EntryEpoch, Why};
 
 /// A space whose block at `GUEST` is made of pages, each marked with its number, on a machine with the features: in
@@ -84,6 +84,35 @@ fn pages_side_by_side_in_single_frames_become_a_folio_again() {
         assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::InPlace));
         assert_eq!((translate(space, stay, GUEST).unwrap().0, machine.stats().guest), (pa, before.guest));
         assert!(cpu.cleaned.lock().unwrap().is_empty(), "nothing was copied");
+        is_block(machine, space, stay);
+    });
+}
+
+/// A look decides nothing. A part that is moved after it leaves its place to whoever comes: that one's frame is neither
+/// frozen nor joined.
+#[test]
+fn a_part_that_moves_after_the_look_keeps_its_neighbours_from_being_joined() {
+    with_pages(Features::empty(), false, |machine, space, stay| {
+        let (first, _) = translate(space, stay, GUEST).unwrap();
+        machine.part_folio(first).unwrap();
+        let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
+        let (block, height) = (range(GUEST, BLOCK), Height::new(1));
+        let parts = space.look_over(stay, block, height).unwrap();
+        let moving = Ipa::new(GUEST + 7 * PAGE);
+        let guest = |owner| machine.allocate(Order::FRAME, Usage::Guest(owner)).unwrap();
+        space.move_leaf(stay, &cpu, &tlb, moving, guest(Owner(1))).unwrap();
+        let mut others = vec![guest(Owner(2))];
+        let place = first.wrapping_add(7 * PAGE);
+        while others.last().is_some_and(|run| run.pa() != place) {
+            others.push(guest(Owner(2)));
+        }
+        let busy = Err(MoveError::Busy { ipa: moving });
+        assert_eq!(space.gather(stay, &cpu, &tlb, (block, height, Order::FOLIO), &parts), busy);
+        let word = machine.record(place).unwrap().load();
+        assert_eq!((word.owner(), word.order(), word.is_frozen()), (Owner(2), Order::FRAME, false));
+        drop(others);
+        assert_eq!(leaves(space), [512, 0, 0]);
+        assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::Moved));
         is_block(machine, space, stay);
     });
 }
