@@ -30,6 +30,16 @@ impl<F: Format> Space<'_, F> {
         tlb: &I,
         range: Range,
     ) -> Result<Ipa, SpaceError> {
+        self.prune_part(section, &self.everyone(tlb), range)
+    }
+
+    /// As [`Space::prune`], where `tlb` is [everyone's](Space::everyone) already.
+    fn prune_part<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        tlb: &I,
+        range: Range,
+    ) -> Result<Ipa, SpaceError> {
         self.alive(section)?;
         self.tree.prune(section, tlb, range).map_err(|error| at(error, range))
     }
@@ -51,7 +61,7 @@ impl<F: Format> Space<'_, F> {
         Ok(self.tree.census().pruned != before)
     }
 
-    /// Gives back the tables that a discard of `range` has left in part, where they are empty now.
+    /// Gives back the tables that a discard of `range` has left in part, where they are empty now. `tlb` is everyone's.
     pub(crate) fn prune_ends<S: Section, I: Invalidate>(
         &self,
         section: &mut S,
@@ -64,9 +74,9 @@ impl<F: Format> Space<'_, F> {
         let page = span::<F>(Height::PAGE);
         let table = |ipa| Range::block_around(ipa, span::<F>(Height::PAGE.above()));
         let (first, last) = (range.start(), Ipa::new(range.end().get() - page));
-        self.prune(section, tlb, Range::block_around(first, page))?;
+        self.prune_part(section, tlb, Range::block_around(first, page))?;
         if table(last) != table(first) {
-            self.prune(section, tlb, Range::block_around(last, page))?;
+            self.prune_part(section, tlb, Range::block_around(last, page))?;
         }
         Ok(())
     }

@@ -157,6 +157,22 @@ fn what_is_taken_away_the_iommu_has_forgotten_when_the_answer_comes() {
 }
 
 #[test]
+fn an_iommu_forgets_the_way_to_a_table_before_that_goes_back() {
+    with_device(PLAIN, Bbm::Level0, Features::empty(), |_, space, device, stay| {
+        let tlb = Recorder::default();
+        let tables = space.stats().census.tables;
+        for unmapped in [GUEST, GUEST + BLOCK] {
+            space.tree().unmap(stay, &space.everyone(&tlb), range(unmapped, BLOCK), &mut |_| {}).unwrap();
+        }
+        device.take();
+        assert_eq!(space.prune_all(stay, &tlb), Ok(true));
+        assert!(space.stats().census.tables < tables);
+        let told = |did: &Did| matches!(did, Did::Begun(work) if work.class == Class::Tables);
+        assert!(device.take().iter().any(told), "its walk caches lead there");
+    });
+}
+
+#[test]
 fn what_is_given_is_given_to_devices_at_once_and_the_stricter_entry_is_forgotten() {
     with_device(PLAIN, Bbm::Level0, Features::empty(), |_, space, device, stay| {
         let tlb = Recorder::default();
