@@ -347,7 +347,7 @@ impl<'s> Turns<'s> {
 
     /// Gives back tables in which nothing is mapped any more. Tells whether there were any.
     fn prune(&self) -> bool {
-        let tlb = self.guest.tlb(self.hypervisor, &self.cpu);
+        let tlb = self.guest.tlb(self.hypervisor, self.cpu);
         let mut section = self.hypervisor.waiting.enter(self.cpu.id());
         self.guest.space.prune_all(&mut section, &tlb).unwrap_or(false)
     }
