@@ -56,6 +56,8 @@ const MIRI: &[Part] = &[
             "a_run_is_aligned_to_its_size",
             "--skip",
             "memory_in_several_banks_is_used",
+            "--skip",
+            "tests::reserve::",
         ],
     },
     Part {
