@@ -96,6 +96,7 @@ fn walk(space: &Space<'_, Format>, ipa: Ipa) -> Option<(Range, Leaf)> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "hardware goes wherever an entry leads")]
 fn table_at(pa: Pa) -> TablePa {
     FreshTable::new(pa, Geometry::<Format>::table_size()).table()
 }
