@@ -119,8 +119,10 @@ fn with_memory<R>(
 pub(super) fn call(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, regs: &mut CallRegs) -> Answered {
     match guest.vm.service() {
         Some(service) if vm::service::is_call(regs[0] as u32) => {
-            serve_call(service, guest, hypervisor, core, regs);
-            Answered::Yes
+            match serve_call(service, guest, hypervisor, core, regs) {
+                After::Yield => Answered::GivesWay,
+                After::Nothing | After::Serve => Answered::Yes,
+            }
         }
         _ => Answered::No,
     }
@@ -131,6 +133,8 @@ pub(super) fn call(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, regs
 pub(super) enum Answered {
     /// It was, and is answered.
     Yes,
+    /// It was, and others may have the CPU first.
+    GivesWay,
     /// It is somebody else's to answer.
     No,
 }
@@ -141,11 +145,12 @@ fn serve_call(
     hypervisor: &Hypervisor,
     core: &Core<'_>,
     regs: &mut CallRegs,
-) {
-    match with_memory(guest, hypervisor, core, |memory| service.call(memory, regs)) {
-        After::Nothing | After::Yield => {}
-        After::Serve => hypervisor.engine.ask(core),
+) -> After {
+    let after = with_memory(guest, hypervisor, core, |memory| service.call(memory, regs));
+    if after == After::Serve {
+        hypervisor.engine.ask(core);
     }
+    after
 }
 
 /// Carries out an access to the control page; `None` where it is elsewhere, or the guest has no such page.
@@ -161,7 +166,8 @@ pub(super) fn page(
         PageAccess::Done(outcome) => outcome,
         PageAccess::Call(mut regs) => {
             if vm::service::is_call(regs[0] as u32) {
-                serve_call(service, guest, hypervisor, core, &mut regs);
+                // A yield from user space is its kernel's affair.
+                let _ = serve_call(service, guest, hypervisor, core, &mut regs);
             } else {
                 regs[0] = abi::Status::NotSupported.value();
             }

@@ -254,9 +254,15 @@ impl<'s> Turns<'s> {
 
     fn call(&mut self) -> Intent {
         let regs = self.context.call_regs();
-        if service::call(self.guest, self.hypervisor, self.cpu, regs) == Answered::Yes
-            || control::call(self.guest, self.hypervisor, self.cpu, regs) == Answered::Yes
-        {
+        match service::call(self.guest, self.hypervisor, self.cpu, regs) {
+            Answered::Yes => return Intent::Run,
+            Answered::GivesWay => {
+                self.over = Some(Over::GaveWay);
+                return Intent::Run;
+            }
+            Answered::No => {}
+        }
+        if control::call(self.guest, self.hypervisor, self.cpu, self.context.call_regs()) == Answered::Yes {
             return Intent::Run;
         }
         match self.guest.vm.call(self.vcpu, self.cpu, self.context.call_regs()) {

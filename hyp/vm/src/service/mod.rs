@@ -71,7 +71,7 @@ pub enum After {
 
 /// Tells whether a function is one of these calls, granted or not.
 pub const fn is_call(function: u32) -> bool {
-    function & 0xffff_ff00 == abi::RANGE_64
+    abi::RANGE_64 <= function && function < calls::END
 }
 
 impl Service {
