@@ -15,6 +15,7 @@
 //! | [`stress`] | CPUs, guests and a device that do whatever the architecture allows, on one tree at once |
 //! | [`suite`] | sequences of operations, for any format, and for several in step |
 //! | [`Tiny`] | a format with shuffled bits |
+//! | [`Plain`] | the same, where the hardware keeps no dirty flag |
 //!
 //! Host only, and a dev-dependency only. Neighbours: `stage2`, whose seams this implements.
 #![forbid(unsafe_code)]
@@ -31,13 +32,17 @@ mod jitter;
 mod judge;
 pub mod laws;
 mod machine;
+mod plain;
 mod rig;
 mod sequence;
 pub mod suite;
 mod tiny;
 
 #[cfg(not(loom))]
-pub use adversary::{Breach, Coverage, Errand, Failure, Lapse, Meeting, Oracles, Plan, Report, stress};
+pub use adversary::{
+    Actor, Asking, Breach, Coverage, Errand, Failure, Field, Gives, Ground, Held, Kind, Lapse, Meeting,
+    Oracles, Plan, Recorded, RecordedStay, Report, Tags, Use, Words, stress,
+};
 pub use arena::Arena;
 #[cfg(loom)]
 pub use cells::{Cell, Cells};
@@ -47,6 +52,7 @@ pub use flat::{Content, Flat, Stretch};
 pub use jitter::{Jitter, Jittery};
 pub use judge::{Judge, Style, Violation};
 pub use machine::{Hardware, Machine, Watched, WatchedStay, range};
+pub use plain::Plain;
 pub use rig::Rig;
 pub use sequence::{Flaw, Instructions, Sequence};
 pub use tiny::Tiny;

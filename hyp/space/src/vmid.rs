@@ -20,7 +20,7 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 #[cfg(loom)]
 use types::sync::Mutex;
-use types::sync::{AtomicU64, full_barrier, mutant, o};
+use types::sync::{AtomicU64, full_barrier, met, mutant, o};
 use types::{CpuId, MAX_CPUS, Vmid};
 
 /// Waits as every loop here does that waits for another CPU: a scheduler of a test knows of it.
@@ -285,6 +285,7 @@ impl Vmids {
         if stamp.generation() == self.generation.load(Relaxed) {
             return Some(stamp.vmid());
         }
+        met("an invalidation met a rollover");
         let slow = self.slow.lock();
         let stamp = tag.load();
         let current = stamp.generation() == self.generation.load(Relaxed);
@@ -367,11 +368,19 @@ impl Vmids {
             match Stamp(active.swap(Stamp::NONE.0, Relaxed)) {
                 Stamp::NONE => {} // not activated since the last rollover: runs what was reserved then
                 _ if mutant("running-not-reserved") => *reserved = Stamp::NONE,
-                stamp => *reserved = stamp,
+                stamp => {
+                    if stamp.is_some() {
+                        met("a rollover met a VM that runs");
+                    }
+                    *reserved = stamp;
+                }
             }
         }
         for (reserved, borrowed) in borrowing.iter_mut().zip(&self.borrowed) {
             let stamp = Stamp(borrowed.load(o(53, Acquire)));
+            if stamp.is_some() {
+                met("a rollover met a tag that is borrowed");
+            }
             *reserved = if mutant("borrowed-not-reserved") { Stamp::NONE } else { stamp };
         }
         for pinned in slow.pinned.iter_mut().filter(|pinned| pinned.pins == 0) {

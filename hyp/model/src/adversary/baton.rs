@@ -12,6 +12,8 @@ use std::thread::{self, Thread};
 
 /// Nobody holds the baton.
 const NOBODY: usize = usize::MAX;
+/// The most steps for which a thread stands still.
+const LONGEST: u64 = 60;
 /// How often threads may wait for each other, one after the other, before nobody is taken to get on.
 const LIVELOCK: u64 = 20_000;
 
@@ -41,6 +43,8 @@ struct Turns {
     steps: u64,
     /// Points in waiting loops since the last other point.
     waits: u64,
+    /// Up to which step each thread stands still, while another can go on.
+    still: Vec<u64>,
 }
 
 impl Baton {
@@ -55,6 +59,7 @@ impl Baton {
             pace,
             steps: 0,
             waits: 0,
+            still: vec![0; threads],
         };
         Arc::new(Self {
             holder: AtomicUsize::new(NOBODY),
@@ -105,8 +110,16 @@ impl Baton {
         turns.steps += 1;
         turns.waits = 0;
         let pace = turns.pace;
-        let next = turns.dice.one_in(pace).then(|| turns.other(me)).flatten();
+        let is_still = turns.still[me] > turns.steps;
+        let next = (is_still || turns.dice.one_in(pace)).then(|| turns.other(me)).flatten();
         self.switch(turns, me, next);
+    }
+
+    /// Has the thread `me` stand still for some steps of the others, at a moment in which they are likely to meet it.
+    pub(super) fn linger(&self, me: usize) {
+        let mut turns = self.turns();
+        let steps = turns.dice.roll(LONGEST);
+        turns.still[me] = turns.steps + steps;
     }
 
     /// Passes a point where the thread `me` waits for another. Returns whether everybody seems to wait for ever.
@@ -162,11 +175,11 @@ impl Turns {
     }
 
     fn other(&mut self, me: usize) -> Option<usize> {
-        let others = self.running.len() - usize::from(self.running.contains(&me));
-        if others == 0 {
-            return None;
-        }
-        let nth = self.dice.roll(others as u64) as usize;
-        self.running.iter().copied().filter(|&thread| thread != me).nth(nth)
+        let steps = self.steps;
+        let others = || self.running.iter().copied().filter(|&thread| thread != me);
+        let awake: Vec<usize> = others().filter(|&thread| self.still[thread] <= steps).collect();
+        // Where everybody else stands still, one who waits has them go on.
+        let from = if awake.is_empty() { others().collect() } else { awake };
+        if from.is_empty() { None } else { Some(*self.dice.pick(&from)) }
     }
 }

@@ -27,6 +27,10 @@ pub enum Breach {
     PinIgnored,
     /// A device's access has failed where memory that gives the right was mapped all along.
     DeviceFailed,
+    /// A page's contents are not what was last written there, or what it came with.
+    ContentsLost,
+    /// A page was mapped where nothing may be any more.
+    MappedOutside,
     /// A table was not given back, or twice, or the reserve does not add up.
     Leak,
     /// The judge objects.

@@ -4,12 +4,12 @@
 use super::breach::Breach;
 use super::machine::{Adversary, pass};
 use super::walk::{Kind, Outcome};
-use crate::{Effect, Instructions, Reach, Sequence, Style};
+use crate::{Effect, Instructions, Op, Reach, Sequence, Style, Tlbi};
 use stage2::{Class, Format, Invalidate, Work};
 use std::cell::RefCell;
 use std::sync::Arc;
 use types::sync::Point;
-use types::{CpuId, Ipa};
+use types::{CpuId, Ipa, Vmid};
 
 /// One way in which invalidation by interrupts can be wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,24 +27,34 @@ impl Lapse {
     pub const ALL: [Self; 3] = [Self::NotWaited, Self::NotInvalidated, Self::NoDsbAtExit];
 }
 
+/// Where the tag of a space comes from, where it may change.
+pub trait Tags: Sync {
+    /// Returns the tag under which TLBs may hold translations of the space, and keeps it from becoming another space's
+    /// until [`Tags::give_back`]. `None` where no TLB holds any.
+    fn borrow(&self, cpu: CpuId) -> Option<Vmid>;
+
+    /// Ends what [`Tags::borrow`] began.
+    fn give_back(&self, cpu: CpuId);
+}
+
 /// One CPU.
-#[derive(Debug)]
-pub(super) struct Cpu<F: Format> {
+pub(super) struct Cpu<'t, F: Format> {
     machine: Arc<Adversary<F>>,
     me: usize,
     style: Style,
     sequence: RefCell<Sequence>,
     lapse: Option<Lapse>,
+    tags: Option<&'t dyn Tags>,
 }
 
 /// An invalidation under way: its number, and in the styles of interrupts who was asked to leave, after how many exits.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub struct Pending {
     id: usize,
     asked: Vec<(usize, u64)>,
 }
 
-impl<F: Format> Cpu<F> {
+impl<'t, F: Format> Cpu<'t, F> {
     pub(super) fn new(
         machine: Arc<Adversary<F>>,
         me: usize,
@@ -52,11 +62,59 @@ impl<F: Format> Cpu<F> {
         lapse: Option<Lapse>,
     ) -> Self {
         let style = machine.state().style;
-        Self { machine, me, style, sequence: RefCell::new(sequence), lapse }
+        Self { machine, me, style, sequence: RefCell::new(sequence), lapse, tags: None }
+    }
+
+    /// The same, of a space whose tag comes from `tags`.
+    pub(super) fn with_tags(self, tags: Option<&'t dyn Tags>) -> Self {
+        Self { tags, ..self }
     }
 
     pub(super) fn id(&self) -> CpuId {
         CpuId::new(self.me).unwrap_or(CpuId::BOOT)
+    }
+
+    /// Carries out the instructions of an invalidation, under the tag that the space has when it comes to them: with the
+    /// space's tables loaded, as they have to be.
+    fn invalidate(&self, effects: Vec<Effect>) {
+        let Some(tags) = self.tags else { return self.execute(effects) };
+        for effect in effects {
+            let Effect::Tlbi { cpu, tlbi } = effect else {
+                self.execute(vec![effect]);
+                continue;
+            };
+            let Some(vmid) = tags.borrow(cpu) else { continue };
+            let before = self.loaded();
+            if before != Some(vmid) {
+                self.load(Some(vmid));
+            }
+            self.execute(vec![Effect::Tlbi { cpu, tlbi: Tlbi { vmid, ..tlbi } }]);
+            if before != Some(vmid) {
+                self.load(before);
+            }
+            tags.give_back(cpu);
+        }
+    }
+
+    fn loaded(&self) -> Option<Vmid> {
+        self.machine.state().observers[self.me].tag
+    }
+
+    /// Loads the space's tables under a tag, or others.
+    pub(super) fn load(&self, tag: Option<Vmid>) {
+        self.execute(vec![Effect::Dsb { cpu: self.id(), reach: Reach::Ish }]);
+        self.machine.state().observers[self.me].tag = tag;
+    }
+
+    /// Empties the TLBs of all CPUs.
+    pub(super) fn flush_all(&self) {
+        let cpu = self.id();
+        let tlbi = Tlbi { op: Op::Alle1is, vmid: Vmid(0), range: None, hint: None };
+        self.execute(vec![
+            Effect::Dsb { cpu, reach: Reach::Ishst },
+            Effect::Tlbi { cpu, tlbi },
+            Effect::Dsb { cpu, reach: Reach::Ish },
+        ]);
     }
 
     /// Carries out instructions, one by one.
@@ -102,12 +160,8 @@ impl<F: Format> Cpu<F> {
     fn forget_everything(&self) {
         match self.style {
             Style::InterruptArm => {
-                let tlbi = crate::Tlbi {
-                    op: crate::Op::Vmalls12e1,
-                    vmid: self.machine.state().tag,
-                    range: None,
-                    hint: None,
-                };
+                let tlbi =
+                    Tlbi { op: Op::Vmalls12e1, vmid: crate::Judge::<F>::VMID, range: None, hint: None };
                 let (cpu, reach) = (self.id(), Reach::Nsh);
                 self.execute(vec![Effect::Tlbi { cpu, tlbi }, Effect::Dsb { cpu, reach }]);
             }
@@ -198,7 +252,7 @@ impl<F: Format> Cpu<F> {
     }
 }
 
-impl<F: Format> Invalidate for Cpu<F> {
+impl<F: Format> Invalidate for Cpu<'_, F> {
     type Pending = Pending;
 
     fn begin(&self, work: Work) -> Pending {
@@ -212,7 +266,7 @@ impl<F: Format> Invalidate for Cpu<F> {
         });
         if self.style == Style::Broadcast {
             let effects = self.sequence.borrow_mut().begin(self.id(), work, id);
-            self.execute(effects);
+            self.invalidate(effects);
             return Pending { id, asked: Vec::new() };
         }
         let cpu = self.id();
@@ -223,7 +277,7 @@ impl<F: Format> Invalidate for Cpu<F> {
     fn complete(&self, pending: Pending) {
         if self.style == Style::Broadcast {
             let effects = self.sequence.borrow_mut().complete(self.id(), pending.id);
-            self.execute(effects);
+            self.invalidate(effects);
         }
         for (who, exits) in pending.asked {
             while self.lapse != Some(Lapse::NotWaited) && {

@@ -30,6 +30,18 @@ pub enum Errand {
     Prune,
     /// It pins a page for a device, or lets it go.
     Pin,
+    /// It begins a dirty log, or ends one.
+    Log,
+    /// It makes blocks of what a log has split.
+    Recover,
+    /// It removes a region, and adds it again.
+    Region,
+    /// It lets a CPU in that can do less about sizes.
+    Admit,
+    /// It runs other spaces, until the tags run out.
+    Roll,
+    /// It ends the space.
+    End,
 }
 
 impl fmt::Display for Errand {
@@ -47,6 +59,12 @@ impl fmt::Display for Errand {
             Self::Age => "age",
             Self::Prune => "prune",
             Self::Pin => "pin",
+            Self::Log => "log",
+            Self::Recover => "recover",
+            Self::Region => "region",
+            Self::Admit => "admit",
+            Self::Roll => "roll",
+            Self::End => "end",
         })
     }
 }

@@ -24,11 +24,17 @@ pub(super) struct Frame {
     pub(super) pins: u32,
     /// It came out while it was pinned: free when the last pin goes.
     pub(super) is_orphan: bool,
+    /// Where frames have contents: the number that was written last, and when.
+    pub(super) contents: u64,
+    pub(super) stored: u64,
+    /// Where frames have contents: somebody takes it out of the tables since then, for good or not.
+    pub(super) leaving: Option<u64>,
 }
 
 /// All frames: blocks of pages.
 #[derive(Debug)]
 pub(super) struct Frames {
+    base: u64,
     page: u64,
     /// Pages in a block.
     per_block: usize,
@@ -40,16 +46,23 @@ pub(super) struct Frames {
 impl Frames {
     /// Makes `blocks` blocks of `per_block` frames of `page` bytes.
     pub(super) fn new(page: u64, per_block: usize, blocks: usize) -> Self {
-        Self { page, per_block, frames: vec![Frame::default(); blocks * per_block], of_page: HashMap::new() }
+        let frames = vec![Frame::default(); blocks * per_block];
+        Self { base: BASE, page, per_block, frames, of_page: HashMap::new() }
+    }
+
+    /// Makes the shadow of the frames in `bytes` bytes of memory at `base`, which somebody else manages.
+    pub(super) fn shadow(page: u64, base: Pa, bytes: u64) -> Self {
+        let frames = vec![Frame::default(); (bytes / page) as usize];
+        Self { base: base.get(), page, per_block: 1, frames, of_page: HashMap::new() }
     }
 
     fn number(&self, pa: Pa) -> Option<usize> {
-        let n = (pa.get().checked_sub(BASE)? / self.page) as usize;
+        let n = (pa.get().checked_sub(self.base)? / self.page) as usize;
         (n < self.frames.len()).then_some(n)
     }
 
     fn pa(&self, n: usize) -> Pa {
-        Pa::new(BASE + n as u64 * self.page)
+        Pa::new(self.base + n as u64 * self.page)
     }
 
     /// Returns the frame at `pa`.

@@ -74,7 +74,7 @@ impl<F: Format> State<F> {
         let observer = &self.observers[who];
         match self.style {
             // Before a tree ends, everybody has left it for another.
-            _ if self.is_ending => false,
+            _ if self.is_ending || observer.tag.is_none() => false,
             Style::Broadcast => true,
             Style::Interrupt => observer.is_inside,
             Style::InterruptArm => observer.is_inside || observer.is_finishing,

@@ -3,21 +3,23 @@
 use super::baton::{Baton, Stopped};
 use super::breach::{Breach, Failure};
 use super::state::{Crime, State};
-use crate::Arena;
+use super::words::Words;
 use stage2::Format;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use types::sync::{Point, set_hook};
+use types::sync::{Point, Touch, set_hook, set_witness};
 
+/// One in so many changes is made late.
+const LINGERS: u64 = 6;
 /// One in so many points has the hardware do something by itself.
 const RESTLESS: u64 = 3;
 
 /// The machine of one run.
 #[derive(Debug)]
 pub(super) struct Adversary<F: Format> {
-    pub(super) arena: Arena,
+    words: Arc<dyn Words>,
     state: Mutex<State<F>>,
     pub(super) baton: Arc<Baton>,
     failure: Mutex<Option<Failure>>,
@@ -26,6 +28,7 @@ pub(super) struct Adversary<F: Format> {
 /// What a point needs to know of the machine.
 trait Points: Send + Sync {
     fn pass(&self, me: usize, point: Point);
+    fn touch(&self, me: usize, address: usize, touch: Touch);
 }
 
 /// Which CPU this thread is.
@@ -36,14 +39,27 @@ struct Me {
 
 thread_local! {
     static ME: RefCell<Option<Me>> = const { RefCell::new(None) };
+    /// The machine itself is at work in this thread: what it does is no CPU's doing.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Passes a point of this thread, if it is a CPU's.
 pub(super) fn pass(point: Point) {
-    if !thread::panicking() {
+    if !thread::panicking() && !INSIDE.get() {
         ME.with_borrow(|me| {
             if let Some(me) = me {
                 me.machine.pass(me.cpu, point);
+            }
+        });
+    }
+}
+
+/// This thread does something to memory that the hardware reads, too.
+fn touch(address: usize, touch: Touch) {
+    if !thread::panicking() && !INSIDE.get() {
+        ME.with_borrow(|me| {
+            if let Some(me) = me {
+                me.machine.touch(me.cpu, address, touch);
             }
         });
     }
@@ -64,13 +80,26 @@ impl<F: Format> Points for Adversary<F> {
                 }
             }
         }
-        self.check(|state, arena| if state.dice.one_in(RESTLESS) { state.tick(arena) } else { Ok(()) });
+        self.check(|state, words| if state.dice.one_in(RESTLESS) { state.tick(words) } else { Ok(()) });
+    }
+
+    fn touch(&self, me: usize, address: usize, touch: Touch) {
+        let Some(pa) = self.words.pa_of(address) else { return };
+        match touch {
+            Touch::Looks => self.pass(me, Point::Step),
+            Touch::Changes => self.before_change(me),
+            _ => {}
+        }
+        self.check(|state, words| state.touched(words, me, pa, touch));
+        if let Touch::Wrote(..) = touch {
+            self.after_change(me);
+        }
     }
 }
 
 impl<F: Format> Adversary<F> {
-    pub(super) fn new(arena: Arena, state: State<F>, baton: Arc<Baton>) -> Arc<Self> {
-        Arc::new(Self { arena, state: Mutex::new(state), baton, failure: Mutex::new(None) })
+    pub(super) fn new(words: Arc<dyn Words>, state: State<F>, baton: Arc<Baton>) -> Arc<Self> {
+        Arc::new(Self { words, state: Mutex::new(state), baton, failure: Mutex::new(None) })
     }
 
     /// Returns the state. Never held over a point.
@@ -79,9 +108,12 @@ impl<F: Format> Adversary<F> {
     }
 
     /// Acts on the state; what goes wrong ends the run.
-    pub(super) fn check(&self, act: impl FnOnce(&mut State<F>, &Arena) -> Result<(), Crime>) {
+    pub(super) fn check(&self, act: impl FnOnce(&mut State<F>, &dyn Words) -> Result<(), Crime>) {
         let mut state = self.state();
-        if let Err(crime) = act(&mut state, &self.arena) {
+        let outside = INSIDE.replace(true);
+        let result = act(&mut state, &*self.words);
+        INSIDE.set(outside);
+        if let Err(crime) = result {
             let trace = state.trace.tell(crime.range, crime.table);
             drop(state);
             self.fail(crime.breach, crime.what, trace);
@@ -97,6 +129,25 @@ impl<F: Format> Adversary<F> {
         self.baton.stop();
         if !thread::panicking() {
             resume_unwind(Box::new(Stopped));
+        }
+    }
+
+    /// A CPU is about to change an entry by what it has seen of it: perhaps others come to it meanwhile.
+    pub(super) fn before_change(&self, me: usize) {
+        if self.state().dice.one_in(LINGERS) {
+            self.baton.linger(me);
+            self.pass(me, Point::Step);
+        }
+    }
+
+    /// A CPU has changed an entry: where it owns that now, it may be long before it goes on.
+    pub(super) fn after_change(&self, me: usize) {
+        let mut state = self.state();
+        let lingers = std::mem::take(&mut state.has_become_owner) && state.dice.one_in(LINGERS);
+        drop(state);
+        if lingers {
+            self.baton.linger(me);
+            self.pass(me, Point::Step);
         }
     }
 
@@ -130,7 +181,9 @@ impl<F: Format> Adversary<F> {
         ME.set(Some(Me { cpu, machine }));
         self.baton.come(cpu);
         set_hook(Some(pass));
+        set_witness(Some(touch));
         self.guarded(act);
+        set_witness(None);
         set_hook(None);
         ME.set(None);
         self.baton.leave(cpu);

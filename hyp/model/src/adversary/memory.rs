@@ -3,6 +3,7 @@
 use super::breach::Breach;
 use super::machine::{Adversary, me, pass};
 use super::state::Crime;
+use crate::Arena;
 use stage2::{Entries, Format, FreshTable, IdleTable, NoPages, Pages, Purpose, Slot, TablePa, TableSize};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,12 +12,16 @@ use types::sync::Point;
 
 /// The memory of a tree.
 #[derive(Clone, Debug)]
-pub(super) struct Memory<F: Format>(pub(super) Arc<Adversary<F>>);
+pub(super) struct Memory<F: Format> {
+    pub(super) machine: Arc<Adversary<F>>,
+    pub(super) arena: Arc<Arena>,
+}
 
 /// An entry.
 #[derive(Debug)]
 pub(super) struct Word<'a, F: Format> {
     machine: &'a Adversary<F>,
+    arena: &'a Arena,
     table: TablePa,
     index: usize,
 }
@@ -37,14 +42,15 @@ impl<F: Format> Word<'_, F> {
     /// Writes, with the hardware before it and the record behind it.
     fn write(self, write: impl FnOnce(&std::sync::atomic::AtomicU64) -> u64, new: u64) -> u64 {
         let mut old = 0;
-        self.machine.check(|state, arena| {
-            let slot = arena.slot(self.table, self.index);
+        self.machine.check(|state, words| {
+            let slot = self.arena.slot(self.table, self.index);
             let looked = state.looks(me(), self.key());
             let before =
-                looked.and_then(|()| state.before_write(arena, self.key(), slot.load(Ordering::Acquire)));
+                looked.and_then(|()| state.before_write(words, self.key(), slot.load(Ordering::Acquire)));
             old = write(slot);
-            before.and_then(|()| state.wrote(arena, me(), self.key(), old, new))
+            before.and_then(|()| state.wrote(words, me(), self.key(), old, new))
         });
+        self.machine.after_change(me());
         old
     }
 }
@@ -56,9 +62,9 @@ impl<F: Format> Slot for Word<'_, F> {
             pass(Point::Step);
         }
         let mut raw = 0;
-        self.machine.check(|state, arena| {
+        self.machine.check(|state, _| {
             state.looks(me(), self.key())?;
-            raw = arena.slot(self.table, self.index).load(order);
+            raw = self.arena.slot(self.table, self.index).load(order);
             state.meets(me(), self.key(), raw);
             Ok(())
         });
@@ -86,20 +92,22 @@ impl<F: Format> Slot for Word<'_, F> {
     }
 
     fn compare_exchange(self, old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
+        self.machine.before_change(me());
         let mut result = Err(0);
-        self.machine.check(|state, arena| {
-            let slot = arena.slot(self.table, self.index);
+        self.machine.check(|state, words| {
+            let slot = self.arena.slot(self.table, self.index);
             state.looks(me(), self.key())?;
-            state.before_write(arena, self.key(), old)?;
+            state.before_write(words, self.key(), old)?;
             result = slot.compare_exchange(old, new, success, failure);
             match result {
-                Ok(old) => state.wrote(arena, me(), self.key(), old, new),
+                Ok(old) => state.wrote(words, me(), self.key(), old, new),
                 Err(seen) => {
                     state.loses(me(), self.key(), old, seen);
                     Ok(())
                 }
             }
         });
+        self.machine.after_change(me());
         result
     }
 }
@@ -108,14 +116,14 @@ impl<F: Format> Entries for Memory<F> {
     type Slot<'a> = Word<'a, F>;
 
     fn slot(&self, table: TablePa, index: usize) -> Word<'_, F> {
-        Word { machine: &self.0, table, index }
+        Word { machine: &self.machine, arena: &self.arena, table, index }
     }
 }
 
 impl<F: Format> Pages for Memory<F> {
     fn take(&self, size: TableSize, purpose: Purpose) -> Result<FreshTable, NoPages> {
-        let table = self.0.arena.take(size, purpose)?;
-        self.0.check(|state, _| {
+        let table = self.arena.take(size, purpose)?;
+        self.machine.check(|state, _| {
             state.reserved -= i64::from(purpose == Purpose::Split);
             state.taken(table.table().pa(), size)
         });
@@ -123,15 +131,15 @@ impl<F: Format> Pages for Memory<F> {
     }
 
     fn give_back(&self, table: IdleTable) {
-        self.0.check(|state, _| {
+        self.machine.check(|state, _| {
             state.reserved += i64::from(table.restores_reserve());
-            state.given_back(&table)
+            state.given_back(table.pa(), table.size())
         });
-        self.0.arena.give_back(table);
+        self.arena.give_back(table);
     }
 
     fn reserve(&self, tables: u64) -> Result<(), NoPages> {
-        self.0.check(|state, _| {
+        self.machine.check(|state, _| {
             state.reserved += tables as i64;
             Ok(())
         });
@@ -139,7 +147,7 @@ impl<F: Format> Pages for Memory<F> {
     }
 
     fn release(&self, tables: u64) {
-        self.0.check(|state, _| {
+        self.machine.check(|state, _| {
             state.reserved -= tables as i64;
             if state.reserved < -8 {
                 return Err(Crime {

@@ -92,7 +92,10 @@ impl<F: Format> Worker<'_, F> {
                     if let Some(frame) = state.frames.get_mut(pa).filter(|frame| frame.home.is_some()) {
                         frame.pins += 1;
                         let generation = frame.generation;
-                        state.pins.push(Pinned { pa, generation, page: page.start(), by: self.me });
+                        let (page, by, number) = (page.start(), self.me, state.now);
+                        let (writes, has_written) = (true, false);
+                        let pin = Pinned { pa, generation, page, by, number, writes, has_written };
+                        state.pins.push(pin);
                         pinned = true;
                     }
                     Ok(())

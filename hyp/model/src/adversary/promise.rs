@@ -4,13 +4,13 @@ use super::breach::Breach;
 use super::errand::{Errand, Meeting};
 use super::state::{Crime, Pinned, State};
 use super::trace::Event;
-use crate::Arena;
+use super::words::Words;
 use stage2::{Census, Entry, Format, Geometry, Marks, span};
 use types::{Access, Height, Ipa, Pa, Range};
 
 /// Whether an operation may give anybody the right to write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Gives {
+pub enum Gives {
     /// It may.
     Write,
     /// It only takes rights, or none at all.
@@ -18,7 +18,7 @@ pub(super) enum Gives {
 }
 
 impl<F: Format> State<F> {
-    fn pages(range: Range) -> impl Iterator<Item = Ipa> {
+    pub(super) fn pages(range: Range) -> impl Iterator<Item = Ipa> {
         (range.start().get()..range.end().get()).step_by(span::<F>(Height::PAGE) as usize).map(Ipa::new)
     }
 
@@ -136,7 +136,7 @@ impl<F: Format> State<F> {
     /// An operation that began at `since` says that it has reported what was written in `range`.
     pub(super) fn answered(
         &mut self,
-        arena: &Arena,
+        words: &dyn Words,
         cpu: usize,
         range: Range,
         since: u64,
@@ -147,7 +147,7 @@ impl<F: Format> State<F> {
             }
         }
         for page in Self::pages(range) {
-            let Some((leaf, pa)) = self.mapped(arena, page) else { continue };
+            let Some((leaf, pa)) = self.mapped(words, page) else { continue };
             let written = self.frames.get(pa).and_then(|frame| frame.written);
             if leaf.attrs.marks.contains(Marks::DIRTY)
                 || written.is_none_or(|at| at > since)
@@ -203,9 +203,9 @@ impl<F: Format> State<F> {
     }
 
     /// An unmap that began at `since` says that nothing of before is mapped in `range`.
-    pub(super) fn zapped(&self, arena: &Arena, range: Range, since: u64) -> Result<(), Crime> {
+    pub(super) fn zapped(&self, words: &dyn Words, range: Range, since: u64) -> Result<(), Crime> {
         for page in Self::pages(range) {
-            let Some((_, pa)) = self.mapped(arena, page) else { continue };
+            let Some((_, pa)) = self.mapped(words, page) else { continue };
             if let Some(at) = self.frames.get(pa).and_then(|frame| frame.since).filter(|at| *at < since) {
                 let what =
                     format!("{page:?} is mapped to {pa:?} since {at}; an unmap began at {since} and is done");
@@ -245,11 +245,11 @@ impl<F: Format> State<F> {
     }
 
     /// A device writes to a pinned frame.
-    pub(super) fn device_writes(&self, pin: Pinned) -> Result<(), Crime> {
+    pub(super) fn device_writes(&mut self, words: &dyn Words, pin: Pinned) -> Result<(), Crime> {
         let Pinned { pa, generation, page, .. } = pin;
         match self.frames.get(pa) {
             Some(frame) if frame.generation == generation && (frame.home.is_some() || frame.is_orphan) => {
-                Ok(())
+                self.device_reaches(words, pin)
             }
             frame => {
                 let what = format!("a device writes to {pa:?}, pinned for {page:?}, and it is {frame:?}");
@@ -316,10 +316,10 @@ impl<F: Format> State<F> {
 
     /// Checks, with nobody at work, that every frame is mapped where it belongs, and that no promise is broken by what is
     /// mapped.
-    pub(super) fn at_rest(&mut self, arena: &Arena) -> Result<(), Crime> {
+    pub(super) fn at_rest(&mut self, words: &dyn Words) -> Result<(), Crime> {
         let homes: Vec<(Pa, Ipa)> = self.frames.at_home().collect();
         for (pa, page) in homes {
-            let mapped = self.mapped(arena, page);
+            let mapped = self.mapped(words, page);
             let Some((leaf, _)) = mapped.filter(|(_, at)| *at == pa) else {
                 let what = format!("{pa:?} belongs to {page:?}, where {mapped:?} is, and did not come out");
                 return Err(Crime::at(Breach::FrameAstray, page_range::<F>(page), what));
@@ -334,6 +334,6 @@ impl<F: Format> State<F> {
     }
 }
 
-fn page_range<F: Format>(page: Ipa) -> Range {
+pub(super) fn page_range<F: Format>(page: Ipa) -> Range {
     Range::block_around(page, span::<F>(Height::PAGE))
 }

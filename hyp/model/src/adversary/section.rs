@@ -9,11 +9,11 @@ use std::sync::PoisonError;
 use types::{CpuId, CpuSet};
 
 /// How a CPU is asked to stop walking: it will, soon.
-pub(super) type Asking = fn(CpuId);
+pub type Asking = fn(CpuId);
 
 /// A way of waiting that records its grace periods.
 #[derive(Debug)]
-pub(super) struct Recorded<F: Format> {
+pub struct Recorded<F: Format> {
     machine: Arc<Adversary<F>>,
     waiting: Box<Waiting<Asking>>,
     /// The deferred ones: when, and known as what.
@@ -49,7 +49,7 @@ impl<F: Format> Quiescence for Recorded<F> {
 
 /// A section that records its grace periods.
 #[derive(Debug)]
-pub(super) struct RecordedStay<'q, F: Format> {
+pub struct RecordedStay<'q, F: Format> {
     recorded: &'q Recorded<F>,
     section: AnySection<'q, Asking>,
 }

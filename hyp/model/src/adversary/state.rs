@@ -5,15 +5,15 @@ use super::breach::Breach;
 use super::cache::{Cache, Translation};
 use super::errand::{Coverage, Errand};
 use super::frame::Frames;
+use super::holdings::Holdings;
 use super::stress::{Oracles, Plan};
 use super::trace::{Event, Trace};
-use crate::{Arena, Dice, Effect, Judge, Style, Tlbi};
+use super::words::Words;
+use crate::{Dice, Effect, Judge, Style, Tlbi};
 use stage2::{
-    Attrs, Bbm, Entries, Entry, Format, FreshTable, Geometry, IdleTable, IommuCapability, Leaf, Live, Marks,
-    TablePa, TableSize, Upkeep, span,
+    Attrs, Bbm, Entry, Format, Geometry, IommuCapability, Leaf, Live, Marks, TableSize, Upkeep, span,
 };
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::Ordering;
 use types::{CpuId, Height, Ipa, Pa, Range, Vmid};
 
 /// What went wrong, and what it is about.
@@ -39,6 +39,8 @@ impl Crime {
 #[derive(Debug, Default)]
 pub(super) struct Observer {
     pub(super) cache: Cache,
+    /// The tag under which the space's tables are loaded; `None` where they are not.
+    pub(super) tag: Option<Vmid>,
     /// It runs a guest of the space.
     pub(super) is_inside: bool,
     /// It has left the guest, and walks may still be under way.
@@ -102,6 +104,10 @@ pub(super) struct Pinned {
     pub(super) page: Ipa,
     /// Who lets it go.
     pub(super) by: usize,
+    /// What it is known as, and whether the device writes.
+    pub(super) number: u64,
+    pub(super) writes: bool,
+    pub(super) has_written: bool,
 }
 
 /// What an operation that reports dirty leaves has been told so far.
@@ -117,7 +123,6 @@ pub(super) struct State<F: Format> {
     pub(super) geometry: Geometry<F>,
     pub(super) bbm: Bbm,
     pub(super) style: Style,
-    pub(super) tag: Vmid,
     /// What the device's IOMMU can do, where it is attached.
     pub(super) iommu: Option<IommuCapability>,
     pub(super) root: Option<Pa>,
@@ -150,21 +155,26 @@ pub(super) struct State<F: Format> {
     /// The tree ends: everything comes out, wanted or not.
     pub(super) is_ending: bool,
     pub(super) pins: Vec<Pinned>,
+    /// Somebody has just made an entry its own.
+    pub(super) has_become_owner: bool,
+    /// What is known of a space that has frames of its own.
+    pub(super) holdings: Option<Holdings>,
 }
 
 impl<F: Format> State<F> {
     /// Makes the state of a machine on which nothing has happened.
     pub(super) fn new(format: F, geometry: Geometry<F>, plan: &Plan, hot: Vec<Ipa>, frames: Frames) -> Self {
-        let mut observers: Vec<Observer> = (0..plan.cpus).map(|_| Observer::default()).collect();
+        let tag = Some(Judge::<F>::VMID);
+        let mut observers: Vec<Observer> =
+            (0..plan.cpus).map(|_| Observer { tag, ..Observer::default() }).collect();
         if plan.style == Style::Broadcast {
-            observers.push(Observer { is_device: true, ..Observer::default() });
+            observers.push(Observer { tag, is_device: true, ..Observer::default() });
         }
         Self {
             format,
             geometry,
             bbm: plan.bbm,
             style: plan.style,
-            tag: Judge::<F>::VMID,
             iommu: plan.iommu,
             root: None,
             tables: BTreeMap::new(),
@@ -188,18 +198,14 @@ impl<F: Format> State<F> {
             reserved: 0,
             is_ending: false,
             pins: Vec::new(),
+            has_become_owner: false,
+            holdings: None,
         }
     }
 
     /// Returns the word of an entry, as it is in memory.
-    pub(super) fn word(&self, arena: &Arena, (table, index): (Pa, usize)) -> u64 {
-        arena.slot(self.table(table), index).load(Ordering::Acquire)
-    }
-
-    /// The model's own way of naming a table: by vouching for the memory, which is the arena's.
-    #[expect(clippy::disallowed_methods, reason = "hardware goes wherever an entry leads")]
-    pub(super) fn table(&self, pa: Pa) -> TablePa {
-        FreshTable::new(pa, Geometry::<F>::table_size()).table()
+    pub(super) fn word(&self, words: &dyn Words, (table, index): (Pa, usize)) -> u64 {
+        words.load(table, index)
     }
 
     /// Returns what an entry translates, where its table is or was linked.
@@ -244,13 +250,11 @@ impl<F: Format> State<F> {
         }
         self.spots.clear();
         self.spots.insert(root, (Ipa::new(0), self.geometry.top()));
-        self.judge =
-            self.is_judged.then(|| Judge::new(self.format, self.geometry, self.bbm, root).with_tag(self.tag));
+        self.judge = self.is_judged.then(|| Judge::new(self.format, self.geometry, self.bbm, root));
     }
 
     /// A table is given back: nobody may be able to come there any more.
-    pub(super) fn given_back(&mut self, table: &IdleTable) -> Result<(), Crime> {
-        let pa = table.pa();
+    pub(super) fn given_back(&mut self, pa: Pa, size: TableSize) -> Result<(), Crime> {
         for (who, observer) in self.observers.iter().enumerate().filter(|(who, _)| self.counts(*who)) {
             if let Some(link) = observer.cache.links.iter().find(|link| link.table == pa) {
                 let what = format!(
@@ -263,7 +267,7 @@ impl<F: Format> State<F> {
                 });
             }
         }
-        if self.tables.remove(&pa) != Some(table.size()) {
+        if self.tables.remove(&pa) != Some(size) {
             return Err(Crime::of_table(Breach::Leak, pa, format!("{pa:?} is given back twice")));
         }
         self.spots.remove(&pa);
@@ -291,7 +295,7 @@ impl<F: Format> State<F> {
     /// Software has written an entry.
     pub(super) fn wrote(
         &mut self,
-        arena: &Arena,
+        words: &dyn Words,
         cpu: usize,
         key: (Pa, usize),
         old: u64,
@@ -305,7 +309,9 @@ impl<F: Format> State<F> {
             self.writers.insert(key, (cpu, errand));
         }
         if let Some((range, height)) = place {
-            self.hangs(arena, new, range.start(), height);
+            self.has_become_owner = self.format.decode(new, height).is_owned();
+            self.hangs(words, new, range.start(), height);
+            self.changes(words, cpu, key.0, (range, height), old, new)?;
         }
         let (table, index) = key;
         let cpu = CpuId::new(cpu).unwrap_or(CpuId::BOOT);
@@ -313,24 +319,24 @@ impl<F: Format> State<F> {
     }
 
     /// Notes where tables below a link hang.
-    fn hangs(&mut self, arena: &Arena, raw: u64, base: Ipa, height: Height) {
+    fn hangs(&mut self, words: &dyn Words, raw: u64, base: Ipa, height: Height) {
         let (Some(child), Some(below)) = (F::child(raw), height.below()) else { return };
         if height == Height::PAGE || self.spots.insert(child, (base, below)) == Some((base, below)) {
             return;
         }
         if below > Height::PAGE {
             for index in 0..self.geometry.entries(below) {
-                let raw = self.word(arena, (child, index));
-                self.hangs(arena, raw, base.wrapping_add(index as u64 * span::<F>(below)), below);
+                let raw = self.word(words, (child, index));
+                self.hangs(words, raw, base.wrapping_add(index as u64 * span::<F>(below)), below);
             }
         }
     }
 
     /// Returns what the tables say about `ipa` now: the entry, and its height.
-    pub(super) fn peek(&self, arena: &Arena, ipa: Ipa) -> Option<(u64, Height)> {
+    pub(super) fn peek(&self, words: &dyn Words, ipa: Ipa) -> Option<(u64, Height)> {
         let (mut table, mut height) = (self.root?, self.geometry.top());
         loop {
-            let raw = self.word(arena, (table, self.geometry.index(ipa, height)));
+            let raw = self.word(words, (table, self.geometry.index(ipa, height)));
             match (F::child(raw), height.below()) {
                 (Some(child), Some(below)) if self.is_there(child) => (table, height) = (child, below),
                 _ => return Some((raw, height)),
@@ -339,8 +345,8 @@ impl<F: Format> State<F> {
     }
 
     /// Returns the leaf that the tables have for `ipa` now, and the frame behind it.
-    pub(super) fn mapped(&self, arena: &Arena, ipa: Ipa) -> Option<(Leaf, Pa)> {
-        let (raw, height) = self.peek(arena, ipa)?;
+    pub(super) fn mapped(&self, words: &dyn Words, ipa: Ipa) -> Option<(Leaf, Pa)> {
+        let (raw, height) = self.peek(words, ipa)?;
         match self.format.decode(raw, height).live()? {
             Live::Leaf(leaf) => Some((leaf, leaf.pa.wrapping_add(ipa.get() & (span::<F>(height) - 1)))),
             Live::Table(_) => None,

@@ -95,12 +95,13 @@ pub struct Report {
 
 /// The addresses in play: whole blocks, around a border between tables where there is one.
 #[derive(Clone, Debug)]
-pub(super) struct Field {
-    pub(super) range: Range,
+pub struct Field {
+    /// All of them.
+    pub range: Range,
     /// Pages that everybody likes.
-    pub(super) hot: Vec<Ipa>,
+    pub hot: Vec<Ipa>,
     /// In most runs everybody does one of two or three things, and faults.
-    pub(super) few: Option<Vec<Errand>>,
+    pub few: Option<Vec<Errand>>,
 }
 
 /// Who would seldom meet otherwise, with who makes it possible again.
@@ -115,6 +116,11 @@ const RARE: [&[Errand]; 6] = [
 
 impl Field {
     fn new<F: Format>(geometry: &Geometry<F>, seed: u64) -> Self {
+        Self::of(geometry, seed, &ERRANDS, &RARE)
+    }
+
+    /// Chooses addresses, and which of the errands `all` or of the sets `rare` are run there.
+    pub fn of<F: Format>(geometry: &Geometry<F>, seed: u64, all: &[Errand], rare: &[&[Errand]]) -> Self {
         let (page, block) = (span::<F>(Height::PAGE), span::<F>(Height::new(1)));
         let (start, len) = if geometry.reach().len() <= 8 * block {
             (0, geometry.reach().len())
@@ -134,8 +140,8 @@ impl Field {
         hot.dedup();
         let mut dice = Dice::new(seed ^ 2);
         let few = match dice.roll(3) {
-            0 => Some(vec![*dice.pick(&ERRANDS), *dice.pick(&ERRANDS)]),
-            1 => Some(dice.pick(&RARE).to_vec()),
+            0 => Some(vec![*dice.pick(all), *dice.pick(all)]),
+            1 => Some(dice.pick(rare).to_vec()),
             _ => None,
         };
         if few.is_some() && dice.one_in(2) {
@@ -157,11 +163,12 @@ pub fn stress<F: Format>(format: F, geometry: Geometry<F>, plan: &Plan) -> Repor
     let tables = 64 * plan.cpus as u64 + 64;
     let arena = Arena::new(tables * Geometry::<F>::table_size().bytes() + geometry.root_size().bytes());
     let baton = Baton::new(plan.cpus, plan.seed, plan.pace);
-    let machine = Adversary::new(arena, state, baton);
+    let arena = Arc::new(arena);
+    let machine = Adversary::new(arena.clone(), state, baton);
     let mut operations = 0;
     let mut failure = None;
     for life in 0..plan.lives {
-        operations += one_life(&machine, format, geometry, plan, &field, life);
+        operations += one_life(&machine, &arena, (format, geometry), plan, &field, life);
         failure = machine.failure();
         if failure.is_some() {
             break;
@@ -171,7 +178,7 @@ pub fn stress<F: Format>(format: F, geometry: Geometry<F>, plan: &Plan) -> Repor
     Report { failure, steps: machine.baton.steps(), operations, coverage }
 }
 
-fn waiting(number: u64) -> Box<Waiting<Asking>> {
+pub(super) fn waiting(number: u64) -> Box<Waiting<Asking>> {
     Box::new(match number {
         0 => Waiting::EntryEpoch(EntryEpoch::new()),
         1 => Waiting::ReaderCount(ReaderCount::new()),
@@ -184,15 +191,15 @@ fn waiting(number: u64) -> Box<Waiting<Asking>> {
 /// From an empty tree to its end. Returns the number of operations.
 fn one_life<F: Format>(
     machine: &Arc<Adversary<F>>,
-    format: F,
-    geometry: Geometry<F>,
+    arena: &Arc<Arena>,
+    (format, geometry): (F, Geometry<F>),
     plan: &Plan,
     field: &Field,
     life: u64,
 ) -> u64 {
     let mut operations = 0;
     machine.guarded(|| {
-        let memory = Memory(machine.clone());
+        let memory = Memory { machine: machine.clone(), arena: arena.clone() };
         let tree = Tree::new(format, geometry, plan.bbm, memory).expect("an arena has room for a root");
         machine.state().rooted(tree.root().pa());
         if let Some(iommu) = plan.iommu {

@@ -9,7 +9,7 @@ use types::{Pa, Range};
 
 /// What is kept, and what is told of it.
 const KEPT: usize = 8192;
-const TOLD: usize = 48;
+const TOLD: usize = 160;
 
 /// Something that was done, or happened.
 #[derive(Clone, Copy, Debug)]

@@ -8,9 +8,9 @@ use super::breach::Breach;
 use super::cache::{Link, Translation};
 use super::state::{Crime, State};
 use super::trace::Event;
-use crate::{Arena, Style};
-use stage2::{Entries, Entry, Format, Leaf, Live, Marks, OnFault, span};
-use std::sync::atomic::Ordering;
+use super::words::Words;
+use crate::Style;
+use stage2::{Entry, Format, Leaf, Live, Marks, OnFault, span};
 use types::{Access, Height, Ipa, Pa, Range};
 
 /// Where a walk ended at a leaf.
@@ -32,7 +32,7 @@ pub(super) enum Outcome {
 
 /// Which access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub enum Kind {
     /// A load.
     Load,
     /// A store.
@@ -41,12 +41,12 @@ pub(super) enum Kind {
 
 impl<F: Format> State<F> {
     /// Reads an entry as the table walker of `who` may see it.
-    fn seen(&mut self, arena: &Arena, who: usize, key: (Pa, usize)) -> Result<u64, Crime> {
+    fn seen(&mut self, words: &dyn Words, who: usize, key: (Pa, usize)) -> Result<u64, Crime> {
         if !self.is_there(key.0) {
             let what = format!("{who} walks through {:?}, which was given back", key.0);
             return Err(Crime::of_table(Breach::WalkedFreed, key.0, what));
         }
-        let now = self.word(arena, key);
+        let now = self.word(words, key);
         let old: Vec<u64> =
             self.unseen.iter().filter(|write| write.key == key).map(|write| write.old).collect();
         if !old.is_empty() && self.dice.one_in(2) {
@@ -56,10 +56,10 @@ impl<F: Format> State<F> {
     }
 
     /// Walks the tables for `ipa`, from the root or from a link in the walk cache.
-    fn walk(&mut self, arena: &Arena, who: usize, ipa: Ipa) -> Result<Option<Arrival>, Crime> {
-        let Some(root) = self.root else { return Ok(None) };
+    fn walk(&mut self, words: &dyn Words, who: usize, ipa: Ipa) -> Result<Option<Arrival>, Crime> {
+        let (Some(root), Some(tag)) = (self.root, self.observers[who].tag) else { return Ok(None) };
         let (mut table, mut height) = (root, self.geometry.top());
-        let links = self.observers[who].cache.links_for(self.tag, ipa);
+        let links = self.observers[who].cache.links_for(tag, ipa);
         if !links.is_empty() && !self.dice.one_in(4) {
             let link = *self.dice.pick(&links);
             (table, height) = (link.table, link.height);
@@ -67,16 +67,16 @@ impl<F: Format> State<F> {
         loop {
             let index = self.geometry.index(ipa, height);
             let key = (table, index);
-            let raw = self.seen(arena, who, key)?;
+            let raw = self.seen(words, who, key)?;
             let range = Range::block_around(ipa, span::<F>(height));
             match (self.format.decode(raw, height).live(), height.below()) {
                 (Some(Live::Leaf(_)), _) => {
-                    let leaf = Translation { tag: self.tag, range, height, raw };
+                    let leaf = Translation { tag, range, height, raw };
                     return Ok(Some(Arrival { leaf, key }));
                 }
                 (Some(Live::Table(link)), Some(below)) => {
                     if !self.dice.one_in(3) {
-                        let link = Link { tag: self.tag, range, height: below, table: link.pa };
+                        let link = Link { tag, range, height: below, table: link.pa };
                         self.observers[who].cache.keep_link(link);
                         self.note(Some(range), Event::Linked(who, link.table, range));
                     }
@@ -96,7 +96,7 @@ impl<F: Format> State<F> {
     }
 
     /// Sets flags in an entry, if it is still what the walk has read. Returns the leaf as it is then.
-    fn flag(&mut self, arena: &Arena, who: usize, arrival: Arrival, marks: Marks) -> Option<Arrival> {
+    fn flag(&mut self, words: &dyn Words, who: usize, arrival: Arrival, marks: Marks) -> Option<Arrival> {
         let Translation { raw, height, .. } = arrival.leaf;
         let leaf = self.leaf(arrival.leaf)?;
         let live = Live::Leaf(Leaf { attrs: leaf.attrs.with(marks), ..leaf });
@@ -106,17 +106,18 @@ impl<F: Format> State<F> {
         };
         let next = self.format.encode(entry, height);
         if next != raw {
-            let slot = arena.slot(self.table(arrival.key.0), arrival.key.1);
-            slot.compare_exchange(raw, next, Ordering::Relaxed, Ordering::Relaxed).ok()?;
             let (table, index) = arrival.key;
+            if !words.exchange(table, index, raw, next) {
+                return None;
+            }
             self.note(Some(arrival.leaf.range), Event::Flagged(who, table, index, next));
         }
         Some(Arrival { leaf: Translation { raw: next, ..arrival.leaf }, ..arrival })
     }
 
     /// Walks, and sets the accessed flag as a walk does. `None` where an access would fault.
-    fn arrive_young(&mut self, arena: &Arena, who: usize, ipa: Ipa) -> Result<Option<Arrival>, Crime> {
-        let Some(arrival) = self.walk(arena, who, ipa)? else { return Ok(None) };
+    fn arrive_young(&mut self, words: &dyn Words, who: usize, ipa: Ipa) -> Result<Option<Arrival>, Crime> {
+        let Some(arrival) = self.walk(words, who, ipa)? else { return Ok(None) };
         let Some(leaf) = self.leaf(arrival.leaf) else { return Ok(None) };
         if leaf.attrs.marks.contains(Marks::YOUNG) {
             return Ok(Some(arrival));
@@ -124,7 +125,7 @@ impl<F: Format> State<F> {
         if !self.sets(who, Marks::YOUNG) {
             return Ok(None);
         }
-        Ok(self.flag(arena, who, arrival, Marks::YOUNG))
+        Ok(self.flag(words, who, arrival, Marks::YOUNG))
     }
 
     /// Caches a leaf, unless it says that it must not be.
@@ -154,8 +155,8 @@ impl<F: Format> State<F> {
     }
 
     /// Walks for `ipa` on nobody's request, and caches what comes of it.
-    pub(super) fn speculate(&mut self, arena: &Arena, who: usize, ipa: Ipa) -> Result<(), Crime> {
-        if let Some(arrival) = self.arrive_young(arena, who, ipa)?
+    pub(super) fn speculate(&mut self, words: &dyn Words, who: usize, ipa: Ipa) -> Result<(), Crime> {
+        if let Some(arrival) = self.arrive_young(words, who, ipa)?
             && !self.dice.one_in(4)
         {
             self.cache(who, arrival.leaf)?;
@@ -175,7 +176,7 @@ impl<F: Format> State<F> {
     /// Makes the access that a guest or a device makes.
     pub(super) fn access(
         &mut self,
-        arena: &Arena,
+        words: &dyn Words,
         who: usize,
         ipa: Ipa,
         kind: Kind,
@@ -183,13 +184,13 @@ impl<F: Format> State<F> {
         let held: Vec<Translation> = self.observers[who]
             .cache
             .translations()
-            .filter(|held| held.tag == self.tag && held.range.contains(ipa))
+            .filter(|held| Some(held.tag) == self.observers[who].tag && held.range.contains(ipa))
             .copied()
             .collect();
         let mut leaf = if !held.is_empty() && !self.dice.one_in(4) {
             *self.dice.pick(&held)
         } else {
-            let Some(arrival) = self.arrive_young(arena, who, ipa)? else { return Ok(Outcome::Faulted) };
+            let Some(arrival) = self.arrive_young(words, who, ipa)? else { return Ok(Outcome::Faulted) };
             if !self.dice.one_in(3) {
                 self.cache(who, arrival.leaf)?;
             }
@@ -206,33 +207,33 @@ impl<F: Format> State<F> {
                 return Ok(Outcome::Faulted);
             }
             // The flag is set in the entry, wherever the walk cache leads, and only if it is what was cached.
-            let again = self.arrive_young(arena, who, ipa)?.filter(|arrival| {
+            let again = self.arrive_young(words, who, ipa)?.filter(|arrival| {
                 let settled = |raw| self.format.settled(raw, leaf.height);
                 arrival.leaf.height == leaf.height && settled(arrival.leaf.raw) == settled(leaf.raw)
             });
-            let Some(dirty) = again.and_then(|arrival| self.flag(arena, who, arrival, Marks::DIRTY)) else {
+            let Some(dirty) = again.and_then(|arrival| self.flag(words, who, arrival, Marks::DIRTY)) else {
                 self.observers[who].cache.drop_leaf(leaf);
                 // A CPU may fault, and be run again. An IOMMU walks again, and decides by what is there now.
                 let is_device = self.observers[who].is_device && self.iommu.is_some();
-                return if is_device { self.access(arena, who, ipa, kind) } else { Ok(Outcome::Faulted) };
+                return if is_device { self.access(words, who, ipa, kind) } else { Ok(Outcome::Faulted) };
             };
             self.observers[who].cache.refresh(leaf, dirty.leaf.raw);
             leaf = dirty.leaf;
         }
-        self.reach_frame(who, ipa, leaf, kind)?;
+        self.reach_frame(words, who, ipa, leaf, kind)?;
         Ok(Outcome::Done)
     }
 
     /// A device makes an access: it must not fail where memory was mapped all along, unless its IOMMU has it tried again.
-    fn device_accesses(&mut self, arena: &Arena, who: usize, ipa: Ipa, kind: Kind) -> Result<(), Crime> {
-        let outcome = self.access(arena, who, ipa, kind)?;
+    fn device_accesses(&mut self, words: &dyn Words, who: usize, ipa: Ipa, kind: Kind) -> Result<(), Crime> {
+        let outcome = self.access(words, who, ipa, kind)?;
         let is_final = self.iommu.is_some_and(|iommu| iommu.on_fault == OnFault::Terminates);
         let page = Range::block_around(ipa, span::<F>(Height::PAGE));
         let promise = self.promises.get(&page.start()).copied().unwrap_or_default();
         let is_mapped = promise.is_there && (kind == Kind::Load || promise.is_writable) && !self.is_ending;
         if is_final && is_mapped {
             if outcome == Outcome::Faulted {
-                let now = self.peek(arena, ipa).map(|(raw, height)| self.format.decode(raw, height));
+                let now = self.peek(words, ipa).map(|(raw, height)| self.format.decode(raw, height));
                 let what =
                     format!("a device's {kind:?} of {ipa:?} failed, which is mapped all along: {now:?}");
                 return Err(Crime::at(Breach::DeviceFailed, page, what));
@@ -243,7 +244,14 @@ impl<F: Format> State<F> {
     }
 
     /// The access arrives at memory: it must be there for this page.
-    fn reach_frame(&mut self, who: usize, ipa: Ipa, leaf: Translation, kind: Kind) -> Result<(), Crime> {
+    fn reach_frame(
+        &mut self,
+        words: &dyn Words,
+        who: usize,
+        ipa: Ipa,
+        leaf: Translation,
+        kind: Kind,
+    ) -> Result<(), Crime> {
         let granule = span::<F>(Height::PAGE);
         let page = Range::block_around(ipa, granule);
         let Some(base) = F::output(leaf.raw, leaf.height) else { return Ok(()) };
@@ -263,7 +271,7 @@ impl<F: Format> State<F> {
                 return Err(Crime::at(Breach::RightKept, page, what));
             }
         }
-        Ok(())
+        self.reach_contents(words, page, pa, kind)
     }
 
     /// Returns an address in play: most often one that somebody is at.
@@ -280,7 +288,12 @@ impl<F: Format> State<F> {
     }
 
     /// An entry is about to be written: whoever likes has it cached before.
-    pub(super) fn before_write(&mut self, arena: &Arena, key: (Pa, usize), old: u64) -> Result<(), Crime> {
+    pub(super) fn before_write(
+        &mut self,
+        words: &dyn Words,
+        key: (Pa, usize),
+        old: u64,
+    ) -> Result<(), Crime> {
         let Some((range, height)) = self.place(key) else { return Ok(()) };
         if self.format.decode(old, height).live().is_none() {
             return Ok(());
@@ -292,14 +305,14 @@ impl<F: Format> State<F> {
         for who in 0..self.observers.len() {
             if self.may_walk(who) && self.dice.one_in(2) {
                 let ipa = *self.dice.pick(&inside);
-                self.speculate(arena, who, ipa)?;
+                self.speculate(words, who, ipa)?;
             }
         }
         Ok(())
     }
 
     /// Something happens by itself.
-    pub(super) fn tick(&mut self, arena: &Arena) -> Result<(), Crime> {
+    pub(super) fn tick(&mut self, words: &dyn Words) -> Result<(), Crime> {
         if !self.issued.is_empty() && self.dice.one_in(3) {
             let n = self.dice.roll(self.issued.len() as u64) as usize;
             let left = self.issued[n].left.clone();
@@ -309,7 +322,7 @@ impl<F: Format> State<F> {
         }
         if !self.pins.is_empty() && self.dice.one_in(8) {
             let pin = *self.dice.pick(&self.pins);
-            self.device_writes(pin)?;
+            self.device_writes(words, pin)?;
         }
         if self.hot.is_empty() {
             return Ok(());
@@ -321,8 +334,8 @@ impl<F: Format> State<F> {
         let ipa = self.hot_address();
         if self.observers[who].is_device && self.dice.one_in(2) {
             let kind = if self.dice.one_in(2) { Kind::Store } else { Kind::Load };
-            return self.device_accesses(arena, who, ipa, kind);
+            return self.device_accesses(words, who, ipa, kind);
         }
-        self.speculate(arena, who, ipa)
+        self.speculate(words, who, ipa)
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct Worker<'w, F: Format> {
     pub(super) machine: &'w Arc<Adversary<F>>,
     pub(super) tree: &'w Tree<F, Memory<F>>,
     pub(super) sections: &'w Recorded<F>,
-    pub(super) cpu: Cpu<F>,
+    pub(super) cpu: Cpu<'w, F>,
     pub(super) me: usize,
     field: &'w Field,
     dice: Dice,
@@ -51,7 +51,7 @@ impl<'w, F: Format> Worker<'w, F> {
         machine: &'w Arc<Adversary<F>>,
         tree: &'w Tree<F, Memory<F>>,
         sections: &'w Recorded<F>,
-        cpu: Cpu<F>,
+        cpu: Cpu<'w, F>,
         field: &'w Field,
         seed: u64,
     ) -> Self {
@@ -144,6 +144,8 @@ impl<'w, F: Format> Worker<'w, F> {
             Errand::Age => self.age(),
             Errand::Prune => self.prune(),
             Errand::Pin => self.pin(at),
+            // A tree alone has none of these.
+            Errand::Log | Errand::Recover | Errand::Region | Errand::Admit | Errand::Roll | Errand::End => {}
         }
     }
 

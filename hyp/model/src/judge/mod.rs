@@ -166,6 +166,11 @@ impl<F: Format> Judge<F> {
         Self { entered: Some(CpuSet::EMPTY), ..self }
     }
 
+    /// From now on a CPU takes part that can do no more than `bbm`.
+    pub fn lower(&mut self, bbm: Bbm) {
+        self.bbm = self.bbm.min(bbm);
+    }
+
     /// Judges what was done next.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
-//! The adversarial stress of the page tables, for as long as one likes: `cargo xtask soak`.
+//! The adversarial stress of the page tables, and of whole spaces, for as long as one likes: `cargo xtask soak`.
 //!
-//! A run is a row of epochs, each with a format, a break-before-make level, a way of waiting, a style of invalidation and a
+//! A run is a row of epochs, of tables alone or of spaces, each with a format, a break-before-make level, a way of waiting, a style of invalidation and a
 //! pace of its own, all of which its number and the run's seed decide. An epoch's threads take turns as its seed says: so
 //! `--seed S --epoch N` replays epoch `N` step by step.
 //!
@@ -9,6 +9,8 @@
 
 mod epoch;
 mod races;
+#[path = "../../tests/world/mod.rs"]
+mod world;
 
 use epoch::Epoch;
 use model::{Coverage, Report};
@@ -35,7 +37,9 @@ struct Outcome {
     epochs: u64,
     operations: u64,
     steps: u64,
-    coverage: Coverage,
+    /// Of tables alone, and of spaces.
+    tables: Coverage,
+    spaces: Coverage,
     failure: Option<String>,
 }
 
@@ -88,7 +92,7 @@ fn main() -> ExitCode {
         println!("{failure}");
         return ExitCode::from(1);
     }
-    let short = races::print(&outcome.coverage);
+    let short = races::print(&outcome.tables, &outcome.spaces);
     if wanted.epoch.is_none() && wanted.length >= LONG && short > 0 {
         println!("{short} races were met fewer than {} times", races::ENOUGH);
         return ExitCode::from(3);
@@ -126,7 +130,8 @@ fn add(outcome: &Mutex<Outcome>, epoch: &Epoch) {
     outcome.epochs += 1;
     outcome.operations += operations;
     outcome.steps += steps;
-    outcome.coverage.add(&coverage);
+    let of = if epoch.is_of_spaces() { &mut outcome.spaces } else { &mut outcome.tables };
+    of.add(&coverage);
     if let Some(failure) = failure {
         outcome.failure.get_or_insert(format!("FAILED in {epoch}\n{failure}"));
     }

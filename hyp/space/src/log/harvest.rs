@@ -289,6 +289,7 @@ impl<F: Format, M: Entries + Pages, P: Fn(Pa) -> bool> Step<'_, F, M, P> {
             // A page may be of several frames.
             let frames = (0..page / FRAME_SIZE).map(|n| here.wrapping_add(n * FRAME_SIZE));
             if frames.into_iter().any(|frame| (self.write_pinned)(frame)) {
+                met("a round found a write pin");
                 pinned(Range::block_around(ipa, page));
             }
             ipa = ipa.wrapping_add(page);

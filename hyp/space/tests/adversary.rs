@@ -1,0 +1,69 @@
+//! Spaces before the adversary of `model`: their guests, their devices and their CPUs do all they can do at once, and a
+//! fixed number of seeds say in which order.
+//!
+//! What `cargo xtask soak` does for as long as one likes, these do for a second.
+
+mod world;
+
+use model::{Oracles, Plain, Plan, Tiny};
+use stage2::{Bbm, Format, Geometry};
+use std::ops::Range;
+use types::Height;
+use world::{Memory, Shape, Tagging};
+
+fn plan(seed: u64) -> Plan {
+    Plan {
+        cpus: 2 + (seed % 3) as usize,
+        operations: if cfg!(miri) { 2 } else { 40 },
+        lives: 2,
+        bbm: Bbm::from_number((seed / 3 % 4) as u8),
+        waiting: seed / 12 % 4,
+        pace: [2, 5, 20][(seed / 48 % 3) as usize],
+        ..Plan::new(seed)
+    }
+}
+
+const SHAPE: Shape = Shape { ram: 128 * 4096, tagging: Tagging::Fixed, memory: Memory::Enough };
+
+/// Runs `seeds` seeds, each on a machine that the seed chooses.
+fn nothing_goes_wrong<F: Format>(format: F, seeds: Range<u64>, shape: Shape, plan_of: impl Fn(u64) -> Plan) {
+    // An interpreter has patience for one of them.
+    let seeds = if cfg!(miri) { seeds.start..seeds.start + 1 } else { seeds };
+    for seed in seeds {
+        let geometry = Geometry::new(Height::new(2), 15).expect("four blocks of two pages");
+        if let Some(failure) = world::stress(format, geometry, &plan_of(seed), shape).failure {
+            panic!("seed {seed}: {failure}");
+        }
+    }
+}
+
+#[test]
+fn nothing_that_is_done_to_a_space_breaks_a_promise() {
+    nothing_goes_wrong(Tiny, 0..16, SHAPE, plan);
+}
+
+#[test]
+fn nothing_that_is_done_to_a_space_breaks_a_promise_without_a_dirty_flag() {
+    nothing_goes_wrong(Plain, 1000..1012, SHAPE, plan);
+}
+
+#[test]
+fn nothing_that_is_done_to_a_space_breaks_a_promise_while_tags_begin_anew() {
+    let shape = Shape { tagging: Tagging::Shared, ..SHAPE };
+    nothing_goes_wrong(Tiny, 2000..2008, shape, |seed| Plan { oracles: Oracles::Machine, ..plan(seed) });
+}
+
+#[test]
+#[cfg_attr(
+    miri,
+    ignore = "the interpreter has seen one run of each kind, and four more say nothing new about memory"
+)]
+fn one_seed_is_one_run() {
+    let run = |seed| {
+        let geometry = Geometry::new(Height::new(2), 15).expect("four blocks of two pages");
+        let report = world::stress(Tiny, geometry, &plan(seed), SHAPE);
+        (report.steps, report.coverage)
+    };
+    assert_eq!(run(5), run(5));
+    assert_ne!(run(5), run(6));
+}

@@ -1,0 +1,137 @@
+//! The machine's RAM, as CPUs, guests and devices reach it past the allocator; and a CPU that zeroes and copies in it.
+
+use frames::fake::Machine;
+use frames::{Kind, Order, Owner, Record, Tables, Word};
+use model::{Use, Words};
+use stage2::{Entries, FreshTable, TablePa, TableSize};
+use std::sync::atomic::{AtomicU16, Ordering};
+use types::{Cpu, CpuId, FRAME_SHIFT, FRAME_SIZE, Pa, SysReg, Ticks};
+
+/// Where it is.
+pub(crate) const BASE: Pa = Pa::new(0x4000_0000);
+/// Where the number stands that is a page's contents: at its ends.
+const PLACES: [u64; 2] = [0, FRAME_SIZE - 8];
+
+/// The RAM of one run.
+#[derive(Debug)]
+pub(crate) struct Ram {
+    pub(crate) machine: Machine,
+    bytes: u64,
+    /// Whose space lives.
+    owner: AtomicU16,
+}
+
+impl Ram {
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self { machine: Machine::with_ram(BASE.get(), bytes), bytes, owner: AtomicU16::new(0) }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// A space of `owner` begins to live.
+    pub(crate) fn belongs_to(&self, owner: Owner) {
+        self.owner.store(owner.0, Ordering::Relaxed);
+    }
+
+    fn owner(&self) -> Owner {
+        Owner(self.owner.load(Ordering::Relaxed))
+    }
+
+    /// Acts on an entry, as nobody who is known to the adversary.
+    fn entry<T>(&self, table: Pa, index: usize, act: impl FnOnce(&std::sync::atomic::AtomicU64) -> T) -> T {
+        let tables = Tables::new(&self.machine, self.owner(), Order::FRAME, 0);
+        act(tables.slot(named(table), index))
+    }
+}
+
+/// Names a table whose memory the caller vouches for.
+#[expect(clippy::disallowed_methods, reason = "hardware goes wherever an entry leads")]
+fn named(table: Pa) -> TablePa {
+    let size = TableSize::from_shift(FRAME_SHIFT).expect("a frame is a table's size");
+    FreshTable::new(table, size).table()
+}
+
+impl Words for Ram {
+    fn load(&self, table: Pa, index: usize) -> u64 {
+        self.entry(table, index, |word| word.load(Ordering::Acquire))
+    }
+
+    fn exchange(&self, table: Pa, index: usize, old: u64, new: u64) -> bool {
+        self.entry(table, index, |word| {
+            word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        })
+    }
+
+    fn pa_of(&self, address: usize) -> Option<Pa> {
+        let start = self.machine.map().pointer(BASE).addr();
+        let at = address.checked_sub(start)? as u64;
+        (at < self.bytes).then(|| BASE.wrapping_add(at))
+    }
+
+    fn use_of(&self, pa: Pa) -> Use {
+        let word = self.machine.record(pa).map(Record::load);
+        match word.ok().filter(|word| word.owner() == self.owner()).map(Word::kind) {
+            Some(Kind::Table) => Use::Table,
+            Some(Kind::Guest) => Use::Guest,
+            _ => Use::Other,
+        }
+    }
+
+    fn contents(&self, pa: Pa) -> Option<u64> {
+        let read = |place| {
+            let mut bytes = [0; 8];
+            self.machine.read(pa.wrapping_add(place), &mut bytes).ok()?;
+            Some(u64::from_le_bytes(bytes))
+        };
+        let [first, last] = PLACES.map(read);
+        first.filter(|_| first == last)
+    }
+
+    fn fill(&self, pa: Pa, contents: u64) {
+        for place in PLACES {
+            self.machine.write(pa.wrapping_add(place), &contents.to_le_bytes()).expect("a guest's frame");
+        }
+    }
+}
+
+/// What a space asks of a CPU.
+#[derive(Debug)]
+pub(crate) struct Hands<'w> {
+    pub(crate) id: CpuId,
+    pub(crate) machine: &'w Machine,
+}
+
+impl Cpu for Hands<'_> {
+    fn id(&self) -> CpuId {
+        self.id
+    }
+
+    fn kick(&self, _: CpuId) {}
+
+    fn now(&self) -> Ticks {
+        0
+    }
+
+    fn tick_hz(&self) -> u64 {
+        1
+    }
+
+    fn read_id(&self, _: SysReg) -> u64 {
+        0
+    }
+
+    fn publish(&self, _: Pa, _: u64) {}
+
+    fn clean(&self, _: Pa, _: u64) {}
+
+    fn clean_and_invalidate(&self, _: Pa, _: u64) {}
+
+    fn zero(&self, pa: Pa, bytes: u64) {
+        let zeroes = [0; FRAME_SIZE as usize];
+        for at in (0..bytes).step_by(FRAME_SIZE as usize) {
+            self.machine.write(pa.wrapping_add(at), &zeroes).expect("what is zeroed is a guest's frame");
+        }
+    }
+}
