@@ -122,7 +122,7 @@ pub fn met(race: &'static str) {
     lab::met(race);
 }
 
-/// What is done to memory that hardware reads, too: for the [witness](set_witness) of a test.
+/// What is done to memory that hardware reads, too: for the witness of a test.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Touch {
     /// A word is about to be looked at.
