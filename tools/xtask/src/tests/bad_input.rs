@@ -59,7 +59,11 @@ fn all() -> Result<Vec<(&'static str, &'static str, Wrong)>> {
         ("a VM without memory", r#"has no "memory"$"#, instead("memory = \"32M\"\n", "")?),
         ("an unknown manifest version", "version 99;", instead("version = 1", "version = 99")?),
         ("a VM larger than RAM", r"wants 65536 MiB of memory, and \d+ MiB are free", instead("32M", "64G")?),
-        ("more vCPUs than CPUs", "wants 2 vCPUs, and 1 CPUs are left", instead("vcpus = 1", "vcpus = 2")?),
+        (
+            "more vCPUs in a placement than there are",
+            "cpus places 2 vCPUs, and it has 1",
+            instead("vcpus = 1", "vcpus = 1\ncpus = [0, 0]")?,
+        ),
         ("a missing kernel", r#"kernel = "absent.flat" is not in"#, instead("kernel.flat", "absent.flat")?),
         (
             "a kernel of no known format",
