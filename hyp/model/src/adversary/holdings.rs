@@ -191,9 +191,10 @@ impl<F: Format> State<F> {
         let now = self.now;
         for page in Self::pages(range) {
             let Some(pa) = self.current(page) else { continue };
-            if let Some(frame) = self.frames.get_mut(pa) {
-                frame.leaving = Some(now);
-            }
+            let Some(frame) = self.frames.get_mut(pa).filter(|frame| frame.leaving.is_none()) else {
+                continue; // it has left before, and a pin keeps its frame
+            };
+            frame.leaving = Some(now);
             // That its contents are gone is a change like another.
             self.is_written(page);
             if self.holdings.as_ref().is_some_and(|holdings| holdings.unreported.is_some()) {
