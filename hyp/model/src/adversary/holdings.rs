@@ -8,6 +8,7 @@
 use super::breach::Breach;
 use super::cache::Translation;
 use super::errand::Errand;
+use super::frame::Frame;
 use super::promise::page_range;
 use super::state::{Crime, Pinned, State};
 use super::trace::Event;
@@ -147,29 +148,52 @@ impl<F: Format> State<F> {
         let errand = self.errands[cpu].map(|(errand, _)| errand);
         let live = |raw| self.format.decode(raw, height).live();
         match (live(old), live(new)) {
-            (Some(_), None) if errand == Some(Errand::Zap) => self.leaves(range),
-            (_, Some(live)) if self.is_reached(words, table, range, height) => {
-                return self.leads(words, errand, range, height, live);
+            (Some(_), None) if errand == Some(Errand::Zap) => {
+                self.leaves(range);
+                Ok(())
             }
-            (_, Some(Live::Leaf(leaf))) => self.strays(words, range, leaf.pa),
-            _ => {}
+            (_, Some(live)) if self.is_reached(words, table, range, height) => {
+                self.leads(words, errand, range, height, live)
+            }
+            (_, Some(Live::Leaf(leaf))) => self.strays(words, errand, range, leaf.pa),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// A leaf is published in a table that is out of reach by now, but for what walk caches hold: by somebody who owned the
-    /// entry before. It is the page's own, until it comes out again; or comes back with its table.
-    fn strays(&mut self, words: &dyn Words, range: Range, pa: Pa) {
+    /// entry before. It is the page's own, until it comes out again; or comes back with its table. Where the page was moved,
+    /// what it had is there.
+    fn strays(
+        &mut self,
+        words: &dyn Words,
+        errand: Option<Errand>,
+        range: Range,
+        pa: Pa,
+    ) -> Result<(), Crime> {
         let now = self.now;
         for page in Self::pages(range) {
             let pa = pa.wrapping_add(page.get() - range.start().get());
-            if let Some(frame) = self.frames.get_mut(pa).filter(|frame| frame.home != Some(page)) {
+            if self.frames.get(pa).is_none_or(|frame| frame.home == Some(page)) {
+                continue;
+            }
+            // Where the page has found another frame meanwhile, this is not a move of that one.
+            let found = self.mapped(words, page).map(|(_, pa)| pa);
+            let moved = self
+                .moved_from(errand, page)
+                .filter(|(old, had)| found != Some(*old) && words.contents(pa) == Some(had.contents));
+            if let Some((old, had)) = moved {
+                self.comes(words, errand, page, pa, Some((old, had)))?;
+                if let Some(frame) = self.frames.get_mut(pa) {
+                    frame.leaving = had.leaving;
+                }
+            } else if let Some(frame) = self.frames.get_mut(pa) {
                 frame.home = Some(page);
                 frame.contents = words.contents(pa).unwrap_or(0);
                 frame.since = Some(now);
                 frame.leaving = Some(now);
             }
         }
+        Ok(())
     }
 
     /// Tells whether a walk from the root for `range` comes to `table`, whose entries have this height.
@@ -247,7 +271,7 @@ impl<F: Format> State<F> {
         pa: Pa,
         access: Access,
     ) -> Result<(), Crime> {
-        let (now, at) = (self.now, page_range::<F>(page));
+        let at = page_range::<F>(page);
         let Some(holdings) = &self.holdings else { return Ok(()) };
         let strict = self.promises.get(&page).is_some_and(|promise| promise.is_strict);
         if strict && access.contains(Access::WRITE) {
@@ -264,12 +288,31 @@ impl<F: Format> State<F> {
             }
             return Ok(());
         }
-        let moves = matches!(errand, Some(Errand::Move | Errand::Gather | Errand::Collapse));
-        let before = self.current(page).filter(|_| moves).and_then(|pa| Some((pa, *self.frames.get(pa)?)));
+        let before = self.moved_from(errand, page);
         if before.is_none() && holdings.outside.contains(&page) {
             let what = format!("{page:?} is mapped after its region was removed");
             return Err(Crime::at(Breach::MappedOutside, at, what));
         }
+        self.comes(words, errand, page, pa, before)
+    }
+
+    /// Returns what a page has that is moved.
+    fn moved_from(&self, errand: Option<Errand>, page: Ipa) -> Option<(Pa, Frame)> {
+        let moves = matches!(errand, Some(Errand::Move | Errand::Gather | Errand::Collapse));
+        let old = self.current(page).filter(|_| moves)?;
+        Some((old, *self.frames.get(old)?))
+    }
+
+    /// A page comes to a frame from the one that it had, or from none.
+    fn comes(
+        &mut self,
+        words: &dyn Words,
+        errand: Option<Errand>,
+        page: Ipa,
+        pa: Pa,
+        before: Option<(Pa, Frame)>,
+    ) -> Result<(), Crime> {
+        let (now, at) = (self.now, page_range::<F>(page));
         if let Some((old, frame)) = before.filter(|(_, frame)| frame.pins > 0) {
             let what = format!("{page:?} moves from {old:?}, which has {} pins, to {pa:?}", frame.pins);
             return Err(Crime::at(Breach::PinIgnored, at, what));
