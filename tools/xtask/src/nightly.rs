@@ -66,8 +66,6 @@ const MIRI: &[Part] = &[
         choice: &[
             "a_space_keeps_its_vmid_within_a_generation",
             "a_space_that_has_not_run_since_the_rollover",
-            "cpus_that_run_different_spaces_at_once",
-            "more_spaces_than_8_bits_tell_apart",
             "a_fixed_region_has_its_memory_type",
             "overlapping_regions_are_refused",
             "regions_are_found_whatever_the_order",
