@@ -218,7 +218,9 @@ impl<'f, F: Format> Space<'f, F> {
                 Err(_) => return Ok(Outcome::Busy),
             }
         } else if !is_its_own(range) {
-            let largest = largest_in::<F>(standing.region.range, ipa);
+            let region = &standing.region;
+            let its_own = Plan::<F>::new(region, region.range, ipa, self.tree.largest_leaf());
+            let largest = its_own.map_or(Height::PAGE, |plan| plan.height);
             match view.split(tlb, ipa, largest, Why::Attributes) {
                 Ok(()) => self.tally.count(view.cpu(), Event::Split),
                 Err(ChangeError::NoPages { .. }) => return Err(SpaceError::OutOfTables { ipa }),
@@ -405,15 +407,6 @@ fn is_changing_size(attrs: Attrs) -> bool {
 fn wanted(fault: &Fault) -> Access {
     let is_walk = fault.cause == Cause::Stage1Walk && fault.kind == FaultKind::Permission;
     if is_walk && !mutant("stage1-walk-not-a-write") { fault.access | Access::WRITE } else { fault.access }
-}
-
-/// Returns the height of the largest block around `ipa` that is in `region`, which holds `ipa`: a page at least.
-fn largest_in<F: Format>(region: Range, ipa: Ipa) -> Height {
-    let mut height = Height::PAGE;
-    while height.get() < F::MAX_TOP && region.covers(Range::block_around(ipa, span::<F>(height.above()))) {
-        height = height.above();
-    }
-    height
 }
 
 /// Returns the height of the largest leaf that a fault makes.
