@@ -58,10 +58,20 @@ impl<'f, F: Format> Space<'f, F> {
     /// # Errors
     /// [`SpaceError::Busy`] where another CPU is changing something: call it again.
     pub fn reset<S: Section, I: Invalidate>(&self, section: &mut S, tlb: &I) -> Result<(), SpaceError> {
+        self.step_through(section, |section, rest| self.discard(section, tlb, rest))
+    }
+
+    /// Takes steps through all addresses of the space: `step` is told what is left, and returns up to where it got. Passes a
+    /// quiescent point after each.
+    pub(crate) fn step_through<S: Section>(
+        &self,
+        section: &mut S,
+        mut step: impl FnMut(&mut S, Range) -> Result<Ipa, SpaceError>,
+    ) -> Result<(), SpaceError> {
         let reach = self.tree.geometry().reach();
         let mut rest = reach;
         while !rest.is_empty() {
-            let next = self.discard(section, tlb, rest)?;
+            let next = step(section, rest)?;
             rest = Range::new(next, reach.end()).map_err(|_| SpaceError::BadRegion { range: rest })?;
             section.pass();
         }

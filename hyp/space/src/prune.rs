@@ -50,14 +50,8 @@ impl<F: Format> Space<'_, F> {
     /// # Errors
     /// [`SpaceError::Dying`].
     pub fn prune_all<S: Section, I: Invalidate>(&self, section: &mut S, tlb: &I) -> Result<bool, SpaceError> {
-        let reach = self.tree.geometry().reach();
         let before = self.tree.census().pruned;
-        let mut rest = reach;
-        while !rest.is_empty() {
-            let next = self.prune(section, tlb, rest)?;
-            rest = Range::new(next, reach.end()).map_err(|_| SpaceError::BadRegion { range: rest })?;
-            section.pass();
-        }
+        self.step_through(section, |section, rest| self.prune(section, tlb, rest))?;
         Ok(self.tree.census().pruned != before)
     }
 
