@@ -21,22 +21,25 @@ struct Part {
     choice: &'static [&'static str],
 }
 
+impl Part {
+    /// All tests of these arguments.
+    const fn whole(name: &'static str, arguments: &'static [&'static str]) -> Self {
+        Self { name, arguments, choice: &[] }
+    }
+}
+
 /// What the tests choose to run under Miri. It takes some thousand times as long as the machine itself, and finds what
 /// `unsafe` code does wrong and what threads do unordered. So: `types`, and of the others what sets up little, `frames`
 /// first, which has such code. `cargo xtask miri --all` runs all of the four crates, which takes hours.
 const MIRI: &[Part] = &[
-    Part { name: "types", arguments: &["-p", "mezzanine-types"], choice: &[] },
-    Part { name: "stage2", arguments: &["-p", "mezzanine-stage2", "--lib"], choice: &[] },
+    Part::whole("types", &["-p", "mezzanine-types"]),
+    Part::whole("stage2", &["-p", "mezzanine-stage2", "--lib"]),
     Part {
         name: "stage2: waiting for readers",
         arguments: &["-p", "mezzanine-stage2", "--test", "quiescence"],
         choice: &["--skip", "any_way::a_section_inside_a_section"],
     },
-    Part {
-        name: "stage2: what a caller may rely on",
-        arguments: &["-p", "mezzanine-stage2", "--test", "linear"],
-        choice: &[],
-    },
+    Part::whole("stage2: what a caller may rely on", &["-p", "mezzanine-stage2", "--test", "linear"]),
     Part {
         name: "frames",
         arguments: &["-p", "mezzanine-frames", "--lib"],
@@ -77,26 +80,18 @@ const MIRI: &[Part] = &[
 
 /// All of the crates of data structures.
 const MIRI_ALL: &[Part] = &[
-    Part { name: "types", arguments: &["-p", "mezzanine-types"], choice: &[] },
-    Part { name: "stage2", arguments: &["-p", "mezzanine-stage2"], choice: &[] },
-    Part { name: "frames", arguments: &["-p", "mezzanine-frames"], choice: &[] },
-    Part { name: "space", arguments: &["-p", "mezzanine-space"], choice: &[] },
+    Part::whole("types", &["-p", "mezzanine-types"]),
+    Part::whole("stage2", &["-p", "mezzanine-stage2"]),
+    Part::whole("frames", &["-p", "mezzanine-frames"]),
+    Part::whole("space", &["-p", "mezzanine-space"]),
 ];
 
 /// What runs under ThreadSanitizer: every test with threads of its own.
 const TSAN: &[Part] = &[
-    Part {
-        name: "stage2: threads",
-        arguments: &["-p", "mezzanine-stage2", "--test", "threads"],
-        choice: &[],
-    },
-    Part {
-        name: "stage2: what a caller may rely on",
-        arguments: &["-p", "mezzanine-stage2", "--test", "linear"],
-        choice: &[],
-    },
-    Part { name: "frames", arguments: &["-p", "mezzanine-frames", "--lib"], choice: &[] },
-    Part { name: "space", arguments: &["-p", "mezzanine-space", "--lib"], choice: &[] },
+    Part::whole("stage2: threads", &["-p", "mezzanine-stage2", "--test", "threads"]),
+    Part::whole("stage2: what a caller may rely on", &["-p", "mezzanine-stage2", "--test", "linear"]),
+    Part::whole("frames", &["-p", "mezzanine-frames", "--lib"]),
+    Part::whole("space", &["-p", "mezzanine-space", "--lib"]),
 ];
 
 /// What `cargo xtask miri` is told.
