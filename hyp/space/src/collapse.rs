@@ -32,10 +32,12 @@ pub enum Collapsed {
     Moved,
 }
 
-/// What becomes of parts that do not lie side by side.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Scattered {
+/// What becomes of parts of a block to be that do not lie side by side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scattered {
+    /// They are moved together.
     Gather,
+    /// They stay where they are, and are not made a block.
     Leave,
 }
 
@@ -71,7 +73,8 @@ pub(crate) struct Copied {
 
 impl<'f, F: Format> Space<'f, F> {
     /// Makes one block of `height` of the leaves of the next height below that map the block around `ipa`. Where they do
-    /// not lie in one folio, their contents are moved into one, for blocks of at most 2 MiB.
+    /// not lie in one folio, their contents are moved into one, for blocks of at most 2 MiB, unless `scattered` says that
+    /// nothing is to be moved.
     ///
     /// Bounded by a table's entries, four invalidations, a grace period and two copies of the block.
     ///
@@ -79,32 +82,6 @@ impl<'f, F: Format> Space<'f, F> {
     /// [`MoveError`]. Nothing was changed, but that folios may be parted and that what was written counts as clean until
     /// it is written again, which nobody asks for while no log runs.
     pub fn collapse<S: Section, C: Cpu, I: Invalidate>(
-        &self,
-        section: &mut S,
-        cpu: &C,
-        tlb: &I,
-        ipa: Ipa,
-        height: Height,
-    ) -> Result<Collapsed, MoveError> {
-        self.collapse_parts(section, cpu, tlb, ipa, height, Scattered::Gather)
-    }
-
-    /// As [`Space::collapse`], of parts that lie side by side: nothing is moved.
-    ///
-    /// # Errors
-    /// [`MoveError`], among them [`MoveError::Scattered`]; nothing was changed.
-    pub fn collapse_in_place<S: Section, C: Cpu, I: Invalidate>(
-        &self,
-        section: &mut S,
-        cpu: &C,
-        tlb: &I,
-        ipa: Ipa,
-        height: Height,
-    ) -> Result<Collapsed, MoveError> {
-        self.collapse_parts(section, cpu, tlb, ipa, height, Scattered::Leave)
-    }
-
-    fn collapse_parts<S: Section, C: Cpu, I: Invalidate>(
         &self,
         section: &mut S,
         cpu: &C,

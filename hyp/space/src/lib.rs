@@ -51,7 +51,7 @@ mod tally;
 mod tests;
 mod vmid;
 
-pub use collapse::Collapsed;
+pub use collapse::{Collapsed, Scattered};
 pub use discard::Remains;
 pub use error::SpaceError;
 pub use fault::Outcome;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Collapsed, Contents, MoveError, Pin, Pins};
+use crate::{Collapsed, Contents, MoveError, Pin, Pins, Scattered};
 use frames::{Hold, Order, Usage};
 use stage2::{EntryEpoch, Why};
 
@@ -43,7 +43,7 @@ fn collapse(
     cpu: &FakeCpu<'_>,
 ) -> Result<Collapsed, MoveError> {
     let at = Ipa::new(GUEST + 3 * PAGE);
-    space.collapse(stay, cpu, &Recorder::default(), at, Height::new(1))
+    space.collapse(stay, cpu, &Recorder::default(), at, Height::new(1), Scattered::Gather)
 }
 
 /// Looks whether the block is one, in a folio of its own, with all that was in its pages.
@@ -137,7 +137,7 @@ fn what_lies_scattered_stays_so_where_it_is_not_to_be_moved() {
         with_pages(Features::HARDWARE_DIRTY, scattered, |machine, space, stay| {
             let (before, cpu) = (machine.stats(), FakeCpu::new(0, machine));
             let (tlb, ipa) = (Recorder::default(), Ipa::new(GUEST));
-            let made = space.collapse_in_place(stay, &cpu, &tlb, ipa, Height::new(1));
+            let made = space.collapse(stay, &cpu, &tlb, ipa, Height::new(1), Scattered::Leave);
             if scattered {
                 assert_eq!(made, Err(MoveError::Scattered { ipa }));
                 assert_eq!((leaves(space), machine.stats()), ([512, 0, 0], before));
@@ -327,7 +327,7 @@ fn what_cannot_be_a_block_is_an_error_and_stays_as_it_was() {
         let far = Ipa::new(GUEST + 64 * BLOCK);
         let tlb = Recorder::default();
         assert_eq!(
-            space.collapse(stay, &cpu, &tlb, far, Height::new(1)),
+            space.collapse(stay, &cpu, &tlb, far, Height::new(1), Scattered::Gather),
             Err(MoveError::NotMapped { ipa: far })
         );
     });

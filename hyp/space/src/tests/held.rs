@@ -1,7 +1,7 @@
 //! Pins against everything that takes memory away or elsewhere, on several CPUs at once.
 
 use super::*;
-use crate::{Contents, MoveError, Pin, PinError, Pins};
+use crate::{Contents, MoveError, Pin, PinError, Pins, Scattered};
 use frames::{FrameError, Hold, Order, Usage};
 use stage2::{ChangeError, EntryEpoch, Section, Why};
 use std::sync::atomic::AtomicBool;
@@ -114,7 +114,14 @@ impl World<'_> {
                     let _ = self.space.fault(&section, &cpu, &tlb, &fault);
                 }
                 _ => {
-                    let made = self.space.collapse(&mut section, &cpu, &tlb, start, Height::new(1));
+                    let made = self.space.collapse(
+                        &mut section,
+                        &cpu,
+                        &tlb,
+                        start,
+                        Height::new(1),
+                        Scattered::Gather,
+                    );
                     assert_ne!(made, Err(MoveError::Immovable { ipa: start }), "it is lent to nobody");
                 }
             }

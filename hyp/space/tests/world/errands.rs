@@ -5,8 +5,8 @@ use super::worker::Worker;
 use frames::{Hold, Order, Usage};
 use model::{Breach, Errand, Gives, Held, Kind};
 use space::{
-    Collapsed, Contents, Granularity, Leaves, LogCursor, MoveError, Outcome, Pin, PinError, Pins, SpaceError,
-    Tag,
+    Collapsed, Contents, Granularity, Leaves, LogCursor, MoveError, Outcome, Pin, PinError, Pins, Scattered,
+    SpaceError, Tag,
 };
 use stage2::{Bbm, ChangeError, Entry, Format, Marks, Quiescence, Section, Why, span};
 use types::{Access, Cause, Fault, FaultKind, Height, Ipa, Range};
@@ -156,7 +156,14 @@ impl<F: Format> Worker<'_, F> {
         let result = {
             let mut section = self.sections.enter(self.actor.id());
             let height = Height::new(1);
-            self.space.collapse(&mut section, &self.hands, &self.actor, block.start(), height)
+            self.space.collapse(
+                &mut section,
+                &self.hands,
+                &self.actor,
+                block.start(),
+                height,
+                Scattered::Gather,
+            )
         };
         match result {
             Ok(Collapsed::InPlace) => self.actor.count("collapsed in place"),

@@ -4,18 +4,9 @@ use super::Memory;
 use super::request::{Answer, Part, of_move};
 use abi::Status;
 use frames::{Order, Usage};
-use space::{Collapsed, MoveError, Progress, SpaceError};
+use space::{Collapsed, MoveError, Progress, Scattered, SpaceError};
 use stage2::{ChangeError, Entry, Format, Invalidate, Live, Section, Why, span};
 use types::{Access, Cpu, Height, Ipa, Range};
-
-/// What becomes of parts of a block to be that lie scattered.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Scattered {
-    /// They stay where they are, and are not made a block.
-    Leave,
-    /// They are moved together.
-    Gather,
-}
 
 /// The height of blocks of 2 MiB.
 const BLOCK: Height = Height::PAGE.above();
@@ -119,11 +110,7 @@ impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
         if found.height() >= BLOCK && matches!(found.entry(format), Entry::Leaf(_)) {
             return Ok(part.done(behind));
         }
-        let made = match scattered {
-            Scattered::Leave => self.space.collapse_in_place(self.section, self.cpu, self.tlb, at, BLOCK),
-            Scattered::Gather => self.space.collapse(self.section, self.cpu, self.tlb, at, BLOCK),
-        };
-        Ok(match made {
+        Ok(match self.space.collapse(self.section, self.cpu, self.tlb, at, BLOCK, scattered) {
             Ok(Collapsed::InPlace) => part.done(behind).with(2, 1),
             Ok(Collapsed::Moved) => part.done(behind).with(2, 2),
             Err(error) => part.at(of_move(error), at),

@@ -91,7 +91,7 @@ impl Service {
         arguments: Arguments,
     ) -> Answer {
         let answer = self.harvest_step(memory, arguments);
-        answer.unwrap_or_else(|status| Answer::from(status).with(1, arguments.x(4)))
+        answer.unwrap_or_else(|status| arguments.refused(status))
     }
 
     fn harvest_step<F: Format, S: Section, C: Cpu, I: Invalidate>(

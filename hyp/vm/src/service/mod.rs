@@ -158,7 +158,7 @@ impl Service {
     /// Checks the range that a call is on, and has `serve` do a step of it.
     fn on_range(&self, arguments: Arguments, serve: impl FnOnce(Part) -> Result<Answer, Status>) -> Answer {
         let answer = arguments.part(&self.ram).and_then(serve);
-        answer.unwrap_or_else(|status| Answer::from(status).with(1, arguments.x(4)))
+        answer.unwrap_or_else(|status| arguments.refused(status))
     }
 }
 

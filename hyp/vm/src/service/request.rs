@@ -1,11 +1,10 @@
 //! Arguments and answers: registers in, checked values out, and back.
 
-use super::layout::Scattered;
 use crate::call::CallRegs;
 use abi::Status;
 use abi::calls::{granularity, rights};
 use frames::Hold;
-use space::{Granularity, MoveError, PinError, SpaceError};
+use space::{Granularity, MoveError, PinError, Scattered, SpaceError};
 use types::{Access, FRAME_SIZE, Ipa, Range};
 
 /// The arguments of a call, `X1` to `X6`.
@@ -49,6 +48,11 @@ impl Arguments {
         is_in(ram, whole)?;
         let rest = Range::new(whole.start().wrapping_add(cursor), whole.end());
         Ok(Part { whole, rest: rest.map_err(|_| Status::InvalidParameter)? })
+    }
+
+    /// Makes the answer to a call that was refused as it stands: go on from the same cursor, in `X4`.
+    pub(super) fn refused(self, status: Status) -> Answer {
+        Answer::from(status).with(1, self.x(4))
     }
 
     /// Checks the rights in `X3`.

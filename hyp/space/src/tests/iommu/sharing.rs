@@ -2,7 +2,7 @@
 
 use super::device::Did;
 use super::*;
-use crate::{Granularity, Leaves, MoveError, Outcome, Pml};
+use crate::{Granularity, Leaves, MoveError, Outcome, Pml, Scattered};
 use frames::{Order, Usage};
 use stage2::{ChangeError, Class, CollapseError, Section, Why};
 
@@ -69,12 +69,12 @@ fn pages_stay_pages_where_a_device_could_not_stand_a_block() {
     attach(&space, &mut stay, FIRST).unwrap();
     let harm = MoveError::DeviceWouldFault { ipa: Ipa::new(GUEST) };
     let height = Height::new(1);
-    assert_eq!(space.collapse(&mut stay, &cpu, &tlb, Ipa::new(GUEST), height), Err(harm));
+    assert_eq!(space.collapse(&mut stay, &cpu, &tlb, Ipa::new(GUEST), height, Scattered::Gather), Err(harm));
     let direct = space.tree().collapse(&mut stay, &tlb, Ipa::new(GUEST), height);
     assert_eq!(direct, Err(CollapseError::DeviceWouldFault));
     assert_eq!(device.store(&space, GUEST + 7 * PAGE), Ok(()));
     space.detach(FIRST).unwrap();
-    assert!(space.collapse(&mut stay, &cpu, &tlb, Ipa::new(GUEST), height).is_ok());
+    assert!(space.collapse(&mut stay, &cpu, &tlb, Ipa::new(GUEST), height, Scattered::Gather).is_ok());
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn what_a_device_does_not_notice_goes_on() {
         let everyone = space.everyone(&tlb);
         space.tree().open(&*stay).split(&everyone, Ipa::new(GUEST), Height::PAGE, Why::Pin).unwrap();
         assert_eq!((leaves(space), device.store(space, GUEST)), ([512, 1, 0], Ok(())));
-        let made = space.collapse(stay, &cpu, &tlb, Ipa::new(GUEST), Height::new(1));
+        let made = space.collapse(stay, &cpu, &tlb, Ipa::new(GUEST), Height::new(1), Scattered::Gather);
         assert_eq!(made, Ok(crate::Collapsed::InPlace));
         assert_eq!((leaves(space), device.store(space, GUEST)), ([0, 2, 0], Ok(())));
         let next = space.discard(stay, &tlb, range(GUEST, PAGE)).unwrap();

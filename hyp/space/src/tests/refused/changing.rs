@@ -1,7 +1,7 @@
 //! What changes, moves and takes away what is there.
 
 use super::*;
-use crate::{Contents, Granularity, Leaves, Made, MoveError, Pins};
+use crate::{Contents, Granularity, Leaves, Made, MoveError, Pins, Scattered};
 use frames::Hold;
 
 #[test]
@@ -126,7 +126,14 @@ fn a_log_that_is_refused_a_split_is_armed_later_or_tells_less_apart() {
 #[cfg_attr(miri, ignore = "copies and zeroes megabytes; what is counted is the same in an interpreter")]
 fn a_collapse_that_is_refused_memory_has_moved_and_lost_nothing() {
     let collapse = |bench: &Bench<'_>, stay: &mut Stay<'_>| {
-        let made = bench.space.collapse(stay, &bench.cpu, &bench.tlb, Ipa::new(GUEST), Height::new(1));
+        let made = bench.space.collapse(
+            stay,
+            &bench.cpu,
+            &bench.tlb,
+            Ipa::new(GUEST),
+            Height::new(1),
+            Scattered::Gather,
+        );
         match made {
             Ok(_) => Went::Through,
             Err(MoveError::NoMemory) => Went::OutOfMemory,
