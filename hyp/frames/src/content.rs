@@ -57,8 +57,9 @@ impl Frames {
             // SAFETY: aligned and in guests' frames, which are mapped RAM that everybody else here accesses as atomic
             // words.
             let (from, to) = unsafe { (self.map().words(from, words), self.map().words(to, words)) };
+            let (to, from) = (to.as_chunks::<ROUND>().0, from.as_chunks::<ROUND>().0); // a frame is whole rounds
             for (to, from) in to.iter().zip(from) {
-                to.store(from.load(Relaxed), Relaxed);
+                store_round(to, from.each_ref().map(|word| word.load(Relaxed)));
             }
         }
         Ok(())
@@ -146,15 +147,24 @@ fn store_words(to: &[AtomicU64], from: &[u8]) {
     store_made(to, from.as_chunks::<WORD>().0, u64::from_ne_bytes);
 }
 
-/// Writes the words that `make` makes, eight to a round of the loop.
+/// Words to a round of a copy's loop: a cache line of 64 bytes. All are read before the first is written, so that a source
+/// and a target that meet in one set of a cache or TLB put each other out once a round and not once a word.
+const ROUND: usize = 8;
+
+#[inline(always)]
+fn store_round(to: &[AtomicU64; ROUND], values: [u64; ROUND]) {
+    for (word, value) in to.iter().zip(values) {
+        word.store(value, Relaxed);
+    }
+}
+
+/// Writes the words that `make` makes.
 #[inline(always)]
 fn store_made<T: Copy>(to: &[AtomicU64], from: &[T], make: impl Fn(T) -> u64) {
-    let (to_eights, to_rest) = to.as_chunks::<8>();
-    let (from_eights, from_rest) = from.as_chunks::<8>();
-    for (to, from) in to_eights.iter().zip(from_eights) {
-        for (word, parts) in to.iter().zip(from) {
-            word.store(make(*parts), Relaxed);
-        }
+    let (to_rounds, to_rest) = to.as_chunks::<ROUND>();
+    let (from_rounds, from_rest) = from.as_chunks::<ROUND>();
+    for (to, from) in to_rounds.iter().zip(from_rounds) {
+        store_round(to, from.map(&make));
     }
     for (word, parts) in to_rest.iter().zip(from_rest) {
         word.store(make(*parts), Relaxed);

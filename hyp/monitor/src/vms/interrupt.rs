@@ -76,3 +76,12 @@ pub(super) fn take(hypervisor: &Hypervisor, core: &Core<'_>, loaded: Option<(&Gu
     }
     taken
 }
+
+/// Takes the physical interrupt that is pending, if any, on a CPU that has no part in the hypervisor: another CPU's kick,
+/// which may say that there is a bug to be reported.
+pub(super) fn take_early() {
+    let Some(id) = interface::acknowledge() else { return };
+    interface::drop_priority(id);
+    interface::deactivate(id);
+    report::stop_if_reported();
+}

@@ -27,6 +27,7 @@ mod waiting;
 
 use crate::percpu::PerCpu;
 use crate::{Machine, fatal, report, secondary};
+use aarch64::barrier::{dsb_sy, wfi};
 use aarch64::cpu::Core;
 use aarch64::features::{Features, HardwareUpdates, Has};
 use aarch64::gic::IntId;
@@ -103,10 +104,13 @@ enum Load {
 /// Runs this CPU's part of the virtual machines. Called on every CPU, once the machine is complete.
 pub fn run(machine: &'static Machine, cpu: CpuId) -> ! {
     let Some(this) = PerCpu::this() else { fatal!("CPU {} has no state of its own", cpu.index()) };
-    if cpu == CpuId::BOOT {
-        HYPERVISOR.call_once(|| Hypervisor::new(machine, &this.core));
-    }
-    let hypervisor = HYPERVISOR.wait();
+    let hypervisor: &'static Hypervisor = if cpu == CpuId::BOOT {
+        let hypervisor = HYPERVISOR.call_once(|| Hypervisor::new(machine, &this.core));
+        machine.cpus().filter(|other| *other != cpu).for_each(|other| this.core.kick(other));
+        hypervisor
+    } else {
+        wait_for_boot_cpu()
+    };
     let timers = Timers {
         virtual_timer: machine.interrupts.virtual_timer,
         physical_timer: machine.interrupts.physical_timer,
@@ -118,6 +122,20 @@ pub fn run(machine: &'static Machine, cpu: CpuId) -> ! {
     hypervisor.engine.join(hypervisor, &this.core);
     let lists = Lists::new(timers, private);
     Shifts::new(hypervisor, this.core, controls(&machine.features), lists, desk).run()
+}
+
+/// Sleeps until the boot CPU has made and loaded the guests, and kicks this CPU.
+///
+/// The kick may come before the sleep: it stays pending, and ends it.
+fn wait_for_boot_cpu() -> &'static Hypervisor {
+    loop {
+        if let Some(hypervisor) = HYPERVISOR.get() {
+            return hypervisor;
+        }
+        dsb_sy(); // complete before the CPU sleeps, as before any WFI
+        wfi();
+        interrupt::take_early();
+    }
 }
 
 /// Decides this CPU's trap controls.
