@@ -107,5 +107,5 @@ pub use quiescence::{
 pub use sight::{ROW, Row, Sight};
 pub use take::Taken;
 pub use translate::Found;
-pub use tree::{Lull, STEP_ENTRIES, STEP_RESERVE, Tree, View};
+pub use tree::{Expectation, Lull, STEP_ENTRIES, STEP_RESERVE, Tree, View, Waiter};
 pub use walk::{Answer, Run, Visit, Visitor, WalkEnd, Walked};

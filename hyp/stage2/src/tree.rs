@@ -249,6 +249,18 @@ impl<F: Format, M> Tree<F, M> {
         Patience { spins: 0, waiting: &self.waiting, counted: None }
     }
 
+    /// Counts the caller among those who wait for the outcome of an entry, until it drops what this returns: meanwhile no
+    /// collapse begins.
+    pub fn waiter(&self) -> Waiter<'_> {
+        Waiter::new(&self.waiting)
+    }
+
+    /// As [`Tree::waiter`], for somebody who comes back from time to time, until [`Expectation::end`].
+    pub fn expect(&self) -> Expectation {
+        core::mem::forget(self.waiter());
+        Expectation(())
+    }
+
     /// Tells whether somebody waits for the outcome of an entry.
     pub(crate) fn has_waiters(&self) -> bool {
         self.waiting.load(Relaxed) != 0 && !mutant("collapse-starves-a-waiter")
@@ -332,9 +344,22 @@ impl Shortage {
     }
 }
 
+/// Somebody who waits from call to call, and keeps collapses from beginning.
+#[must_use = "no collapse begins until this is ended"]
+#[derive(PartialEq, Eq, Debug)]
+pub struct Expectation(());
+
+impl Expectation {
+    /// Ends it, by the tree that it is of.
+    pub fn end<F: Format, M>(self, tree: &Tree<F, M>) {
+        tree.waiting.fetch_sub(1, Relaxed);
+    }
+}
+
 /// An operation that is counted as waiting while this lives.
+#[must_use = "dropped, it waits no more"]
 #[derive(Debug)]
-struct Waiter<'t>(&'t AtomicU32);
+pub struct Waiter<'t>(&'t AtomicU32);
 
 impl<'t> Waiter<'t> {
     fn new(waiting: &'t AtomicU32) -> Self {

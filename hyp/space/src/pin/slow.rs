@@ -76,8 +76,8 @@ impl<F: Format> Space<'_, F> {
     /// Pins what is behind `range`, or behind its first part, putting memory there where there is none. Returns the
     /// address up to which all is pinned, and in `pins`: go on from there with a further call until it is the end.
     ///
-    /// Waits for the outcome of entries that others own, outside of the section and owning nothing. Bounded by
-    /// [`PIN_FAULTS`] faults and [`PIN_TRIES`] waits at one address.
+    /// Waits for the outcome of entries that others own, outside of the section and owning nothing; no collapse begins
+    /// meanwhile. Bounded by [`PIN_FAULTS`] faults and [`PIN_TRIES`] waits at one address.
     ///
     /// # Errors
     /// [`PinError`], where not even the first address could be pinned. An obstacle further on ends the call before it.
@@ -95,6 +95,7 @@ impl<F: Format> Space<'_, F> {
         }
         let mut at = range.start();
         let (mut tries, mut faults) = (0, 0);
+        let mut waiter = None;
         let why = loop {
             let Ok(rest) = Range::new(at, range.end()) else { return Ok(at) };
             let view = self.tree.open(&*section);
@@ -118,6 +119,8 @@ impl<F: Format> Space<'_, F> {
                 Ok(_) if faults == PIN_FAULTS || tries == PIN_TRIES => break PinError::Busy { ipa: at },
                 Ok(_) => faults += 1,
             }
+            // Who finds others at work, again and again, is not to meet ever new ones.
+            waiter.get_or_insert_with(|| self.tree.waiter());
             section.pass();
             back_off(tries);
             tries += 1;

@@ -1,7 +1,9 @@
 use super::*;
 use crate::{Contents, Pin, PinError, Pins};
 use frames::{FrameError, Hold, Order, Run, Usage};
-use stage2::{Attrs, ChangeError, EntryEpoch, Mapping, Note, Why};
+use stage2::{Attrs, ChangeError, CollapseError, EntryEpoch, Mapping, Note, Why};
+use std::cell::{Cell, RefCell};
+use types::sync::Point;
 
 const ROOM: usize = 1100;
 
@@ -314,4 +316,47 @@ fn a_frame_that_is_lent_is_pinned_by_whoever_it_belongs_to() {
         let unmapped = other.tree().unmap(stay, &Recorder::default(), range(0, PAGE), &mut |_| {});
         assert!(!matches!(unmapped, Err(ChangeError::Busy { .. })));
     });
+}
+
+#[test]
+fn no_collapse_begins_while_a_pin_waits() {
+    const OTHER: Ipa = Ipa::new(GUEST + BLOCK);
+    thread_local! {
+        static SPACE: Cell<Option<&'static Space<'static, Format>>> = const { Cell::new(None) };
+        static TRIED: RefCell<Vec<Result<(), CollapseError>>> = const { RefCell::new(Vec::new()) };
+    }
+    fn collapse() -> Result<(), CollapseError> {
+        let epoch = EntryEpoch::new();
+        let tree = SPACE.get().expect("it is set").tree();
+        tree.collapse(&mut epoch.enter(cpu_id(2)), &Recorder::default(), OTHER, Height::new(1))
+    }
+    let machine: &'static Machine = Box::leak(Box::new(machine(32 * MIB)));
+    let space: &'static Space<'_, Format> = Box::leak(Box::new(space(machine)));
+    SPACE.set(Some(space));
+    // Each CPU on its own: on one thread nobody's section can end inside another's wait.
+    let (here, elsewhere) = (EntryEpoch::new(), EntryEpoch::new());
+    let mut stay = here.enter(cpu_id(0));
+    add_ram(space, &mut stay, GUEST, 2 * BLOCK);
+    let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
+    space.populate(&mut stay, &cpu, &tlb, range(GUEST, 2 * BLOCK)).unwrap();
+    for ipa in [Ipa::new(GUEST), OTHER] {
+        space.tree().open(&stay).split(&tlb, ipa, Height::PAGE, Why::Pin).unwrap();
+    }
+    let holder = elsewhere.enter(cpu_id(1));
+    let view = space.tree().open(&holder);
+    let held = view.hold_leaf(Ipa::new(GUEST)).unwrap();
+    let mut slots = slots();
+    let mut pins = Pins::new(&mut slots);
+    types::sync::set_hook(Some(|point| {
+        if point == Point::Spin && TRIED.with_borrow(Vec::is_empty) {
+            let tried = collapse();
+            TRIED.with_borrow_mut(|all| all.push(tried));
+        }
+    }));
+    let pinned = pin(machine, space, &mut stay, range(GUEST, PAGE), Hold::Read, &mut pins);
+    types::sync::set_hook(None);
+    assert_eq!(pinned, Err(PinError::Busy { ipa: Ipa::new(GUEST) }));
+    assert_eq!(TRIED.take(), [Err(CollapseError::Busy { ipa: OTHER })]);
+    drop(held);
+    assert_eq!(collapse(), Ok(()), "and when nobody waits it does");
 }

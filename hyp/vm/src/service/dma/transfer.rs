@@ -12,7 +12,7 @@ use abi::{Checksum, Status};
 use alloc::vec::Vec;
 use frames::{FrameError, Frames, Hold};
 use space::{Contents, Pin, Pins};
-use stage2::{Format, Invalidate, Section};
+use stage2::{Expectation, Format, Invalidate, Section};
 use types::{Cpu, CpuId, FRAME_SIZE, Ipa, Pa, Range};
 
 /// The most pins that one step takes.
@@ -92,6 +92,9 @@ pub(super) struct Transfer {
     done: u64,
     sum: Checksum,
     tries: u32,
+    /// There from the first time that it was held up until all is pinned, so that nobody begins to change the size of what
+    /// it wants, again and again.
+    expectation: Option<Expectation>,
 }
 
 /// Pinned memory side by side.
@@ -114,6 +117,7 @@ impl Transfer {
             done: 0,
             sum: Checksum::NOTHING,
             tries: 0,
+            expectation: None,
         }
     }
 
@@ -177,6 +181,9 @@ impl Transfer {
             }
             phase => phase,
         };
+        if self.phase != Phase::Pinning {
+            self.stop_waiting(memory);
+        }
         if self.tries > tries { Pace::HeldUp } else { Pace::On }
     }
 
@@ -185,8 +192,15 @@ impl Transfer {
         &mut self,
         memory: &mut Memory<'_, '_, F, S, C, I>,
     ) {
+        self.stop_waiting(memory);
         self.let_go(memory);
         self.phase = Phase::Free;
+    }
+
+    fn stop_waiting<F: Format, S, C, I>(&mut self, memory: &Memory<'_, '_, F, S, C, I>) {
+        if let Some(expectation) = self.expectation.take() {
+            expectation.end(memory.space.tree());
+        }
     }
 
     fn let_go<F: Format, S: Section, C: Cpu, I: Invalidate>(
@@ -211,6 +225,7 @@ impl Transfer {
             return match buffer.pin(memory, range, hold) {
                 Ok(()) => Phase::Pinning,
                 Err(Status::Busy) if self.tries < PATIENCE => {
+                    self.expectation.get_or_insert_with(|| memory.space.tree().expect());
                     self.tries += 1;
                     Phase::Pinning
                 }

@@ -125,3 +125,38 @@ fn transfers_are_limited_and_end_with_the_machine() {
         }
     });
 }
+
+#[test]
+fn no_block_is_made_while_a_transfer_waits_for_what_others_are_changing() {
+    with_rig(|rig| {
+        rig.whole(calls::BALLOON_IN, RAM, 2 * BLOCK, 0);
+        rig.whole(calls::SPLIT, RAM, 2 * BLOCK, 0);
+        let step = || rig.with_memory(1, |memory| rig.service.serve(memory, Company::Others));
+        let make = || {
+            let (status, results) = rig.call(calls::COLLAPSE, &[RAM + BLOCK, BLOCK, 0, 0]);
+            assert_eq!(results[0], if status == Status::Success { BLOCK } else { 0 });
+            status
+        };
+        let is_held_up = || {
+            let fill = submit(rig, calls::DMA_FILL, [RAM, 7, 8]);
+            // On its own: on one thread its section cannot end inside another's wait.
+            let elsewhere = EntryEpoch::new();
+            let section = elsewhere.enter(CpuId::new(2).unwrap());
+            let view = rig.space.tree().open(&section);
+            let held = view.hold_leaf(Ipa::new(RAM)).expect("a leaf");
+            assert_eq!(step(), Left::Later);
+            assert_eq!(make(), Status::Busy);
+            drop(held);
+            assert_eq!(make(), Status::Busy, "until it has what it waits for");
+            fill
+        };
+        let fill = is_held_up();
+        while step() == Left::Some {}
+        assert_eq!(poll(rig, fill), (Status::Success, 8));
+        assert_eq!(make(), Status::Success);
+        rig.whole(calls::SPLIT, RAM, 2 * BLOCK, 0);
+        is_held_up();
+        rig.with_memory(0, |memory| rig.service.end(memory));
+        assert_eq!(make(), Status::Success, "the wait ends with the machine");
+    });
+}
