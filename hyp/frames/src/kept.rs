@@ -61,9 +61,15 @@ impl Kept {
 }
 
 impl Frames {
-    /// Keeps a run, zeroed by the caller, for `cpu`'s next fault, in place of what it kept before.
+    /// Keeps a guest's run, zeroed by the caller, for `cpu`'s next fault, in place of what it kept before. One that somebody
+    /// has pinned by an old entry, and will give back at once, is not kept.
     pub fn keep(&self, cpu: CpuId, run: Run<'_>) {
         let (pa, order, kind) = (run.pa(), run.order(), run.kind());
+        // Nobody can pin a frozen word, and its next one overwrites it.
+        match self.freeze(pa, order) {
+            Ok(frozen) => frozen.keep(),
+            Err(_) => return,
+        }
         let word = Word::allocated(Kind::Kept, Owner(0), order.folio());
         for record in self.records(Frame::of(pa), order) {
             record.store(word);

@@ -317,9 +317,15 @@ impl Frames {
             .then(|| self.memory.records(first, count).filter(is_owned).count() as u64)
     }
 
-    /// Frees a run that nobody but its holder ever found.
+    /// Frees a run that its holder has not published. Even so a pinner may have found a guest's, by an entry that had led to
+    /// the frames before they were free, and have them pinned until it looks at that entry again: those go with its pin.
     pub(crate) fn free_unpublished(&self, run: &Run<'_>) {
-        self.free_whole(run.pa(), run.order());
+        if run.kind() == Kind::Guest {
+            let given = self.give_back(run.pa(), run.order());
+            debug_assert_eq!(given, Ok(()), "the run's references are its holder's");
+        } else {
+            self.free_whole(run.pa(), run.order());
+        }
         // Later than the frames are on the lists: who finds neither them nor us has not missed them.
         self.published(run.kind(), run.by());
     }

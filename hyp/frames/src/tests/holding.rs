@@ -238,3 +238,46 @@ fn a_block_pin_keeps_a_page_although_others_let_go_meanwhile() {
         assert_eq!(machine.stats(), before, "in round {round}");
     }
 }
+
+#[test]
+fn a_run_that_is_dropped_under_a_late_pin_is_freed_by_that_pin() {
+    for (order, page) in [(Order::FRAME, 0), (order(3), 0), (order(3), 5)] {
+        let machine = small();
+        let before = machine.stats();
+        let run = machine.allocate(order, Usage::Guest(Owner(7))).unwrap();
+        // By an entry that led here once; it looks again later.
+        let pa = run.pa().wrapping_add(page * FRAME_SIZE);
+        machine.pin(pa, Order::FRAME, Hold::Write).unwrap();
+        drop(run);
+        assert_eq!(machine.record(pa).unwrap().load().pins(), 1, "nobody else's word");
+        assert_eq!(machine.stats().guest, 1, "the rest of it is free");
+        machine.unpin(pa, Order::FRAME, Hold::Write).unwrap();
+        assert_eq!(machine.stats(), before);
+    }
+}
+
+#[test]
+fn a_run_that_is_dropped_under_a_late_pin_of_the_whole_is_freed_by_that_pin() {
+    let machine = small();
+    let before = machine.stats();
+    let run = machine.allocate(order(3), Usage::Guest(Owner(7))).unwrap();
+    let pa = run.pa();
+    machine.pin(pa, order(3), Hold::Read).unwrap();
+    drop(run);
+    assert_eq!(machine.stats().guest, 8, "all of it is pinned");
+    machine.unpin(pa, order(3), Hold::Read).unwrap();
+    assert_eq!(machine.stats(), before);
+}
+
+#[test]
+fn a_run_is_not_kept_under_a_late_pin() {
+    let machine = small();
+    let before = machine.stats();
+    let run = machine.allocate(Order::FRAME, Usage::Guest(Owner(7))).unwrap();
+    let pa = run.pa();
+    machine.pin(pa, Order::FRAME, Hold::Write).unwrap();
+    machine.keep(types::CpuId::BOOT, run);
+    assert!(machine.take_kept(types::CpuId::BOOT, Order::FRAME, Usage::Guest(Owner(7))).is_none());
+    machine.unpin(pa, Order::FRAME, Hold::Write).unwrap();
+    assert_eq!(machine.stats(), before);
+}

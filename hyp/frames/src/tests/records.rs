@@ -6,8 +6,9 @@ use std::thread;
 
 fn with_record(test: impl FnOnce(&Record)) {
     let machine = small();
-    let run = machine.allocate(Order::FRAME, Usage::Guest(Owner(0xffff))).unwrap();
-    test(machine.record(run.pa()).unwrap());
+    // The references are the test's from here on.
+    let pa = machine.allocate(Order::FRAME, Usage::Guest(Owner(0xffff))).unwrap().into_pa();
+    test(machine.record(pa).unwrap());
 }
 
 fn pin_page(record: &Record, hold: Hold) -> Result<(), Refused> {
