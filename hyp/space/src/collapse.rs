@@ -20,7 +20,7 @@ use stage2::{
     Children, CollapseError, Entries, Entry, Format, Harm, Invalidate, Leaf, Lull, Marks, Mover, Section,
     span,
 };
-use types::sync::{met, mutant};
+use types::sync::{met, mutant, window};
 use types::{Cpu, Height, Ipa, Pa, Range};
 
 /// How small mappings became a block.
@@ -186,6 +186,7 @@ impl<'f, F: Format> Space<'f, F> {
             return Err(MoveError::DeviceWouldFault { ipa });
         }
         self.let_go_of_parts(section, block)?;
+        window();
         let mut gather = Gather {
             space: self,
             cpu,

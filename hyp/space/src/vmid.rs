@@ -20,7 +20,7 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 #[cfg(loom)]
 use types::sync::Mutex;
-use types::sync::{AtomicU64, full_barrier, met, mutant, o};
+use types::sync::{AtomicU64, full_barrier, met, mutant, o, window};
 use types::{CpuId, MAX_CPUS, Vmid};
 
 /// Waits as every loop here does that waits for another CPU: a scheduler of a test knows of it.
@@ -279,9 +279,11 @@ impl Vmids {
             return None;
         }
         let borrowed = &self.borrowed[cpu.index()];
+        window();
         borrowed.store(stamp.0, Relaxed);
         // O52: what we borrow can be seen before we look whether it is of this generation. Pairs with O53.
         full_barrier(52);
+        window();
         if stamp.generation() == self.generation.load(Relaxed) {
             return Some(stamp.vmid());
         }

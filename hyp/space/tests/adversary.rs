@@ -5,11 +5,11 @@
 
 mod world;
 
-use model::{Oracles, Plain, Plan, Tiny};
+use model::{Oracles, Plain, Plan, Style, Tiny};
 use stage2::{Bbm, Format, Geometry};
 use std::ops::Range;
 use types::Height;
-use world::{Memory, Shape, Tagging};
+use world::{Caches, Memory, Shape, Tagging};
 
 fn plan(seed: u64) -> Plan {
     Plan {
@@ -23,7 +23,8 @@ fn plan(seed: u64) -> Plan {
     }
 }
 
-const SHAPE: Shape = Shape { ram: 128 * 4096, tagging: Tagging::Fixed, memory: Memory::Enough };
+const SHAPE: Shape =
+    Shape { ram: 128 * 4096, tagging: Tagging::Fixed, memory: Memory::Enough, caches: Caches::Forced };
 
 /// Runs `seeds` seeds, each on a machine that the seed chooses.
 fn nothing_goes_wrong<F: Format>(format: F, seeds: Range<u64>, shape: Shape, plan_of: impl Fn(u64) -> Plan) {
@@ -51,6 +52,24 @@ fn nothing_that_is_done_to_a_space_breaks_a_promise_without_a_dirty_flag() {
 fn nothing_that_is_done_to_a_space_breaks_a_promise_while_tags_begin_anew() {
     let shape = Shape { tagging: Tagging::Shared, ..SHAPE };
     nothing_goes_wrong(Tiny, 2000..2008, shape, |seed| Plan { oracles: Oracles::Machine, ..plan(seed) });
+}
+
+#[test]
+fn nothing_that_is_done_to_a_space_breaks_a_promise_where_caches_are_apart() {
+    let shape = Shape { caches: Caches::Apart, ..SHAPE };
+    nothing_goes_wrong(Tiny, 3000..3008, shape, plan);
+}
+
+#[test]
+fn nothing_that_is_done_to_a_space_breaks_a_promise_where_cpus_are_interrupted() {
+    nothing_goes_wrong(Tiny, 4000..4008, SHAPE, |seed| {
+        let (style, bbm) = if seed % 2 == 0 {
+            (Style::Interrupt, Bbm::Level3)
+        } else {
+            (Style::InterruptArm, plan(seed).bbm)
+        };
+        Plan { style, bbm, ..plan(seed) }
+    });
 }
 
 #[test]

@@ -33,7 +33,7 @@ const CHANGES: usize = 4;
 fn pass(point: Point) {
     match point {
         // Any access to one of shuttle's atomics is a point of its scheduler.
-        Point::Step => {
+        Point::Step | Point::Window => {
             AtomicUsize::new(0).load(Ordering::SeqCst);
         }
         Point::Spin => thread::yield_now(),

@@ -122,6 +122,20 @@ pub fn met(race: &'static str) {
     lab::met(race);
 }
 
+/// Notes that what was just looked at is relied on from here on, and checked again later: a good moment for others to come
+/// between. Nothing outside of tests.
+#[cfg(not(feature = "lab"))]
+#[inline(always)]
+pub const fn window() {}
+
+/// Notes that what was just looked at is relied on from here on, and checked again later: a good moment for others to come
+/// between. Nothing outside of tests.
+#[cfg(feature = "lab")]
+#[inline]
+pub fn window() {
+    lab::point(Point::Window);
+}
+
 /// What is done to memory that hardware reads, too: for the witness of a test.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Touch {

@@ -9,8 +9,8 @@ use std::fmt;
 #[derive(clap::Args)]
 #[command(
     after_help = "A run prints its seed first, and is a row of epochs. One that fails prints how to replay it alone:\n\n    \
-    cargo xtask soak --seed SEED --epoch NUMBER\n\n\
-    The two decide every operation and every switch between threads, so the same steps come again in the same order."
+    cargo xtask soak --seed SEED --epoch NUMBER --race 'RACE'\n\n\
+    These decide every operation and every switch between threads, so the same steps come again in the same order."
 )]
 pub(crate) struct Args {
     /// How long to run
@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// Run this epoch alone
     #[arg(long, value_name = "NUMBER", requires = "seed")]
     epoch: Option<String>,
+    /// Which race that epoch was about, if it was about one
+    #[arg(long, value_name = "RACE", requires = "epoch")]
+    race: Option<String>,
 }
 
 /// The stress ended with an exit code of its own, and has said why.
@@ -46,6 +49,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if let Some(epoch) = &args.epoch {
         command.args(["--epoch", epoch]);
+    }
+    if let Some(race) = &args.race {
+        command.args(["--race", race]);
     }
     let line = shell::line(&command);
     let status = command.status().with_context(|| format!("cannot start `{line}`"))?;

@@ -12,8 +12,6 @@ use std::thread::{self, Thread};
 
 /// Nobody holds the baton.
 const NOBODY: usize = usize::MAX;
-/// The most steps for which a thread stands still.
-const LONGEST: u64 = 60;
 /// How often threads may wait for each other, one after the other, before nobody is taken to get on.
 const LIVELOCK: u64 = 20_000;
 
@@ -115,10 +113,11 @@ impl Baton {
         self.switch(turns, me, next);
     }
 
-    /// Has the thread `me` stand still for some steps of the others, at a moment in which they are likely to meet it.
-    pub(super) fn linger(&self, me: usize) {
+    /// Has the thread `me` stand still for some steps of the others, fewer than `longest`, at a moment in which they are
+    /// likely to meet it.
+    pub(super) fn linger(&self, me: usize, longest: u64) {
         let mut turns = self.turns();
-        let steps = turns.dice.roll(LONGEST);
+        let steps = turns.dice.roll(longest);
         turns.still[me] = turns.steps + steps;
     }
 

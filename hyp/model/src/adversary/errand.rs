@@ -40,6 +40,8 @@ pub enum Errand {
     Admit,
     /// It runs other spaces, until the tags run out.
     Roll,
+    /// It lets a device's IOMMU in, or out again.
+    Attach,
     /// It ends the space.
     End,
 }
@@ -64,6 +66,7 @@ impl fmt::Display for Errand {
             Self::Region => "region",
             Self::Admit => "admit",
             Self::Roll => "roll",
+            Self::Attach => "attach",
             Self::End => "end",
         })
     }

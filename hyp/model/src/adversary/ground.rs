@@ -15,7 +15,7 @@ use super::holdings::Holdings;
 use super::machine::{Adversary, pass};
 use super::promise::Gives;
 use super::section::Recorded;
-use super::state::{Crime, Pinned, State};
+use super::state::{Crime, Observer, Pinned, State};
 use super::stress::{Oracles, Plan, waiting};
 use super::walk::Kind;
 use super::words::Words;
@@ -43,8 +43,8 @@ pub struct Actor<'g, F: Format> {
 pub struct Held(u64);
 
 impl<F: Format> Ground<F> {
-    /// Makes the machine: `bytes` of RAM at `base`, reached by `words`; `hot` are the pages that everybody likes. Only the
-    /// style [`Style::Broadcast`](crate::Style::Broadcast) is known here.
+    /// Makes the machine: `bytes` of RAM at `base`, reached by `words`; `hot` are the pages that everybody likes. Tags that
+    /// change are known where invalidations are [broadcast](crate::Style::Broadcast) only.
     pub fn new(
         format: F,
         geometry: Geometry<F>,
@@ -73,6 +73,24 @@ impl<F: Format> Ground<F> {
     /// No CPU has the space's tables loaded, and no device uses them.
     pub fn unload(&self) {
         self.machine.state().observers.iter_mut().for_each(|observer| observer.tag = None);
+    }
+
+    /// The device that an IOMMU lets in translates through the tables from now on.
+    pub fn let_in(&self) {
+        self.devices(|observer| observer.tag = Some(crate::Judge::<F>::VMID));
+    }
+
+    /// The device translates through the tables no more, and holds nothing of them.
+    pub fn let_out(&self) {
+        self.devices(|observer| {
+            observer.tag = None;
+            observer.cache.clear();
+        });
+    }
+
+    fn devices(&self, act: impl FnMut(&mut Observer)) {
+        let mut state = self.machine.state();
+        state.observers.iter_mut().filter(|observer| observer.is_device).for_each(act);
     }
 
     /// Makes the sections of a life.
@@ -127,6 +145,11 @@ impl<F: Format> Ground<F> {
     /// Returns what was met.
     pub fn coverage(&self) -> Coverage {
         self.machine.state().coverage.clone()
+    }
+
+    /// Returns the number of operations that have begun.
+    pub fn operations(&self) -> u64 {
+        self.machine.state().operations
     }
 
     /// Returns the number of points passed.
@@ -199,6 +222,14 @@ impl<F: Format> Actor<'_, F> {
     /// Says, for an operation that began at `since`, that nothing of before is mapped in `range`.
     pub fn is_gone(&self, range: Range, since: u64) {
         self.machine.check(|state, words| state.zapped(words, range, since));
+    }
+
+    /// Says that what is mapped in `range` stays mapped, with the rights that it has, until somebody begins to take it away.
+    pub fn is_certain(&self, range: Range) {
+        self.machine.check(|state, words| {
+            state.certain_as_is(words, range);
+            Ok(())
+        });
     }
 
     /// Says that nothing new is mapped in `range` from now on.

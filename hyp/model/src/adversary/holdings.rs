@@ -62,7 +62,7 @@ impl<F: Format> State<F> {
             }
             Touch::Wrote(old, new) => self.wrote(words, cpu, key, old, new),
             Touch::Taken(bytes) => self.came(words, pa, bytes),
-            Touch::Freed(bytes) => self.went(pa, bytes),
+            Touch::Freed(bytes) => self.went(words, pa, bytes),
         }
     }
 
@@ -96,7 +96,7 @@ impl<F: Format> State<F> {
     }
 
     /// Memory is nobody's any more.
-    fn went(&mut self, pa: Pa, bytes: u64) -> Result<(), Crime> {
+    fn went(&mut self, words: &dyn Words, pa: Pa, bytes: u64) -> Result<(), Crime> {
         if let Some(size) = self.tables.get(&pa).copied() {
             return self.given_back(pa, size);
         }
@@ -109,6 +109,7 @@ impl<F: Format> State<F> {
                 return Err(Crime::at(Breach::PinIgnored, range, what));
             }
             state.out_of_reach(pa, granule, range)?;
+            words.is_free(pa);
             if let (Some(home), Some(holdings)) = (frame.home, &mut state.holdings)
                 && holdings.current.get(&home) == Some(&pa)
             {
@@ -385,6 +386,7 @@ impl<F: Format> State<F> {
         }
         let granule = page.start();
         let (now, current) = (self.now, self.current(granule));
+        let past_caches = self.dice.one_in(3);
         let Some(frame) = self.frames.get_mut(pa) else { return Ok(()) };
         match kind {
             Kind::Load if words.contents(pa) != Some(frame.contents) => {
@@ -394,7 +396,11 @@ impl<F: Format> State<F> {
             }
             Kind::Load => Ok(()),
             Kind::Store => {
-                words.fill(pa, now);
+                if past_caches {
+                    words.fill_past_caches(pa, now);
+                } else {
+                    words.fill(pa, now);
+                }
                 (frame.contents, frame.stored) = (now, now);
                 if current == Some(pa) && frame.leaving.is_none() {
                     self.is_written(granule);

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use types::sync::{Point, Touch, set_hook, set_witness};
 
-/// One in so many changes is made late.
-const LINGERS: u64 = 6;
+/// The most steps of others for which a CPU lingers over a change.
+const LONGEST: u64 = 60;
 /// One in so many points has the hardware do something by itself.
 const RESTLESS: u64 = 3;
 
@@ -65,6 +65,14 @@ fn touch(address: usize, touch: Touch) {
     }
 }
 
+/// Does in one step what is no CPU's doing, but the machine's own.
+pub fn in_one_step<T>(act: impl FnOnce() -> T) -> T {
+    let outside = INSIDE.replace(true);
+    let done = act();
+    INSIDE.set(outside);
+    done
+}
+
 /// Returns which CPU this thread is: the first, where it is none of a run's threads.
 pub(super) fn me() -> usize {
     ME.with_borrow(|me| me.as_ref().map_or(0, |me| me.cpu))
@@ -74,6 +82,15 @@ impl<F: Format> Points for Adversary<F> {
     fn pass(&self, me: usize, point: Point) {
         match point {
             Point::Step => self.baton.step(me),
+            Point::Window => {
+                let mut state = self.state();
+                let longest = state.lingers().then_some(state.longest);
+                drop(state);
+                if let Some(longest) = longest {
+                    self.baton.linger(me, longest);
+                }
+                self.baton.step(me);
+            }
             Point::Spin => {
                 if self.baton.spin(me) {
                     self.fail(Breach::Stuck, "everybody waits for somebody else".into(), Vec::new());
@@ -110,9 +127,7 @@ impl<F: Format> Adversary<F> {
     /// Acts on the state; what goes wrong ends the run.
     pub(super) fn check(&self, act: impl FnOnce(&mut State<F>, &dyn Words) -> Result<(), Crime>) {
         let mut state = self.state();
-        let outside = INSIDE.replace(true);
-        let result = act(&mut state, &*self.words);
-        INSIDE.set(outside);
+        let result = in_one_step(|| act(&mut state, &*self.words));
         if let Err(crime) = result {
             let trace = state.trace.tell(crime.range, crime.table);
             drop(state);
@@ -134,8 +149,8 @@ impl<F: Format> Adversary<F> {
 
     /// A CPU is about to change an entry by what it has seen of it: perhaps others come to it meanwhile.
     pub(super) fn before_change(&self, me: usize) {
-        if self.state().dice.one_in(LINGERS) {
-            self.baton.linger(me);
+        if self.state().lingers() {
+            self.baton.linger(me, LONGEST);
             self.pass(me, Point::Step);
         }
     }
@@ -143,10 +158,10 @@ impl<F: Format> Adversary<F> {
     /// A CPU has changed an entry: where it owns that now, it may be long before it goes on.
     pub(super) fn after_change(&self, me: usize) {
         let mut state = self.state();
-        let lingers = std::mem::take(&mut state.has_become_owner) && state.dice.one_in(LINGERS);
+        let lingers = std::mem::take(&mut state.has_become_owner) && state.lingers();
         drop(state);
         if lingers {
-            self.baton.linger(me);
+            self.baton.linger(me, LONGEST);
             self.pass(me, Point::Step);
         }
     }

@@ -38,6 +38,7 @@ pub use breach::{Breach, Failure};
 pub use cpu::{Lapse, Tags};
 pub use errand::{Coverage, Errand, Meeting};
 pub use ground::{Actor, Ground, Held};
+pub use machine::in_one_step;
 pub use promise::Gives;
 pub use section::{Asking, Recorded, RecordedStay};
 pub use stress::{Field, Oracles, Plan, Report, stress};

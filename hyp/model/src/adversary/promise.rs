@@ -25,6 +25,7 @@ impl<F: Format> State<F> {
     /// An operation begins. Returns the time.
     pub(super) fn begins(&mut self, cpu: usize, errand: Errand, range: Range, gives: Gives) -> u64 {
         self.note(Some(range), Event::Begins(cpu, errand, range));
+        self.operations += 1;
         self.errands[cpu] = Some((errand, range));
         self.reports[cpu].frames.clear();
         if gives == Gives::Write {
@@ -104,6 +105,17 @@ impl<F: Format> State<F> {
                 let is_kept = promise.restricting == 0 && promise.restricted_at < since;
                 promise.is_writable = promise.is_there && is_kept && gives == Gives::Write;
             }
+        }
+    }
+
+    /// What is mapped in `range` is certain to be from now on, with the rights that it has.
+    pub(super) fn certain_as_is(&mut self, words: &dyn Words, range: Range) {
+        for page in Self::pages(range) {
+            let Some((leaf, _)) = self.mapped(words, page) else { continue };
+            let promise = self.promises.entry(page).or_default();
+            promise.is_there = promise.zapping == 0;
+            let is_kept = promise.restricting == 0;
+            promise.is_writable = promise.is_there && is_kept && leaf.attrs.access.contains(Access::WRITE);
         }
     }
 

@@ -157,6 +157,12 @@ pub(super) struct State<F: Format> {
     pub(super) pins: Vec<Pinned>,
     /// Somebody has just made an entry its own.
     pub(super) has_become_owner: bool,
+    /// One in so many changes is made late.
+    pub(super) lingers: u64,
+    /// For at most so many steps of others it does so between a look and a check.
+    pub(super) longest: u64,
+    /// Operations that have begun.
+    pub(super) operations: u64,
     /// What is known of a space that has frames of its own.
     pub(super) holdings: Option<Holdings>,
 }
@@ -199,8 +205,16 @@ impl<F: Format> State<F> {
             is_ending: false,
             pins: Vec::new(),
             has_become_owner: false,
+            lingers: plan.lingers,
+            longest: plan.longest,
+            operations: 0,
             holdings: None,
         }
+    }
+
+    /// Tells whether a CPU lingers over a change this time.
+    pub(super) fn lingers(&mut self) -> bool {
+        self.dice.one_in(self.lingers)
     }
 
     /// Returns the word of an entry, as it is in memory.
@@ -385,6 +399,12 @@ impl<F: Format> State<F> {
         Ok(())
     }
 
+    /// Returns the level at which everybody who walks the tables stands a change of size.
+    fn level(&self) -> Bbm {
+        let devices = self.observers.iter().filter(|observer| observer.is_device && observer.tag.is_some());
+        devices.filter_map(|_| self.iommu).map(|iommu| iommu.bbm).fold(self.bbm, Bbm::min)
+    }
+
     /// Checks that a leaf that is cached now agrees with what others hold for the same addresses.
     pub(super) fn agrees(&mut self, who: usize, leaf: Translation) -> Result<(), Crime> {
         let mut conflict = false;
@@ -399,7 +419,7 @@ impl<F: Format> State<F> {
                         .map(|pa| pa.wrapping_add(both.start().get() - one.range.start().get()))
                 };
                 let sizes_differ = held.height != leaf.height;
-                let may_differ = self.bbm >= Bbm::Level2;
+                let may_differ = self.level() >= Bbm::Level2;
                 if output(held) == output(&leaf) && (!sizes_differ || may_differ) {
                     conflict |= sizes_differ && other == who;
                     continue;

@@ -48,6 +48,13 @@ pub struct Plan {
     pub iommu: Option<IommuCapability>,
     /// Who looks.
     pub oracles: Oracles,
+    /// One in so many changes of an entry is made late, and one in so many owners of one goes on late: others come to it
+    /// meanwhile.
+    pub lingers: u64,
+    /// The most steps of others that come between a look and the check that it still stands.
+    pub longest: u64,
+    /// What everybody does, besides faults, in one block most often. `None`: what the seed says, where the seed says.
+    pub likes: Option<&'static [Errand]>,
 }
 
 /// Who looks whether anything is wrong.
@@ -76,6 +83,9 @@ impl Plan {
             lapse: None,
             iommu: None,
             oracles: Oracles::All,
+            lingers: 6,
+            longest: 60,
+            likes: None,
         }
     }
 }
@@ -102,6 +112,8 @@ pub struct Field {
     pub hot: Vec<Ipa>,
     /// In most runs everybody does one of two or three things, and faults.
     pub few: Option<Vec<Errand>>,
+    /// They do little besides.
+    pub is_focused: bool,
 }
 
 /// Who would seldom meet otherwise, with who makes it possible again.
@@ -115,12 +127,12 @@ const RARE: [&[Errand]; 6] = [
 ];
 
 impl Field {
-    fn new<F: Format>(geometry: &Geometry<F>, seed: u64) -> Self {
-        Self::of(geometry, seed, &ERRANDS, &RARE)
+    fn new<F: Format>(geometry: &Geometry<F>, plan: &Plan) -> Self {
+        Self::of(geometry, plan, &ERRANDS, &RARE)
     }
 
-    /// Chooses addresses, and which of the errands `all` or of the sets `rare` are run there.
-    pub fn of<F: Format>(geometry: &Geometry<F>, seed: u64, all: &[Errand], rare: &[&[Errand]]) -> Self {
+    /// Chooses addresses, and which of the errands `all` or of the sets `rare` are run there, where `plan` leaves it open.
+    pub fn of<F: Format>(geometry: &Geometry<F>, plan: &Plan, all: &[Errand], rare: &[&[Errand]]) -> Self {
         let (page, block) = (span::<F>(Height::PAGE), span::<F>(Height::new(1)));
         let (start, len) = if geometry.reach().len() <= 8 * block {
             (0, geometry.reach().len())
@@ -138,23 +150,25 @@ impl Field {
             hot.extend(near.iter().map(|n| Ipa::new(start + n * page)));
         }
         hot.dedup();
-        let mut dice = Dice::new(seed ^ 2);
-        let few = match dice.roll(3) {
-            0 => Some(vec![*dice.pick(all), *dice.pick(all)]),
-            1 => Some(dice.pick(rare).to_vec()),
+        let mut dice = Dice::new(plan.seed ^ 2);
+        let few = match (plan.likes, dice.roll(3)) {
+            (Some(likes), _) => Some(likes.to_vec()),
+            (None, 0) => Some(vec![*dice.pick(all), *dice.pick(all)]),
+            (None, 1) => Some(dice.pick(rare).to_vec()),
             _ => None,
         };
-        if few.is_some() && dice.one_in(2) {
+        let is_narrow = if plan.likes.is_some() { !dice.one_in(4) } else { dice.one_in(2) };
+        if few.is_some() && is_narrow {
             // And all of it in one block.
             hot.retain(|ipa| ipa.get() - range.start().get() < block);
         }
-        Self { range, hot, few }
+        Self { range, hot, few, is_focused: plan.likes.is_some() }
     }
 }
 
 /// Runs `plan` on a tree of `format` and `geometry`.
 pub fn stress<F: Format>(format: F, geometry: Geometry<F>, plan: &Plan) -> Report {
-    let field = Field::new(&geometry, plan.seed);
+    let field = Field::new(&geometry, plan);
     let block = span::<F>(Height::new(1));
     let per_block = (block / span::<F>(Height::PAGE)) as usize;
     let blocks = (field.range.len() / block) as usize * 2 + plan.cpus;
@@ -165,16 +179,16 @@ pub fn stress<F: Format>(format: F, geometry: Geometry<F>, plan: &Plan) -> Repor
     let baton = Baton::new(plan.cpus, plan.seed, plan.pace);
     let arena = Arc::new(arena);
     let machine = Adversary::new(arena.clone(), state, baton);
-    let mut operations = 0;
     let mut failure = None;
     for life in 0..plan.lives {
-        operations += one_life(&machine, &arena, (format, geometry), plan, &field, life);
+        one_life(&machine, &arena, (format, geometry), plan, &field, life);
         failure = machine.failure();
         if failure.is_some() {
             break;
         }
     }
-    let coverage = machine.state().coverage.clone();
+    let state = machine.state();
+    let (operations, coverage) = (state.operations, state.coverage.clone());
     Report { failure, steps: machine.baton.steps(), operations, coverage }
 }
 
@@ -188,7 +202,7 @@ pub(super) fn waiting(number: u64) -> Box<Waiting<Asking>> {
     })
 }
 
-/// From an empty tree to its end. Returns the number of operations.
+/// From an empty tree to its end.
 fn one_life<F: Format>(
     machine: &Arc<Adversary<F>>,
     arena: &Arc<Arena>,
@@ -196,8 +210,7 @@ fn one_life<F: Format>(
     plan: &Plan,
     field: &Field,
     life: u64,
-) -> u64 {
-    let mut operations = 0;
+) {
     machine.guarded(|| {
         let memory = Memory { machine: machine.clone(), arena: arena.clone() };
         let tree = Tree::new(format, geometry, plan.bbm, memory).expect("an arena has room for a root");
@@ -223,13 +236,11 @@ fn one_life<F: Format>(
                 });
             }
         });
-        operations = plan.operations * plan.cpus as u64;
         if !machine.has_failed() {
             machine.baton.again(1);
             machine.run_as(0, || rest(machine, tree, &sections, plan, field, life));
         }
     });
-    operations
 }
 
 /// Nobody is at work: looks at everything, and ends the tree.

@@ -44,9 +44,20 @@ pub trait Words: Debug + Send + Sync {
         None
     }
 
-    /// Writes the contents of the frame at `pa`.
+    /// Writes the contents of the frame at `pa`, as whoever has its caches on.
     fn fill(&self, pa: Pa, contents: u64) {
         let _ = (pa, contents);
+    }
+
+    /// Writes the contents of the frame at `pa`, as a guest that has its caches off: what CPUs' caches hold of it is old
+    /// from then on, where the hypervisor cannot keep guests from that.
+    fn fill_past_caches(&self, pa: Pa, contents: u64) {
+        self.fill(pa, contents);
+    }
+
+    /// The frame at `pa` is nobody's: from now on CPUs' caches may hold anything of it.
+    fn is_free(&self, pa: Pa) {
+        let _ = pa;
     }
 }
 

@@ -56,7 +56,7 @@ impl<'w, F: Format> Worker<'w, F> {
         seed: u64,
     ) -> Self {
         let mut dice = Dice::new(seed);
-        let mut likes = vec![Errand::Fault; 4];
+        let mut likes = vec![Errand::Fault; if field.is_focused { 1 } else { 4 }];
         match &field.few {
             Some(few) => likes.extend(few.iter().flat_map(|errand| [*errand; 3])),
             None => {
@@ -72,7 +72,7 @@ impl<'w, F: Format> Worker<'w, F> {
     /// Works.
     pub(super) fn work(&mut self, operations: u64) {
         for _ in 0..operations {
-            let moments = self.dice.roll(6);
+            let moments = self.dice.roll(if self.field.is_focused { 3 } else { 6 });
             match self.cpu.run_guest(moments) {
                 Some((ipa, kind)) if self.dice.one_in(2) => self.resolve(ipa, kind),
                 _ => self.one_errand(),
@@ -145,7 +145,13 @@ impl<'w, F: Format> Worker<'w, F> {
             Errand::Prune => self.prune(),
             Errand::Pin => self.pin(at),
             // A tree alone has none of these.
-            Errand::Log | Errand::Recover | Errand::Region | Errand::Admit | Errand::Roll | Errand::End => {}
+            Errand::Log
+            | Errand::Recover
+            | Errand::Region
+            | Errand::Admit
+            | Errand::Roll
+            | Errand::Attach
+            | Errand::End => {}
         }
     }
 

@@ -1,8 +1,9 @@
 //! The adversarial stress of the page tables, and of whole spaces, for as long as one likes: `cargo xtask soak`.
 //!
-//! A run is a row of epochs, of tables alone or of spaces, each with a format, a break-before-make level, a way of waiting, a style of invalidation and a
-//! pace of its own, all of which its number and the run's seed decide. An epoch's threads take turns as its seed says: so
-//! `--seed S --epoch N` replays epoch `N` step by step.
+//! A run is a row of epochs, of tables alone or of spaces, each with a format, a break-before-make level, a way of waiting,
+//! a style of invalidation and a pace of its own, all of which its number and the run's seed decide. Three epochs in four are about
+//! one of the races that were met too rarely so far, if there are any: everybody does what it takes. An epoch's threads take
+//! turns as its seed says: so `--seed S --epoch N`, with `--race R` where it was about one, replays it step by step.
 //!
 //! Ends with how often each race was met. From ten minutes on, a race that was met fewer than a thousand times is a failure:
 //! what was not met was not tested.
@@ -13,15 +14,18 @@ mod races;
 mod world;
 
 use epoch::Epoch;
-use model::{Coverage, Report};
+use model::{Dice, Report};
+use races::{Race, Seen};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// From this length on, races that were not met often enough count.
+/// From this length on, a race that was not met often enough is a failure.
 const LONG: Duration = Duration::from_secs(600);
+/// How often a race must be met in that time to count as tested.
+const ENOUGH: u64 = 1000;
 
 /// What is asked for.
 struct Wanted {
@@ -29,6 +33,16 @@ struct Wanted {
     seed: u64,
     /// This epoch alone.
     epoch: Option<u64>,
+    /// What it is about.
+    race: Option<&'static Race>,
+}
+
+impl Wanted {
+    /// How often a race must be met in a run of this length.
+    fn enough(&self) -> u64 {
+        let part = self.length.as_secs_f64() / LONG.as_secs_f64();
+        (ENOUGH as f64 * part.min(1.0)).ceil() as u64
+    }
 }
 
 /// What came of it so far.
@@ -37,15 +51,19 @@ struct Outcome {
     epochs: u64,
     operations: u64,
     steps: u64,
-    /// Of tables alone, and of spaces.
-    tables: Coverage,
-    spaces: Coverage,
-    failure: Option<String>,
+    seen: Seen,
+    failure: Option<Failed>,
+}
+
+/// What went wrong first.
+struct Failed {
+    epoch: Epoch,
+    failure: String,
 }
 
 fn wanted() -> Result<Wanted, String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
-    let mut wanted = Wanted { length: LONG, seed: now, epoch: None };
+    let mut wanted = Wanted { length: LONG, seed: now, epoch: None, race: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{name} wants a number"))?;
@@ -58,7 +76,14 @@ fn wanted() -> Result<Wanted, String> {
             }
             "--seed" => wanted.seed = number()?,
             "--epoch" => wanted.epoch = Some(number()?),
-            other => return Err(format!("what is `{other}`? Known: --minutes N, --seed S, --epoch N")),
+            "--race" => {
+                let race = Race::find(&value);
+                wanted.race = Some(race.ok_or_else(|| format!("no race is called `{value}`"))?);
+            }
+            other => {
+                let known = "--minutes N, --seed S, --epoch N, --race R";
+                return Err(format!("what is `{other}`? Known: {known}"));
+            }
         }
     }
     Ok(wanted)
@@ -76,28 +101,55 @@ fn main() -> ExitCode {
     let outcome = Mutex::new(Outcome::default());
     let start = Instant::now();
     match wanted.epoch {
-        Some(number) => add(&outcome, &Epoch::number(wanted.seed, number)),
+        Some(number) => add(&outcome, Epoch::number(wanted.seed, number, wanted.race)),
         None => soak(&wanted, &outcome, start),
     }
     let outcome = outcome.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let seconds = start.elapsed().as_secs_f64();
     println!(
-        "{} operations in {} epochs, {:.0} a second; {} steps",
+        "{} operations in {} epochs and {seconds:.0} seconds, {:.0} a second; {} steps",
         outcome.operations,
         outcome.epochs,
         outcome.operations as f64 / seconds,
         outcome.steps
     );
-    if let Some(failure) = outcome.failure {
-        println!("{failure}");
+    if let Some(failed) = outcome.failure {
+        tell(&failed, wanted.epoch.is_some());
         return ExitCode::from(1);
     }
-    let short = races::print(&outcome.tables, &outcome.spaces);
-    if wanted.epoch.is_none() && wanted.length >= LONG && short > 0 {
-        println!("{short} races were met fewer than {} times", races::ENOUGH);
-        return ExitCode::from(3);
+    outcome.seen.print(wanted.enough());
+    if wanted.epoch.is_some() {
+        return ExitCode::SUCCESS;
     }
-    ExitCode::SUCCESS
+    let rare = outcome.seen.rare(wanted.enough());
+    if rare.is_empty() {
+        println!("\nnothing was found, and every race was met at least {} times", wanted.enough());
+        return ExitCode::SUCCESS;
+    }
+    println!("\nnothing was found, but {} races were met fewer than {} times:", rare.len(), wanted.enough());
+    for (race, met) in rare {
+        println!("{met:>10}  {race}");
+    }
+    if wanted.length >= LONG { ExitCode::from(3) } else { ExitCode::SUCCESS }
+}
+
+/// Says what went wrong; and where this was not a replay, whether one ends in the same way.
+fn tell(Failed { epoch, failure }: &Failed, is_replay: bool) {
+    println!("FAILED in {epoch}\n{failure}");
+    if is_replay {
+        return;
+    }
+    let again = epoch.run().failure.map(|failure| failure.to_string());
+    let is_same = again.as_ref() == Some(failure);
+    println!("\nreplay: {}", epoch.replay());
+    println!(
+        "{}",
+        if is_same {
+            "That was tried once: it ends in the same way, at the same step."
+        } else {
+            "That was tried once, and did not end in the same way: something depends on more than the seed."
+        }
+    );
 }
 
 /// Runs epochs on every core until the time is over, or one fails.
@@ -109,7 +161,8 @@ fn soak(wanted: &Wanted, outcome: &Mutex<Outcome>, start: Instant) {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) && start.elapsed() < wanted.length {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    add(outcome, &Epoch::number(wanted.seed, number));
+                    let race = about(wanted, outcome, number);
+                    add(outcome, Epoch::number(wanted.seed, number, race));
                     if lock(outcome).failure.is_some() {
                         over.store(true, Ordering::Relaxed);
                     }
@@ -119,20 +172,31 @@ fn soak(wanted: &Wanted, outcome: &Mutex<Outcome>, start: Instant) {
     });
 }
 
+/// Chooses what an epoch is about: one in four of anything, the others of what was too rare so far.
+fn about(wanted: &Wanted, outcome: &Mutex<Outcome>, number: u64) -> Option<&'static Race> {
+    if number.is_multiple_of(4) {
+        return None;
+    }
+    let rare = lock(outcome).seen.rare(wanted.enough());
+    let mut dice = Dice::new(wanted.seed ^ number);
+    if rare.is_empty() { None } else { Some(dice.pick(&rare).0) }
+}
+
 fn lock(outcome: &Mutex<Outcome>) -> std::sync::MutexGuard<'_, Outcome> {
     outcome.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Runs one epoch and adds what came of it.
-fn add(outcome: &Mutex<Outcome>, epoch: &Epoch) {
+fn add(outcome: &Mutex<Outcome>, epoch: Epoch) {
     let Report { failure, steps, operations, coverage } = epoch.run();
     let mut outcome = lock(outcome);
     outcome.epochs += 1;
     outcome.operations += operations;
     outcome.steps += steps;
-    let of = if epoch.is_of_spaces() { &mut outcome.spaces } else { &mut outcome.tables };
+    let seen = &mut outcome.seen;
+    let of = if epoch.is_of_spaces() { &mut seen.spaces } else { &mut seen.tables };
     of.add(&coverage);
     if let Some(failure) = failure {
-        outcome.failure.get_or_insert(format!("FAILED in {epoch}\n{failure}"));
+        outcome.failure.get_or_insert(Failed { epoch, failure: failure.to_string() });
     }
 }

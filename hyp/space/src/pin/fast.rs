@@ -5,7 +5,7 @@ use crate::Space;
 use crate::space::TableView;
 use frames::{Hold, Order, Refused, Span};
 use stage2::{Entry, Format, Owner, Section, Sight, span};
-use types::sync::met;
+use types::sync::{met, window};
 use types::{Access, FRAME_SIZE, Height, Ipa, Pa, Range};
 
 /// How many frames' words are looked at together.
@@ -99,6 +99,7 @@ impl<'f, F: Format> Space<'f, F> {
                 let record = self.frames.record(pa).ok();
                 Some((pa, record.map(|record| (record, record.load()))))
             });
+            window();
             for (slot, look) in slots.iter_mut().zip(looks) {
                 let Some((pa, record)) = look else { break 'row };
                 let pinned = match record {
@@ -192,6 +193,7 @@ impl<'f, F: Format> Space<'f, F> {
         if bytes >= 2 * FRAME_SIZE {
             let order = record.load().order();
             if order != Order::FRAME && order.bytes() <= bytes && pa.is_aligned(order.bytes()) {
+                window();
                 match record.pin(Span::Block, order, hold) {
                     Ok(()) => return Ok(order),
                     // Parted a moment ago: its frames have words of their own.

@@ -1,12 +1,12 @@
 //! The errands of a CPU at work on a space: each says when it begins and ends, and what it has reached.
 
 use super::rest_of;
-use super::worker::Worker;
+use super::worker::{PINS, Worker};
 use frames::{Hold, Order, Usage};
 use model::{Breach, Errand, Gives, Held, Kind};
 use space::{
-    Collapsed, Contents, Granularity, Leaves, LogCursor, MoveError, Outcome, Pin, PinError, Pins, Scattered,
-    SpaceError, Tag,
+    Collapsed, Contents, Granularity, IommuId, Leaves, LogCursor, MoveError, Outcome, Pin, PinError, Pins,
+    Scattered, SpaceError, Tag,
 };
 use stage2::{Bbm, ChangeError, Entry, Format, Marks, Quiescence, Section, Why, span};
 use types::{Access, Cause, Fault, FaultKind, Height, Ipa, Range};
@@ -37,7 +37,7 @@ impl<F: Format> Worker<'_, F> {
         };
         match result {
             Ok(Outcome::Outside) => self.actor.count("a fault met a removed region"),
-            Ok(_) => {}
+            Ok(_) => self.actor.is_certain(page),
             Err(error) => self.bear(error),
         }
         self.ends(Errand::Fault, page);
@@ -144,6 +144,9 @@ impl<F: Format> Worker<'_, F> {
             let view = self.space.tree().open(&section);
             match view.split(&self.actor, ipa, Height::PAGE, Why::Pin) {
                 Ok(()) | Err(ChangeError::Busy { .. }) => {}
+                Err(ChangeError::DeviceWouldFault { .. }) if self.space.is_shared() => {
+                    self.actor.count("refused for a device");
+                }
                 Err(other) => self.actor.accuse(Breach::Leak, format!("{other:?} with a reserve")),
             }
         }
@@ -183,7 +186,7 @@ impl<F: Format> Worker<'_, F> {
             let height = self.space.tree().open(&section).translate(ipa).height();
             let order = Order::of_bytes(span::<F>(height));
             let usage = Usage::Guest(self.space.owner());
-            if let Some(Ok(run)) = order.map(|order| self.hands.machine.allocate(order, usage)) {
+            if let Some(Ok(run)) = order.map(|order| self.hands.ram.machine.allocate(order, usage)) {
                 match self.space.move_leaf(&section, &self.hands, &self.actor, ipa, run) {
                     Ok(()) => self.actor.count("moved"),
                     Err(MoveError::Pinned { .. }) => self.actor.count("move refused by a pin"),
@@ -320,7 +323,7 @@ impl<F: Format> Worker<'_, F> {
 
     /// Pins a page or a block for a device.
     pub(super) fn pin(&mut self, ipa: Ipa) {
-        self.let_go_of_pins();
+        self.let_go_of_pins(PINS - 1);
         let range = if self.dice.one_in(3) { self.block(ipa) } else { self.page(ipa) };
         let (hold, kind) =
             if self.dice.one_in(3) { (Hold::Read, Kind::Load) } else { (Hold::Write, Kind::Store) };
@@ -361,7 +364,7 @@ impl<F: Format> Worker<'_, F> {
             written |= self.actor.lets_go(held);
         }
         let contents = if written || self.dice.one_in(4) { Contents::Written } else { Contents::Unchanged };
-        if pin.is_wanted(self.hands.machine) {
+        if pin.is_wanted(&self.hands.ram.machine) {
             self.actor.count("a pinner was asked, and let go");
         }
         let section = self.sections.enter(self.actor.id());
@@ -388,7 +391,7 @@ impl<F: Format> Worker<'_, F> {
             for held in held {
                 self.actor.lets_go(held);
             }
-            pin.release(self.hands.machine);
+            pin.release(&self.hands.ram.machine);
             self.actor.count("a pin outlived its space");
         }
     }
@@ -448,6 +451,26 @@ impl<F: Format> Worker<'_, F> {
         drop(section);
         self.actor.is_lowered(newcomer);
         self.ends(Errand::Admit, all);
+    }
+
+    /// Lets the device's IOMMU in, if there is one, or out again.
+    pub(super) fn attach(&mut self) {
+        const DEVICE: IommuId = IommuId::new(0).expect("it is the first");
+        let all = self.world.field.range;
+        self.begins(Errand::Attach, all);
+        let mut section = self.sections.enter(self.actor.id());
+        let (space, actor) = (self.space, &self.actor);
+        let done = if space.is_shared() && self.dice.one_in(2) {
+            space.detach(DEVICE).map(|()| "an IOMMU was let out")
+        } else {
+            space.attach(&mut section, actor, DEVICE, || actor.flush_all()).map(|()| "an IOMMU was let in")
+        };
+        drop(section);
+        match done {
+            Ok(what) => self.actor.count(what),
+            Err(error) => self.bear(error),
+        }
+        self.ends(Errand::Attach, all);
     }
 
     /// Runs other spaces, until their tags run out sooner or later.

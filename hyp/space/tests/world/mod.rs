@@ -6,15 +6,18 @@
 //!
 //! Neighbours: `model`, the adversary; the soak and the tests, which say what is run.
 
+mod device;
 mod errands;
 mod ram;
 mod worker;
 
+use device::Device;
 use frames::Owner;
 use model::{Actor, Breach, Errand, Failure, Field, Gives, Ground, Held, Plan, Recorded, Report, Tags};
+pub(crate) use ram::Caches;
 use ram::{BASE, Hands, Ram};
 use space::{LogCursor, Pin, Region, Space, Tag, VmidBits, Vmids};
-use stage2::{Format, Geometry, Quiescence, Section};
+use stage2::{Format, Geometry, Iommu, Quiescence, Section};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use types::{CpuId, FRAME_SIZE, Ipa, Pa, Range, Vmid};
@@ -29,6 +32,8 @@ pub(crate) struct Shape {
     pub(crate) tagging: Tagging,
     /// Whether memory may run out.
     pub(crate) memory: Memory,
+    /// What guests' accesses do to what caches hold.
+    pub(crate) caches: Caches,
 }
 
 /// How the space's tag comes about.
@@ -94,8 +99,8 @@ impl Tags for LastTag {
 
 /// Runs `plan` on spaces of `format` and `geometry`.
 pub(crate) fn stress<F: Format>(format: F, geometry: Geometry<F>, plan: &Plan, shape: Shape) -> Report {
-    let ram = Arc::new(Ram::new(shape.ram));
-    let field = Field::of(&geometry, plan.seed, &worker::ERRANDS, &worker::RARE);
+    let ram = Arc::new(Ram::new(shape.ram, shape.caches));
+    let field = Field::of(&geometry, plan, &worker::ERRANDS, &worker::RARE);
     let ground = Ground::new(format, geometry, plan, field.hot.clone(), ram.clone(), (BASE, ram.bytes()));
     let (vmids, left) = (Vmids::new(VmidBits::Eight), Mutex::default());
     let world = World { ground, ram, field, shape, operations: plan.operations, vmids, left };
@@ -126,7 +131,7 @@ pub(crate) fn stress<F: Format>(format: F, geometry: Geometry<F>, plan: &Plan, s
         failure = world.ground.failure();
     }
     let coverage = world.ground.coverage();
-    let operations = plan.operations * plan.cpus as u64 * plan.lives;
+    let operations = world.ground.operations();
     Report { failure, steps: world.ground.steps(), operations, coverage }
 }
 
@@ -141,7 +146,12 @@ impl<F: Format> World<F> {
             let owner = Owner(1 + life as u16);
             self.ram.belongs_to(owner);
             let space = Space::new(&self.ram.machine, owner, format, geometry, plan.bbm, 10_000);
-            let space = space.expect("there is memory for a root");
+            let device = plan.iommu.map(|capability| Device { ground: &self.ground, capability });
+            let iommus: Vec<&dyn Iommu> = device.iter().map(|device| device as &dyn Iommu).collect();
+            let space = space.expect("there is memory for a root").with_iommus(&self.vmids, &iommus);
+            if plan.iommu.is_some() {
+                self.ground.let_out();
+            }
             self.ground.rooted(space.root(), &geometry);
             let sections = self.ground.sections();
             let ram = Region::ram(self.field.range);

@@ -2,15 +2,35 @@
 
 use frames::fake::Machine;
 use frames::{Kind, Order, Owner, Record, Tables, Word};
-use model::{Use, Words};
+use model::{Use, Words, in_one_step};
 use stage2::{Entries, FreshTable, TablePa, TableSize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use types::{Cpu, CpuId, FRAME_SHIFT, FRAME_SIZE, Pa, SysReg, Ticks};
 
 /// Where it is.
 pub(crate) const BASE: Pa = Pa::new(0x4000_0000);
 /// Where the number stands that is a page's contents: at its ends.
 const PLACES: [u64; 2] = [0, FRAME_SIZE - 8];
+
+/// Whether guests that have their caches off see what others have in theirs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Caches {
+    /// They never have them off (FWB).
+    Forced,
+    /// Not by themselves.
+    Apart,
+}
+
+/// How far memory and what CPUs' caches hold of it are apart.
+#[derive(Debug, Default)]
+struct Gap {
+    /// Frames of which memory has what CPUs' caches have: somebody has cleaned them since they were nobody's.
+    clean: BTreeSet<Pa>,
+    /// What a guest wrote past the caches, which hold something older.
+    past: BTreeMap<Pa, u64>,
+}
 
 /// The RAM of one run.
 #[derive(Debug)]
@@ -19,11 +39,41 @@ pub(crate) struct Ram {
     bytes: u64,
     /// Whose space lives.
     owner: AtomicU16,
+    /// What its bytes are is what caches hold. `None` where that is what memory holds.
+    gap: Option<Mutex<Gap>>,
 }
 
 impl Ram {
-    pub(crate) fn new(bytes: u64) -> Self {
-        Self { machine: Machine::with_ram(BASE.get(), bytes), bytes, owner: AtomicU16::new(0) }
+    pub(crate) fn new(bytes: u64, caches: Caches) -> Self {
+        let gap = (caches == Caches::Apart).then(Mutex::default);
+        Self { machine: Machine::with_ram(BASE.get(), bytes), bytes, owner: AtomicU16::new(0), gap }
+    }
+
+    fn gap(&self) -> Option<MutexGuard<'_, Gap>> {
+        self.gap.as_ref().map(|gap| gap.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write(&self, pa: Pa, contents: u64) {
+        for place in PLACES {
+            self.machine.write(pa.wrapping_add(place), &contents.to_le_bytes()).expect("a guest's frame");
+        }
+    }
+
+    /// Memory has what caches have of these frames.
+    pub(super) fn clean(&self, pa: Pa, bytes: u64) {
+        let Some(mut gap) = self.gap() else { return };
+        gap.clean.extend((0..bytes).step_by(FRAME_SIZE as usize).map(|at| pa.wrapping_add(at)));
+    }
+
+    /// And caches have what memory has.
+    pub(super) fn clean_and_invalidate(&self, pa: Pa, bytes: u64) {
+        self.clean(pa, bytes);
+        let Some(mut gap) = self.gap() else { return };
+        for frame in (0..bytes).step_by(FRAME_SIZE as usize).map(|at| pa.wrapping_add(at)) {
+            if let Some(contents) = gap.past.remove(&frame) {
+                self.write(frame, contents);
+            }
+        }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -85,13 +135,36 @@ impl Words for Ram {
             self.machine.read(pa.wrapping_add(place), &mut bytes).ok()?;
             Some(u64::from_le_bytes(bytes))
         };
+        if let Some(gap) = self.gap() {
+            if !gap.clean.contains(&pa) {
+                return None;
+            }
+            if let Some(contents) = gap.past.get(&pa) {
+                return Some(*contents);
+            }
+        }
         let [first, last] = PLACES.map(read);
         first.filter(|_| first == last)
     }
 
     fn fill(&self, pa: Pa, contents: u64) {
-        for place in PLACES {
-            self.machine.write(pa.wrapping_add(place), &contents.to_le_bytes()).expect("a guest's frame");
+        if let Some(mut gap) = self.gap() {
+            gap.past.remove(&pa);
+        }
+        self.write(pa, contents);
+    }
+
+    fn fill_past_caches(&self, pa: Pa, contents: u64) {
+        match self.gap() {
+            Some(mut gap) => drop(gap.past.insert(pa, contents)),
+            None => self.write(pa, contents),
+        }
+    }
+
+    fn is_free(&self, pa: Pa) {
+        if let Some(mut gap) = self.gap() {
+            gap.clean.remove(&pa);
+            gap.past.remove(&pa);
         }
     }
 }
@@ -100,7 +173,7 @@ impl Words for Ram {
 #[derive(Debug)]
 pub(crate) struct Hands<'w> {
     pub(crate) id: CpuId,
-    pub(crate) machine: &'w Machine,
+    pub(crate) ram: &'w Ram,
 }
 
 impl Cpu for Hands<'_> {
@@ -122,16 +195,24 @@ impl Cpu for Hands<'_> {
         0
     }
 
-    fn publish(&self, _: Pa, _: u64) {}
+    fn publish(&self, pa: Pa, bytes: u64) {
+        self.ram.clean(pa, bytes);
+    }
 
-    fn clean(&self, _: Pa, _: u64) {}
+    fn clean(&self, pa: Pa, bytes: u64) {
+        self.ram.clean(pa, bytes);
+    }
 
-    fn clean_and_invalidate(&self, _: Pa, _: u64) {}
+    fn clean_and_invalidate(&self, pa: Pa, bytes: u64) {
+        in_one_step(|| self.ram.clean_and_invalidate(pa, bytes));
+    }
 
     fn zero(&self, pa: Pa, bytes: u64) {
         let zeroes = [0; FRAME_SIZE as usize];
         for at in (0..bytes).step_by(FRAME_SIZE as usize) {
-            self.machine.write(pa.wrapping_add(at), &zeroes).expect("what is zeroed is a guest's frame");
+            let zeroed = self.ram.machine.write(pa.wrapping_add(at), &zeroes);
+            zeroed.expect("what is zeroed is a guest's frame");
         }
+        self.ram.clean(pa, bytes);
     }
 }

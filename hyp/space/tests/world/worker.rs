@@ -7,7 +7,7 @@ use stage2::{Format, span};
 use types::{Height, Ipa, Range, Vmid};
 
 /// What can be done to a space.
-pub(crate) const ERRANDS: [Errand; 18] = [
+pub(crate) const ERRANDS: [Errand; 19] = [
     Errand::Fault,
     Errand::Allow,
     Errand::Zap,
@@ -26,6 +26,7 @@ pub(crate) const ERRANDS: [Errand; 18] = [
     Errand::Region,
     Errand::Admit,
     Errand::Roll,
+    Errand::Attach,
 ];
 
 /// Who would seldom meet otherwise.
@@ -53,7 +54,7 @@ pub(crate) const RARE: [&[Errand]; 20] = [
 ];
 
 /// The most pins that one CPU has at a time.
-const PINS: usize = 2;
+pub(super) const PINS: usize = 2;
 
 /// One CPU at work.
 pub(super) struct Worker<'w, F: Format> {
@@ -79,7 +80,7 @@ impl<'w, F: Format> Worker<'w, F> {
         seed: u64,
     ) -> Self {
         let mut dice = Dice::new(seed);
-        let mut likes = vec![Errand::Fault; 4];
+        let mut likes = vec![Errand::Fault; if world.field.is_focused { 1 } else { 4 }];
         match &world.field.few {
             Some(few) => likes.extend(few.iter().flat_map(|errand| [*errand; 4])),
             None => {
@@ -91,7 +92,7 @@ impl<'w, F: Format> Worker<'w, F> {
         if dice.one_in(8) {
             likes.push(Errand::End);
         }
-        let hands = Hands { id: actor.id(), machine: &world.ram.machine };
+        let hands = Hands { id: actor.id(), ram: &world.ram };
         Self { world, space, sections, actor, hands, dice, likes, pins: Vec::new(), loaded: None }
     }
 
@@ -103,7 +104,10 @@ impl<'w, F: Format> Worker<'w, F> {
                 break;
             }
             self.let_go_of_what_is_left();
-            let moments = self.dice.roll(6);
+            if self.dice.one_in(if self.world.field.is_focused { 2 } else { 4 }) {
+                self.let_go_of_pins(self.pins.len().saturating_sub(1));
+            }
+            let moments = self.dice.roll(if self.world.field.is_focused { 3 } else { 6 });
             match self.run_guest(moments) {
                 Some((ipa, kind)) if !self.dice.one_in(3) => self.fault(ipa, kind),
                 _ => self.one_errand(),
@@ -163,6 +167,7 @@ impl<'w, F: Format> Worker<'w, F> {
             Errand::Region => self.region(at),
             Errand::Admit => self.admit(),
             Errand::Roll => self.roll(),
+            Errand::Attach => self.attach(),
             Errand::End => self.condemn(),
         }
     }
@@ -205,6 +210,9 @@ impl<'w, F: Format> Worker<'w, F> {
         if is_short && self.world.shape.memory == super::Memory::Enough {
             self.actor.accuse(Breach::Leak, format!("{error:?} with memory at hand"));
         }
+        if matches!(error, SpaceError::DeviceWouldFault { .. }) {
+            self.actor.count("refused for a device");
+        }
         if error == SpaceError::Dying {
             self.actor.count("a step met a dying space");
         }
@@ -219,9 +227,9 @@ impl<'w, F: Format> Worker<'w, F> {
         self.actor.ends(errand, range, Gives::Nothing);
     }
 
-    /// Lets go of its own pins, the oldest first, until it has fewer than it may.
-    pub(super) fn let_go_of_pins(&mut self) {
-        while self.pins.len() >= PINS {
+    /// Lets go of its own pins, the oldest first, until it has `most` left.
+    pub(super) fn let_go_of_pins(&mut self, most: usize) {
+        while self.pins.len() > most {
             let (pin, held) = self.pins.remove(0);
             self.unpin(pin, held);
         }

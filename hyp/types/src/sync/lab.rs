@@ -13,6 +13,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 pub enum Point {
     /// Before a numbered ordering or barrier.
     Step,
+    /// Between a look and the check that it still stands: others may come between.
+    Window,
     /// In a loop that waits for another CPU: another one must run.
     Spin,
 }
