@@ -111,6 +111,30 @@ pub enum Effect {
     },
     /// A step of an operation ended: nothing may be frozen or owed.
     StepEnd,
+    /// A CPU's step ended, while others may be in the middle of theirs: nothing of its own may be frozen or owed.
+    Rests {
+        /// Which.
+        cpu: CpuId,
+    },
+    /// What a CPU has unlinked so far may be freed when an epoch has passed, which is a grace period of this number.
+    Deferred {
+        /// Which CPU.
+        cpu: CpuId,
+        /// Which grace period.
+        id: usize,
+    },
+    /// What a CPU has unlinked so far needs no grace period: nobody else has ever looked at the tree. It is believed.
+    Unread {
+        /// Which CPU.
+        cpu: CpuId,
+    },
+    /// Frames are free to be used anew.
+    Freed {
+        /// The first one's address.
+        pa: Pa,
+        /// How many bytes.
+        bytes: u64,
+    },
 }
 
 /// For whom a DSB waits, and for what.

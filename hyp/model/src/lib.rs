@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | [`Flat`] | what a space translates, as a list |
 //! | [`Judge`] | which rule a list of effects breaks, instruction by instruction |
+//! | [`Fleet`] | the same for all spaces of a machine, with the tags that they share |
 //! | [`laws`] | what every format must obey |
 //! | [`Arena`] | table memory, for any number of threads |
 //! | `Cells` | table memory under the model checker loom, with `--cfg loom` only |
@@ -50,7 +51,7 @@ pub use dice::Dice;
 pub use effect::{Effect, Op, Reach, Tlbi};
 pub use flat::{Content, Flat, Stretch};
 pub use jitter::{Jitter, Jittery};
-pub use judge::{Judge, Style, Violation};
+pub use judge::{Fleet, Judge, Objection, Style, Violation};
 pub use machine::{Hardware, Machine, Watched, WatchedStay, range};
 pub use plain::Plain;
 pub use rig::Rig;

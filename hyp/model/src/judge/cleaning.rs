@@ -72,7 +72,12 @@ pub(super) struct Cleaning {
     pieces: Vec<(CpuId, Range)>,
     /// In the style of interrupts: the CPUs in a guest that may hold it.
     pub(super) holders: CpuSet,
+    /// The CPUs that may hold it, from when it is visible to walkers on, where that is known: others come later, and walk
+    /// what is there then.
+    known: Option<CpuSet>,
     is_clean: bool,
+    /// Who changed it last.
+    pub(super) by: CpuId,
     story: Vec<Happened>,
 }
 
@@ -86,7 +91,9 @@ impl Cleaning {
             points: Vec::new(),
             pieces: Vec::new(),
             holders: CpuSet::EMPTY,
+            known: None,
             is_clean: false,
+            by: cpu,
             story: Vec::new(),
         };
         cleaning.tell(broken.happened(cpu));
@@ -102,7 +109,9 @@ impl Cleaning {
             points: Vec::new(),
             pieces: Vec::new(),
             holders: CpuSet::EMPTY,
+            known: None,
             is_clean: false,
+            by: CpuId::BOOT,
             story: Vec::new(),
         }
     }
@@ -116,6 +125,8 @@ impl Cleaning {
         self.unseen = CpuSet::EMPTY.with(cpu);
         self.points.clear();
         self.pieces.clear();
+        self.known = None;
+        self.by = cpu;
         self.is_clean = false;
         self.tell(broken.happened(cpu));
     }
@@ -131,9 +142,17 @@ impl Cleaning {
         self.story.push(happened);
     }
 
-    /// A TLB invalidation was issued. `span`: what may be cached; `None` for all of the tag. `alone`: no other CPU
-    /// than `cpu` can hold anything.
-    pub(super) fn issued(&mut self, cpu: CpuId, tlbi: &Tlbi, ours: Vmid, span: Option<Range>, alone: Alone) {
+    /// A TLB invalidation was issued. `span`: what may be cached; `None` for all of the tag. `entered`: the CPUs that may
+    /// hold anything of the space now, where that is known.
+    pub(super) fn issued(
+        &mut self,
+        cpu: CpuId,
+        tlbi: &Tlbi,
+        ours: Vmid,
+        span: Option<Range>,
+        entered: Option<CpuSet>,
+    ) {
+        let alone = self.alone(cpu, entered);
         if let Some(doubt) = self.doubt(cpu, tlbi, ours, span, alone) {
             self.tell(Happened::Ignored(cpu, tlbi.op, doubt));
             return;
@@ -208,8 +227,21 @@ impl Cleaning {
         at >= span.end()
     }
 
-    /// A barrier was passed.
-    pub(super) fn waited(&mut self, cpu: CpuId, reach: Reach, alone: Alone) {
+    /// Tells whether no other CPU than `cpu` can hold it.
+    fn alone(&self, cpu: CpuId, entered: Option<CpuSet>) -> Alone {
+        match self.known.or(entered) {
+            Some(holders) if holders.without(cpu).is_empty() => Alone::Yes,
+            _ => Alone::No,
+        }
+    }
+
+    /// Every TLB is empty of the space, and no CPU can walk its tables: what is visible is all that a later one finds.
+    pub(super) fn forgotten(&mut self) {
+        self.is_clean |= self.unseen.is_empty();
+    }
+
+    /// A barrier was passed. `entered` as for [`Cleaning::issued`].
+    pub(super) fn waited(&mut self, cpu: CpuId, reach: Reach, entered: Option<CpuSet>) {
         if self.is_clean {
             return;
         }
@@ -217,8 +249,14 @@ impl Cleaning {
             self.unseen = self.unseen.without(cpu);
             if self.unseen.is_empty() {
                 self.tell(Happened::Visible);
+                self.known = entered;
+                if entered.is_some_and(CpuSet::is_empty) {
+                    self.is_clean = true;
+                    return;
+                }
             }
         }
+        let alone = self.alone(cpu, entered);
         let waits_for_maintenance = reach >= Reach::Ish || (reach == Reach::Nsh && alone == Alone::Yes);
         if !waits_for_maintenance {
             return;
@@ -253,7 +291,7 @@ impl Cleaning {
 
 /// Whether no other CPU can hold anything of the space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Alone {
+enum Alone {
     Yes,
     No,
 }

@@ -5,6 +5,13 @@ use super::{Judge, Unclean, Violation, require};
 use stage2::{Bbm, Class, Entry, Format, Leaf, Live, Marks, Table, span};
 use types::{Access, CpuId, Height, Pa, Range};
 
+/// Whether an entry leads where it says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Leads {
+    There,
+    Nowhere,
+}
+
 /// What changed, as far as TLBs are concerned.
 struct Change {
     key: (Pa, usize),
@@ -24,6 +31,11 @@ impl<F: Format> Judge<F> {
         let known = self.words.get(&key.0).and_then(|words| words.get(&key.1)).copied().unwrap_or(0);
         self.words.entry(key.0).or_default().insert(key.1, new);
         let Some((range, height)) = self.place(key) else { return Ok(()) };
+        self.blamed.set(Some(key));
+        self.end = Self::no_end(self.end.at);
+        self.lead(key, height, known, Leads::Nowhere);
+        self.lead(key, height, new, Leads::There);
+        self.own(key, height, new, Some(cpu));
         let settled = |raw| self.format.settled(raw, height);
         require!(settled(known) == settled(old), "the entry was {known:#x}, and nobody wrote {old:#x}");
         let change = Change { key, cpu, range, height };
@@ -62,6 +74,25 @@ impl<F: Format> Judge<F> {
                 Ok(())
             }
             (Some(_), Some(_)) => self.rewrite(&change, from, to),
+        }
+    }
+
+    /// Keeps the list of where leaves lead.
+    pub(super) fn lead(&mut self, key: (Pa, usize), height: Height, raw: u64, leads: Leads) {
+        if let Some(Live::Leaf(leaf)) = self.format.decode(raw, height).live() {
+            match leads {
+                Leads::There => self.leaves.insert((height, leaf.pa, key)),
+                Leads::Nowhere => self.leaves.remove(&(height, leaf.pa, key)),
+            };
+        }
+    }
+
+    /// Keeps the list of entries that somebody owns.
+    pub(super) fn own(&mut self, key: (Pa, usize), height: Height, raw: u64, cpu: Option<CpuId>) {
+        if self.format.decode(raw, height).is_owned() {
+            self.owned.insert(key, cpu);
+        } else {
+            self.owned.remove(&key);
         }
     }
 

@@ -14,11 +14,14 @@
 
 mod cleaning;
 mod entry;
+mod machine;
 mod table;
 
 use crate::{Effect, Reach, Tlbi};
-use cleaning::{Alone, Cleaning};
+use cleaning::Cleaning;
+pub use machine::{Fleet, Objection};
 use stage2::{Bbm, Format, Geometry, span};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use types::{CpuId, CpuSet, Height, Ipa, Pa, Range, Vmid};
@@ -101,6 +104,8 @@ pub struct Judge<F> {
     unpublished: CpuSet,
     /// The CPUs that ever entered, where that is known.
     entered: Option<CpuSet>,
+    /// Whether those who know say who may hold anything, whenever that changes.
+    is_told: bool,
     /// The CPUs in a guest of the space.
     inside: CpuSet,
     /// Of the interrupt styles: CPUs that may hold something, ones that must invalidate before they enter, and ones
@@ -110,6 +115,12 @@ pub struct Judge<F> {
     walking: CpuSet,
     /// CPUs with an invalidation of everything, not waited for.
     emptying: CpuSet,
+    /// Reachable entries that somebody owns, and who made them so, where that is known.
+    owned: BTreeMap<(Pa, usize), Option<CpuId>>,
+    /// Leaves of tables that are or were linked: their heights, where they lead, and the entries.
+    leaves: BTreeSet<(Height, Pa, (Pa, usize))>,
+    /// The entry that was objected to last.
+    blamed: Cell<Option<(Pa, usize)>>,
 }
 
 impl<F: Format> Judge<F> {
@@ -119,13 +130,6 @@ impl<F: Format> Judge<F> {
     /// Makes the judge of the tree with the root `root`, on CPUs that broadcast.
     pub fn new(format: F, geometry: Geometry<F>, bbm: Bbm, root: Pa) -> Self {
         let at = Spot { ipa: Ipa::new(0), height: geometry.top(), parent: None };
-        let end = Unlinked {
-            at,
-            span: None,
-            cleaning: Cleaning::of_everything(),
-            graces: BTreeSet::new(),
-            is_quiescent: false,
-        };
         Self {
             format,
             geometry,
@@ -137,15 +141,50 @@ impl<F: Format> Judge<F> {
             unlinked: BTreeMap::new(),
             unclean: BTreeMap::new(),
             frozen: BTreeMap::new(),
-            end,
+            end: Self::no_end(at),
             unpublished: CpuSet::EMPTY,
             entered: None,
+            is_told: false,
             inside: CpuSet::EMPTY,
             holding: CpuSet::EMPTY,
             indebted: CpuSet::EMPTY,
             walking: CpuSet::EMPTY,
             emptying: CpuSet::EMPTY,
+            owned: BTreeMap::new(),
+            leaves: BTreeSet::new(),
+            blamed: Cell::new(None),
         }
+    }
+
+    /// Of a tree whose end has not begun.
+    fn no_end(at: Spot) -> Unlinked {
+        Unlinked {
+            at,
+            span: None,
+            cleaning: Cleaning::of_everything(),
+            graces: BTreeSet::new(),
+            is_quiescent: false,
+        }
+    }
+
+    /// Says which CPUs' TLBs may hold anything of the space from now on, and under which tag: for who keeps track of the
+    /// tags of a whole machine.
+    pub(crate) fn hold(&mut self, tag: Option<Vmid>, holders: CpuSet) {
+        if let Some(tag) = tag {
+            self.vmid = tag;
+        }
+        self.entered = Some(holders);
+        self.is_told = true;
+        if holders.is_empty() {
+            self.each_cleaning(|cleaning, _| cleaning.forgotten());
+        } else {
+            self.end.cleaning = Cleaning::of_everything();
+        }
+    }
+
+    /// Returns the entry that was objected to last, by its table and index.
+    pub fn blamed(&self) -> Option<(Pa, usize)> {
+        self.blamed.get()
     }
 
     /// The same, in another style of invalidation.
@@ -207,8 +246,17 @@ impl<F: Format> Judge<F> {
             Effect::GraceOver { id } => {
                 self.waiting().for_each(|table| table.is_quiescent |= table.graces.contains(&id));
             }
+            Effect::Deferred { cpu, id } => self.waiting_of(cpu).for_each(|table| {
+                table.graces.insert(id);
+            }),
+            Effect::Unread { cpu } => {
+                let unwaited = self.waiting_of(cpu).filter(|table| table.graces.is_empty());
+                unwaited.for_each(|table| table.is_quiescent = true);
+            }
             Effect::Handed { range } => return self.handed(range),
-            Effect::StepEnd => return self.step_end(),
+            Effect::Freed { pa, bytes } => return self.freed(pa, bytes),
+            Effect::StepEnd => return self.step_end(None),
+            Effect::Rests { cpu } => return self.step_end(Some(cpu)),
             // Each TLB invalidation says its tag; the others are for the reader.
             Effect::VmidSwitch { .. }
             | Effect::Isb { .. }
@@ -219,15 +267,8 @@ impl<F: Format> Judge<F> {
         Ok(())
     }
 
-    fn alone(&self, cpu: CpuId) -> Alone {
-        match self.entered {
-            Some(entered) if entered.without(cpu).is_empty() => Alone::Yes,
-            _ => Alone::No,
-        }
-    }
-
     fn dsb(&mut self, cpu: CpuId, reach: Reach) {
-        let alone = self.alone(cpu);
+        let entered = self.entered;
         if reach >= Reach::Ishst {
             self.unpublished = self.unpublished.without(cpu);
         }
@@ -238,14 +279,14 @@ impl<F: Format> Judge<F> {
                 self.emptied(cpu);
             }
         }
-        self.each_cleaning(|cleaning, _| cleaning.waited(cpu, reach, alone));
+        self.each_cleaning(|cleaning, _| cleaning.waited(cpu, reach, entered));
     }
 
     fn tlbi(&mut self, cpu: CpuId, tlbi: &Tlbi) {
-        let (alone, ours) = (self.alone(cpu), self.vmid);
+        let (entered, ours) = (self.entered, self.vmid);
         match self.style {
             Style::Broadcast => {
-                self.each_cleaning(|cleaning, span| cleaning.issued(cpu, tlbi, ours, span, alone));
+                self.each_cleaning(|cleaning, span| cleaning.issued(cpu, tlbi, ours, span, entered));
             }
             Style::InterruptArm
                 if tlbi.op.takes_everything() && (tlbi.vmid == ours || tlbi.op.is_for_every_tag()) =>
@@ -352,6 +393,7 @@ impl<F: Format> Judge<F> {
 
     /// Names an entry, and tells its story.
     fn story(&self, key: (Pa, usize)) -> String {
+        self.blamed.set(Some(key));
         let place = self.place(key).map(|(range, height)| format!(" ({range:x?}, height {})", height.get()));
         let owed = self.unclean.get(&key).map_or_else(String::new, |unclean| unclean.cleaning.to_string());
         format!("entry {} of {:x?}{}: {owed}", key.1, key.0, place.unwrap_or_default())

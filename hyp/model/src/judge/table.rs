@@ -1,14 +1,21 @@
 //! A table's life, and what may come out of a step.
 
 use super::cleaning::{Cleaning, Fate};
-use super::{Judge, Spot, Style, Unlinked, Violation, require};
-use stage2::{Class, Format, Live, Table};
+use super::entry::Leads;
+use super::{Judge, Spot, Style, Unclean, Unlinked, Violation, require};
+use stage2::{Class, Format, Live, Table, span};
 use std::collections::BTreeSet;
-use types::{CpuId, Height, Pa, Range};
+use types::{CpuId, CpuSet, Height, Pa, Range};
 
 impl<F: Format> Judge<F> {
     pub(super) fn waiting(&mut self) -> impl Iterator<Item = &mut Unlinked> {
         self.unlinked.values_mut().chain([&mut self.end])
+    }
+
+    /// Those of them that `cpu` has unlinked, and the end of the tree.
+    pub(super) fn waiting_of(&mut self, cpu: CpuId) -> impl Iterator<Item = &mut Unlinked> {
+        let its = self.unlinked.values_mut().filter(move |table| table.cleaning.by == cpu);
+        its.chain([&mut self.end])
     }
 
     /// Everything below a new link becomes reachable.
@@ -30,6 +37,8 @@ impl<F: Format> Judge<F> {
         let words: Vec<_> = self.words[&link.pa].iter().map(|(index, raw)| (*index, *raw)).collect();
         for (index, raw) in words {
             let key = (link.pa, index);
+            self.lead(key, below, raw, Leads::There);
+            self.own(key, below, raw, None);
             if let (Some(live), Some((range, height))) =
                 (self.format.decode(raw, below).live(), self.place(key))
             {
@@ -73,6 +82,8 @@ impl<F: Format> Judge<F> {
     }
 
     pub(super) fn give_back(&mut self, table: Pa) -> Result<(), Violation> {
+        let at =
+            self.linked.get(&table).or_else(|| self.unlinked.get(&table).map(|state| &state.at)).copied();
         let state = match self.unlinked.remove(&table) {
             Some(state) => Some(state),
             None => self.linked.remove(&table).map(|_| self.the_end()),
@@ -86,14 +97,26 @@ impl<F: Format> Judge<F> {
             );
             require!(state.is_quiescent, "{table:?} given back before its grace period was over");
         }
-        self.words.remove(&table);
+        let words = self.words.remove(&table).unwrap_or_default();
+        if let Some(Spot { height, .. }) = at {
+            words.into_iter().for_each(|(index, raw)| self.lead((table, index), height, raw, Leads::Nowhere));
+        }
         self.unclean.retain(|key, _| key.0 != table);
+        self.owned.retain(|key, _| key.0 != table);
+        self.frozen.retain(|key, _| key.0 != table);
         Ok(())
     }
 
     /// What a table that is linked still may be given back by.
     fn the_end(&self) -> Unlinked {
         let mut end = self.end.clone();
+        if self.is_told {
+            // Whoever has walked these tables since the invalidation holds something again.
+            end.cleaning = Cleaning::of_everything();
+            if self.entered.is_some_and(CpuSet::is_empty) {
+                end.cleaning.forgotten();
+            }
+        }
         if self.style != Style::Broadcast {
             // The tag is the root's address: whoever holds anything takes a later root there for this one.
             end.cleaning.held_by(self.holding);
@@ -122,22 +145,67 @@ impl<F: Format> Judge<F> {
         Ok(())
     }
 
-    pub(super) fn step_end(&self) -> Result<(), Violation> {
-        let mut owed = self.unclean.keys().filter(|key| self.linked.contains_key(&key.0));
-        if let Some(&key) = owed.next() {
+    /// Frames that are free lie behind no entry that is valid, or that a TLB may know.
+    pub(super) fn freed(&self, pa: Pa, bytes: u64) -> Result<(), Violation> {
+        let end = pa.wrapping_add(bytes);
+        let mut height = Height::PAGE;
+        loop {
+            let first = Pa::new((pa.get() + 1).saturating_sub(span::<F>(height)));
+            let over = (height, first, (Pa::new(0), 0))..(height, end, (Pa::new(0), 0));
+            for &(_, _, key) in self.leaves.range(over) {
+                self.require_unreachable(key, pa)?;
+            }
+            if height == self.geometry.top() {
+                break;
+            }
+            height = Height::new(height.get() + 1);
+        }
+        for (&key, Unclean { broken, .. }) in &self.unclean {
+            let (Some(raw), Some((_, height))) = (*broken, self.place(key)) else { continue };
+            if let Some(Live::Leaf(leaf)) = self.format.decode(raw, height).live() {
+                let apart = leaf.pa >= end || leaf.pa.wrapping_add(span::<F>(height)) <= pa;
+                require!(apart, "{pa:?} is free while TLBs may hold it: {}", self.story(key));
+            }
+        }
+        Ok(())
+    }
+
+    /// What an entry leads to may be free.
+    fn require_unreachable(&self, key: (Pa, usize), pa: Pa) -> Result<(), Violation> {
+        let (is_clean, why) = match self.unlinked.get(&key.0) {
+            Some(table) => (table.cleaning.is_clean(), table.cleaning.to_string()),
+            None => {
+                let end = self.the_end();
+                (end.cleaning.is_clean() && end.is_quiescent, "the end of its tree has not come".to_owned())
+            }
+        };
+        require!(is_clean, "{pa:?} is free, and an entry leads there: {}{why}", self.story(key));
+        Ok(())
+    }
+
+    /// A step of an operation ended, on `cpu`, or on the only one that there is.
+    pub(super) fn step_end(&self, cpu: Option<CpuId>) -> Result<(), Violation> {
+        let is_its = |unclean: &Unclean| {
+            let before = unclean.before.as_deref().map(|before| &before.cleaning);
+            let mut debts = [Some(&unclean.cleaning), before].into_iter().flatten();
+            debts.any(|debt| !debt.is_clean() && cpu.is_none_or(|cpu| debt.by == cpu))
+        };
+        let is_linked = |key: &(Pa, usize)| self.linked.contains_key(&key.0);
+        let mut owed = self.unclean.iter().filter(|(key, unclean)| is_linked(key) && is_its(unclean));
+        if let Some((&key, _)) = owed.next() {
             let n = 1 + owed.count();
             return Err(Violation(format!("a step ends and owes {n} entries, {}", self.story(key))));
         }
         require!(
-            self.unpublished.is_empty(),
+            cpu.map_or(self.unpublished.is_empty(), |cpu| !self.unpublished.contains(cpu)),
             "a step ends, and new entries are not visible to table walkers: no DSB"
         );
-        for (table, words) in &self.words {
-            let Some(Spot { height, .. }) = self.linked.get(table) else { continue };
-            for (index, raw) in words {
-                let entry = self.format.decode(*raw, *height);
-                require!(!entry.is_owned(), "a step ends and entry {index} of {table:?} is {entry:?}");
-            }
+        for (key, by) in self.owned.iter().filter(|(key, _)| is_linked(key)) {
+            let (table, index) = key;
+            let raw = self.words.get(table).and_then(|words| words.get(index)).copied().unwrap_or(0);
+            let entry = self.place(*key).map(|(_, height)| self.format.decode(raw, height));
+            self.blamed.set(Some(*key));
+            require!(cpu.is_some() && *by != cpu, "a step ends and entry {index} of {table:?} is {entry:?}");
         }
         Ok(())
     }

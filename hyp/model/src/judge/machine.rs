@@ -1,0 +1,372 @@
+//! [`Fleet`]: the judges of all spaces of a machine, and the rules of what spaces share: tags, CPUs' registers, frames.
+//!
+//! | | |
+//! | --- | --- |
+//! | a tag becomes another space's | when no TLB holds anything under it, and no CPU has it loaded |
+//! | a space gets another tag | when no TLB holds anything of it under the first one |
+//! | a CPU runs another vCPU of a space | when it has forgotten what the one before has left of combined entries |
+//! | a CPU loads tables | that are there |
+//! | a frame is free | when no entry leads there, and no TLB holds one that did |
+//!
+//! A CPU may hold something under a tag from when it loads it, and until an invalidation of all of the tag is complete that
+//! was begun since; whoever loads it meanwhile may hold something again. Only the CPU that invalidates may have it loaded
+//! for that: it runs no guest then, and no walk begins for tables of a regime that is not in use (DDI 0487, D8.2).
+
+use super::{Judge, Violation};
+use crate::{Effect, Reach, Tlbi};
+use stage2::{Bbm, Format, Geometry, TableSize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use types::{CpuId, CpuSet, Pa, Vmid};
+
+/// A rule that was broken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Objection {
+    /// What the rules say against it.
+    pub violation: Violation,
+    /// The space that it is about, by its owner's number.
+    pub space: Option<u16>,
+    /// The entry that it is about, by its address.
+    pub entry: Option<Pa>,
+}
+
+impl fmt::Display for Objection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(space) = self.space {
+            write!(f, "space {space}: ")?;
+        }
+        self.violation.fmt(f)
+    }
+}
+
+/// A space of the machine.
+#[derive(Debug)]
+struct Member<F> {
+    judge: Judge<F>,
+    root: Pa,
+    /// Which of all spaces that ever were.
+    serial: u64,
+    tag: Option<Vmid>,
+}
+
+/// Whose a tag is.
+#[derive(Clone, Copy, Debug)]
+struct Tagged {
+    serial: u64,
+    owner: u16,
+    /// The CPUs whose TLBs may hold something under it.
+    holders: CpuSet,
+}
+
+/// An invalidation of whole tags that is not complete.
+#[derive(Clone, Debug)]
+struct Flush {
+    by: CpuId,
+    tlbi: Tlbi,
+    /// Who has, or has come to have, a tag loaded since.
+    loaded: BTreeSet<(CpuId, Vmid)>,
+}
+
+impl Flush {
+    fn is_of(&self, tag: Vmid) -> bool {
+        self.tlbi.op.is_for_every_tag() || self.tlbi.vmid == tag
+    }
+
+    fn is_complete_by(&self, reach: Reach) -> bool {
+        if self.tlbi.op.is_broadcast() { reach >= Reach::Ish } else { reach != Reach::Ishst }
+    }
+}
+
+/// All spaces of a machine, from its start on, on CPUs that broadcast.
+#[derive(Debug)]
+pub struct Fleet<F> {
+    spaces: BTreeMap<u16, Member<F>>,
+    /// How many spaces there ever were.
+    count: u64,
+    /// Every table: its bytes, and its space.
+    tables: BTreeMap<Pa, (u64, u16)>,
+    roots: BTreeMap<Pa, u16>,
+    /// Roots of spaces that are gone.
+    gone: BTreeSet<Pa>,
+    tags: BTreeMap<Vmid, Tagged>,
+    /// The tag that each CPU has loaded, and of which space.
+    loaded: BTreeMap<CpuId, (Vmid, u64)>,
+    flushes: Vec<Flush>,
+    /// The vCPU that has left combined entries in a CPU's TLB.
+    left: BTreeMap<(CpuId, Vmid), (u64, u64)>,
+}
+
+impl<F> Default for Fleet<F> {
+    fn default() -> Self {
+        Self {
+            spaces: BTreeMap::new(),
+            count: 0,
+            tables: BTreeMap::new(),
+            roots: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            tags: BTreeMap::new(),
+            loaded: BTreeMap::new(),
+            flushes: Vec::new(),
+            left: BTreeMap::new(),
+        }
+    }
+}
+
+type Judged = Result<(), Objection>;
+
+/// A rule of the whole machine's is broken.
+fn object(space: Option<u16>, what: String) -> Objection {
+    Objection { violation: Violation(what), space, entry: None }
+}
+
+impl<F: Format> Fleet<F> {
+    /// Makes a machine without spaces.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Returns how many spaces there are, and how many there ever were.
+    pub fn spaces(&self) -> (usize, u64) {
+        (self.spaces.len(), self.count)
+    }
+
+    /// A space is there, whose root is empty.
+    ///
+    /// # Errors
+    /// Its owner has one.
+    pub fn made(&mut self, owner: u16, root: Pa, format: F, geometry: Geometry<F>, bbm: Bbm) -> Judged {
+        self.count += 1;
+        let judge = Judge::new(format, geometry, bbm, root).entered_by_nobody();
+        self.roots.insert(root, owner);
+        self.gone.remove(&root);
+        let member = Member { judge, root, serial: self.count, tag: None };
+        match self.spaces.insert(owner, member) {
+            None => Ok(()),
+            Some(_) => Err(object(Some(owner), "a second space of one owner".into())),
+        }
+    }
+
+    /// A space is gone.
+    ///
+    /// # Errors
+    /// There is none, or a table of its is still there.
+    pub fn ended(&mut self, owner: u16) -> Judged {
+        let Some(member) = self.spaces.remove(&owner) else {
+            return Err(object(Some(owner), "the end of a space that is not there".into()));
+        };
+        self.roots.remove(&member.root);
+        self.gone.insert(member.root);
+        match self.tables.iter().find(|(_, (_, of))| *of == owner) {
+            None => Ok(()),
+            Some((table, _)) => {
+                Err(object(Some(owner), format!("it is gone, and its table {table:?} is not")))
+            }
+        }
+    }
+
+    /// A table was taken.
+    ///
+    /// # Errors
+    /// It is one already.
+    pub fn taken(&mut self, owner: u16, table: Pa, bytes: u64) -> Judged {
+        let size = TableSize::from_shift(bytes.trailing_zeros()).unwrap_or(Geometry::<F>::table_size());
+        if let Some(member) = self.spaces.get_mut(&owner) {
+            step(owner, member, Effect::Take { table, size })?;
+        }
+        match self.tables.insert(table, (bytes, owner)) {
+            None => Ok(()),
+            Some((_, of)) => {
+                Err(object(Some(owner), format!("{table:?} was taken, and is a table of space {of}")))
+            }
+        }
+    }
+
+    /// A table is about to be given back.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn given_back(&mut self, table: Pa) -> Judged {
+        let Some((_, owner)) = self.tables.remove(&table) else {
+            return Err(object(None, format!("{table:?} given back, which is no table")));
+        };
+        let Some(member) = self.spaces.get_mut(&owner) else { return Ok(()) };
+        let serial = member.serial;
+        step(owner, member, Effect::GiveBack { table })?;
+        match self.loaded.iter().find(|(_, (_, of))| *of == serial && table == member.root) {
+            None => Ok(()),
+            Some((cpu, _)) => {
+                let what =
+                    format!("its root {table:?} is given back while CPU {} has it loaded", cpu.index());
+                Err(object(Some(owner), what))
+            }
+        }
+    }
+
+    /// An entry was written, at `address`.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn wrote(&mut self, cpu: CpuId, address: Pa, old: u64, new: u64) -> Judged {
+        let found = self.tables.range(..=address).next_back();
+        let inside = found.filter(|(table, (bytes, _))| address.get() - table.get() < *bytes);
+        let Some((&table, &(_, owner))) = inside else {
+            return Err(object(None, format!("an entry at {address:?} was written, and there is no table")));
+        };
+        let Some(member) = self.spaces.get_mut(&owner) else { return Ok(()) };
+        let index = ((address.get() - table.get()) / 8) as usize;
+        step(owner, member, Effect::Write { cpu, table, index, old, new })
+    }
+
+    /// A barrier is complete.
+    ///
+    /// # Errors
+    /// None: for the caller's convenience.
+    pub fn waited(&mut self, cpu: CpuId, reach: Reach) -> Judged {
+        self.all(Effect::Dsb { cpu, reach })?;
+        let complete: Vec<Flush> =
+            self.flushes.extract_if(.., |flush| flush.by == cpu && flush.is_complete_by(reach)).collect();
+        complete.iter().for_each(|flush| self.flushed(flush));
+        Ok(())
+    }
+
+    /// An invalidation is about to be issued.
+    ///
+    /// # Errors
+    /// None: for the caller's convenience.
+    pub fn invalidates(&mut self, cpu: CpuId, tlbi: Tlbi) -> Judged {
+        if tlbi.op.takes_everything() || tlbi.op.takes_combined() {
+            let loaded = self.loaded.iter().filter(|(by, _)| **by != cpu).map(|(by, (tag, _))| (*by, *tag));
+            let loaded = loaded.collect();
+            self.flushes.push(Flush { by: cpu, tlbi, loaded });
+        }
+        self.all(Effect::Tlbi { cpu, tlbi })
+    }
+
+    fn flushed(&mut self, flush: &Flush) {
+        let mut loaded = flush.loaded.clone();
+        if let Some((tag, _)) = self.loaded.get(&flush.by) {
+            loaded.insert((flush.by, *tag));
+        }
+        let reaches = |cpu: CpuId| flush.tlbi.op.is_broadcast() || cpu == flush.by;
+        // The CPU that invalidates runs nobody meanwhile.
+        self.left.retain(|&(cpu, tag), _| {
+            let stays = cpu != flush.by && loaded.contains(&(cpu, tag));
+            !flush.is_of(tag) || !reaches(cpu) || stays
+        });
+        if !flush.tlbi.op.takes_everything() {
+            return;
+        }
+        for (&tag, tagged) in self.tags.iter_mut().filter(|(tag, _)| flush.is_of(**tag)) {
+            let stays = |cpu: &CpuId| !reaches(*cpu) || loaded.contains(&(*cpu, tag));
+            tagged.holders = tagged.holders.iter().filter(stays).fold(CpuSet::EMPTY, CpuSet::with);
+            if let Some(member) = self.spaces.get_mut(&tagged.owner)
+                && member.serial == tagged.serial
+                && member.tag == Some(tag)
+            {
+                member.judge.hold(None, tagged.holders);
+            }
+        }
+    }
+
+    /// A CPU is about to load the tables of `root`, under `tag`.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn loads(&mut self, cpu: CpuId, tag: Vmid, root: Pa) -> Judged {
+        self.loaded.remove(&cpu);
+        let Some(&owner) = self.roots.get(&root) else {
+            if self.gone.contains(&root) {
+                let what = format!("CPU {} loads the root {root:?} of a space that is gone", cpu.index());
+                return Err(object(None, what));
+            }
+            return Ok(()); // what the register was at reset
+        };
+        let Some(member) = self.spaces.get_mut(&owner) else { return Ok(()) };
+        if let Some(before) = self.tags.get(&tag)
+            && before.serial != member.serial
+            && !before.holders.is_empty()
+        {
+            let what = format!(
+                "CPU {} loads it under VMID {}, under which {} may hold translations of space {}",
+                cpu.index(),
+                tag.0,
+                names(before.holders),
+                before.owner
+            );
+            return Err(object(Some(owner), what));
+        }
+        if let Some(other) = member.tag.filter(|other| *other != tag)
+            && let Some(before) = self.tags.get(&other)
+            && before.serial == member.serial
+            && !before.holders.is_empty()
+        {
+            let what = format!(
+                "CPU {} loads it under VMID {}, while {} may hold translations of it under VMID {}",
+                cpu.index(),
+                tag.0,
+                names(before.holders),
+                other.0
+            );
+            return Err(object(Some(owner), what));
+        }
+        let fresh = Tagged { serial: member.serial, owner, holders: CpuSet::EMPTY };
+        let tagged = self.tags.entry(tag).or_insert(fresh);
+        if tagged.serial != member.serial {
+            *tagged = fresh;
+        }
+        tagged.holders = tagged.holders.with(cpu);
+        member.tag = Some(tag);
+        member.judge.hold(Some(tag), tagged.holders);
+        self.loaded.insert(cpu, (tag, member.serial));
+        for flush in self.flushes.iter_mut().filter(|flush| flush.by != cpu) {
+            flush.loaded.insert((cpu, tag));
+        }
+        Ok(())
+    }
+
+    /// A CPU is about to run a vCPU of a space.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn runs(&mut self, cpu: CpuId, owner: u16, vcpu: u64) -> Judged {
+        let serial = self.spaces.get(&owner).map(|member| member.serial);
+        let Some(&(tag, _)) = self.loaded.get(&cpu).filter(|(_, of)| Some(*of) == serial) else {
+            let what = format!("CPU {} runs vCPU {vcpu}, and other tables are loaded", cpu.index());
+            return Err(object(Some(owner), what));
+        };
+        let serial = serial.unwrap_or(0);
+        match self.left.insert((cpu, tag), (serial, vcpu)) {
+            Some((of, before)) if of == serial && before != vcpu => {
+                let what = format!(
+                    "CPU {} runs vCPU {vcpu}, and may hold what vCPU {before} has left under VMID {}",
+                    cpu.index(),
+                    tag.0
+                );
+                Err(object(Some(owner), what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Something else was done, on every space.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn all(&mut self, effect: Effect) -> Judged {
+        for (&owner, member) in &mut self.spaces {
+            step(owner, member, effect)?;
+        }
+        Ok(())
+    }
+}
+
+fn step<F: Format>(owner: u16, member: &mut Member<F>, effect: Effect) -> Judged {
+    member.judge.step(effect).map_err(|violation| {
+        let entry = member.judge.blamed().map(|(table, index)| table.wrapping_add(8 * index as u64));
+        Objection { violation, space: Some(owner), entry }
+    })
+}
+
+fn names(cpus: CpuSet) -> String {
+    cpus.iter().map(|cpu| format!("CPU {}", cpu.index())).collect::<Vec<_>>().join(", ")
+}
