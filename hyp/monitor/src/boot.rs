@@ -25,6 +25,7 @@ use dtoolkit::fdt::Fdt;
 use frames::{DirectMap, Frames};
 use log::{debug, info, warn};
 use spin::Mutex;
+use types::sync::SEEDED;
 use types::{CpuId, MAX_CPUS, Pa, PaRange, Ticks};
 
 /// The boot CPU's way. At EL2, MMU and caches off, on the boot slot's stack.
@@ -183,6 +184,9 @@ fn say_what_was_found(hardware: &Hardware<'_>, console: &ConsoleAt, layout: &Lay
         platform::board().name(),
         image_range()
     );
+    if let Some(seed) = SEEDED {
+        warn!("this build has a bug in it on purpose: seed-bug-{seed}");
+    }
     let _ =
         Options::parse(hardware.bootargs, |word| warn!("command line: \"{}\" means nothing here", word.0));
     for bank in &hardware.memory {

@@ -54,6 +54,10 @@ compile_error!("the feature `lab` is for tests on the host and never part of an 
 /// Whether this build has the laboratory in it. What is measured must not.
 pub const LAB: bool = cfg!(feature = "lab");
 
+#[cfg_attr(feature = "lab", allow(dead_code, reason = "there, the mutant is chosen at run time"))]
+mod seed;
+pub use seed::{SEEDED, SEEDS, Seed};
+
 #[cfg(feature = "lab")]
 mod lab;
 #[cfg(feature = "lab")]
@@ -74,11 +78,11 @@ pub fn o(n: u16, ordering: Ordering) -> Ordering {
     if lab::is_weakened(n) { Ordering::Relaxed } else { ordering }
 }
 
-/// Tells whether the barrier with number `n` stands: always, but in a test that weakens it.
+/// Tells whether the barrier with number `n` stands: always, but in a test that weakens it, and where it is [seeded](SEEDED).
 #[cfg(not(feature = "lab"))]
 #[inline(always)]
-pub const fn keeps(_n: u16) -> bool {
-    true
+pub const fn keeps(n: u16) -> bool {
+    !seed::is_gone(n)
 }
 
 /// Tells whether the barrier with number `n` stands: always, but in a test that weakens it.
@@ -97,11 +101,12 @@ pub fn full_barrier(n: u16) {
     }
 }
 
-/// Tells whether the protocol is to be wrong in this one way: never, but in a test that expects to catch it.
+/// Tells whether the protocol is to be wrong in this one way: never, but in a test that expects to catch it, and where it
+/// is [seeded](SEEDED).
 #[cfg(not(feature = "lab"))]
 #[inline(always)]
-pub const fn mutant(_name: &str) -> bool {
-    false
+pub const fn mutant(name: &str) -> bool {
+    seed::is_mutant(name)
 }
 
 /// Tells whether the protocol is to be wrong in this one way: never, but in a test that expects to catch it.

@@ -36,7 +36,9 @@ impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
         let mut at = range.start().align_down(step);
         let mut count = 0;
         while at < range.end() {
-            let operand = at.get() >> 12 | level;
+            let page =
+                if mutant("tlbi-operand-unshifted") { at.get() & ((1 << 40) - 1) } else { at.get() >> 12 };
+            let operand = page | level;
             if mutant("stage-1-tlbi-for-stage-2") {
                 vmalle1is();
                 break;
