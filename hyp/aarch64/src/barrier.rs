@@ -1,9 +1,10 @@
 //! Barriers, and the instructions that wait.
 //!
-//! None of them says `nomem`: the compiler, too, keeps memory accesses on their side.
+//! None of them says `nomem`: the compiler, too, keeps memory accesses on their side. The trace has those that wait, each
+//! when it is complete.
 
 macro_rules! instruction {
-    ($(#[$doc:meta])* $name:ident, $asm:literal, $effect:expr) => {
+    ($(#[$doc:meta])* $name:ident, $asm:literal, $effect:expr $(, $reach:ident)?) => {
         $(#[$doc])*
         #[inline(always)]
         pub fn $name() {
@@ -12,6 +13,12 @@ macro_rules! instruction {
             unsafe {
                 core::arch::asm!($asm, options(nostack, preserves_flags));
             }
+            $(
+                #[cfg(target_os = "none")]
+                if trace::is_on() {
+                    trace::note(trace::Kind::Dsb, trace::Reach::$reach as u8, [0; 3]);
+                }
+            )?
             #[cfg(not(target_os = "none"))]
             crate::effect::record($effect);
         }
@@ -23,16 +30,16 @@ use crate::effect::Effect;
 
 instruction!(
     /// Waits until all earlier accesses and maintenance are complete for the inner shareable domain.
-    dsb_ish, "dsb ish", Effect::Dsb("ish"));
+    dsb_ish, "dsb ish", Effect::Dsb("ish"), Ish);
 instruction!(
     /// Waits until all earlier stores are complete for the inner shareable domain.
-    dsb_ishst, "dsb ishst", Effect::Dsb("ishst"));
+    dsb_ishst, "dsb ishst", Effect::Dsb("ishst"), Ishst);
 instruction!(
     /// Waits until all earlier accesses and maintenance are complete for this CPU.
-    dsb_nsh, "dsb nsh", Effect::Dsb("nsh"));
+    dsb_nsh, "dsb nsh", Effect::Dsb("nsh"), Nsh);
 instruction!(
     /// Waits until all earlier accesses and maintenance are complete for the full system, devices included.
-    dsb_sy, "dsb sy", Effect::Dsb("sy"));
+    dsb_sy, "dsb sy", Effect::Dsb("sy"), Sy);
 instruction!(
     /// Keeps all accesses on their side for observers in the inner shareable domain.
     dmb_ish, "dmb ish", Effect::Dmb("ish"));

@@ -20,6 +20,7 @@
 mod bank;
 mod content;
 mod direct;
+mod entry;
 mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
@@ -43,6 +44,7 @@ mod tests;
 mod word;
 
 pub use direct::DirectMap;
+pub use entry::Entry;
 pub use error::FrameError;
 pub use layout::{MAX_BANKS, MAX_RESERVED};
 pub use moves::{Frozen, Request};

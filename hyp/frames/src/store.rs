@@ -351,6 +351,9 @@ impl Frames {
     /// Puts a run whose words say `Inside` on the free lists.
     pub(crate) fn free(&self, run: Frame, order: Order, was: Kind) {
         touch(self.map().pointer(run.pa()).addr(), Touch::Freed(order.bytes()));
+        if trace::is_on() {
+            trace::note(trace::Kind::Freed, 0, [run.pa().get(), order.bytes(), 0]);
+        }
         let mut pool = self.pool.lock();
         pool.uncount(was, order.frames());
         pool.put(&self.memory, run, order);

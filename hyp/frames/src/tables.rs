@@ -1,10 +1,11 @@
 //! One space's tables: where `stage2` looks into them, and where new ones come from.
 
+use crate::entry::Entry;
 use crate::lock::Lock;
 use crate::reserve::Reserve;
 use crate::{DirectMap, Frames, Kind, Order, Owner, Usage};
 use core::ops::Range;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use stage2::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, TablePa, TableSize};
 use types::sync::mutant;
 use types::{FRAME_SIZE, Pa};
@@ -99,21 +100,28 @@ impl<'f> Tables<'f> {
     fn refund(&self, frames: u32) {
         self.used.fetch_sub(frames, Relaxed);
     }
+
+    /// Records that a table comes or goes.
+    fn note(&self, kind: trace::Kind, table: Pa, size: TableSize) {
+        if trace::is_on() {
+            trace::note(kind, 0, [table.get(), size.bytes(), u64::from(self.owner.0)]);
+        }
+    }
 }
 
 impl Entries for Tables<'_> {
     type Slot<'a>
-        = &'a AtomicU64
+        = Entry<'a>
     where
         Self: 'a;
 
     #[inline(always)]
-    fn slot(&self, table: TablePa, index: usize) -> &AtomicU64 {
+    fn slot(&self, table: TablePa, index: usize) -> Entry<'_> {
         self.finder()(table, index)
     }
 
     #[inline(always)]
-    fn finder<'e>(&'e self) -> impl Fn(TablePa, usize) -> &'e AtomicU64 {
+    fn finder<'e>(&'e self) -> impl Fn(TablePa, usize) -> Entry<'e> {
         let map = self.map;
         move |table, index| {
             let pa = table.pa().wrapping_add(index as u64 * size_of::<u64>() as u64);
@@ -125,15 +133,15 @@ impl Entries for Tables<'_> {
             // `FreshTable::new`, which only `take` calls, and who keeps a table that it got from there; lints refuse
             // any other call. The index is below its number of entries by the contract of `Entries`. Such memory is
             // mapped, and accessed as atomics and by the hardware's walker only.
-            unsafe { map.word(pa) }
+            Entry(unsafe { map.word(pa) })
         }
     }
 
     #[inline(always)]
-    fn slots(&self, table: TablePa, indices: Range<usize>) -> impl ExactSizeIterator<Item = &AtomicU64> {
+    fn slots(&self, table: TablePa, indices: Range<usize>) -> impl ExactSizeIterator<Item = Entry<'_>> {
         let pa = table.pa().wrapping_add(indices.start as u64 * size_of::<u64>() as u64);
         // SAFETY: as for `slot`, for each of them; a table's entries stand side by side.
-        unsafe { self.map.words(pa, indices.len()) }.iter()
+        unsafe { self.map.words(pa, indices.len()) }.iter().map(Entry)
     }
 }
 
@@ -146,19 +154,23 @@ impl Pages for Tables<'_> {
                 return Err(NoPages);
             }
             let drawn = self.reserve.lock().draw(self.map);
-            return drawn.map(|page| FreshTable::new(page, size)).ok_or(NoPages);
+            let page = drawn.ok_or(NoPages)?;
+            self.note(trace::Kind::Take, page, size);
+            return Ok(FreshTable::new(page, size));
         }
         let table = self.allocate(order)?;
         if purpose != Purpose::Split {
             // SAFETY: the memory is ours alone, mapped, and of this size.
             unsafe { self.map.pointer(table).write_bytes(0, size.bytes() as usize) };
         }
+        self.note(trace::Kind::Take, table, size);
         Ok(FreshTable::new(table, size))
     }
 
     fn give_back(&self, table: IdleTable) {
         // Never fails: `take` made this table, so its size is an order.
         let Some(order) = Order::of_bytes(table.size().bytes()) else { return };
+        self.note(trace::Kind::GiveBack, table.pa(), table.size());
         let unwanted = if table.restores_reserve() && order == self.page {
             self.reserve.lock().restore(self.map, table.pa())
         } else {

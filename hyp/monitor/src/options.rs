@@ -18,6 +18,8 @@ pub struct Options {
     pub bbm: Bbm,
     /// `exercise=resize`: work for these mechanisms while guests run; none where it does not say.
     pub exercise: Exercise,
+    /// `trace=KEY`, a hexadecimal number: what is done to tables and TLBs is recorded, for a tool that finds it by the key.
+    pub trace: Option<u64>,
     /// `provoke=panic|overflow|null|write-code|execute-data|undefined`: a bug to provoke, for tests of the report.
     pub provoke: Option<Provoke>,
 }
@@ -104,6 +106,7 @@ impl Options {
             "wait" => self.wait = named(&Way::NAMES, value)?,
             "exercise" => self.exercise = named(&[("resize", Exercise::Resize)], value)?,
             "bbm" => self.bbm = named(&LEVELS, value)?,
+            "trace" => self.trace = Some(u64::from_str_radix(value, 16).ok()?),
             "provoke" => self.provoke = Some(Provoke::parse(value)?),
             _ => return None,
         }
@@ -119,6 +122,7 @@ impl Default for Options {
             wait: Way::Epoch,
             bbm: Bbm::Level3,
             exercise: Exercise::None,
+            trace: None,
             provoke: None,
         }
     }
@@ -151,6 +155,12 @@ mod tests {
         assert_eq!((options.bbm, options.exercise), (Bbm::Level1, Exercise::Resize));
         assert_eq!(others, ["wait=sleep", "bbm=4", "invalidate="]);
         assert_eq!((options.wait.name(), style_name(options.invalidate)), ("batched", "interrupt"));
+    }
+
+    #[test]
+    fn the_trace_has_a_key() {
+        let options = Options::parse("trace=5eed trace=on", |u| assert_eq!(u.0, "trace=on"));
+        assert_eq!(options.trace, Some(0x5eed));
     }
 
     #[test]

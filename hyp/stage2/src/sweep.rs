@@ -74,7 +74,10 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         links: usize,
         large: &mut Option<Reserved<'t>>,
     ) -> Grace<'t, S::Period> {
-        let Some(readers) = self.other_readers(section.cpu()) else { return Grace::Unneeded };
+        let Some(readers) = self.other_readers(section.cpu()) else {
+            section.unread();
+            return Grace::Unneeded;
+        };
         if let Some(epoch) = section.defer() {
             let places = match large.take() {
                 Some(place) if links == 1 => Some(place),

@@ -319,7 +319,10 @@ impl<F: Format, M> Tree<F, M> {
     /// Starts a grace period for what was just unlinked; `None` where nobody else has ever looked at this tree. For
     /// who is going to wait: [`retire`](Tree::retire) lets it rest where that is better.
     pub(crate) fn grace<S: Section>(&self, section: &S) -> Option<S::Period> {
-        let others = self.other_readers(section.cpu())?;
+        let Some(others) = self.other_readers(section.cpu()) else {
+            section.unread();
+            return None;
+        };
         self.counters.count(section.cpu(), Event::GracePeriod, 1);
         Some(section.period(others))
     }

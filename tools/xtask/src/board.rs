@@ -1,6 +1,6 @@
 //! The boards that there is an emulator for.
 
-use crate::{cargo, image};
+use crate::{cargo, image, paths};
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -38,6 +38,17 @@ impl Board {
     /// Builds the board's hypervisor image.
     pub(crate) fn build(self) -> Result<Built> {
         let elf = cargo::build(self.package(), self.package())?;
+        Self::flatten(elf)
+    }
+
+    /// Builds the hypervisor with a bug on purpose, beside the one without.
+    pub(crate) fn build_seeded(self, seed: usize) -> Result<Built> {
+        let target = paths::target().join("seeded");
+        let elf = cargo::build_seeded(self.package(), self.package(), seed, &target)?;
+        Self::flatten(elf)
+    }
+
+    fn flatten(elf: PathBuf) -> Result<Built> {
         let image = elf.with_extension("Image");
         image::flatten(&elf, &image)?;
         Ok(Built { elf, image })

@@ -4,7 +4,7 @@ use crate::setup::{self, Need, TARGET};
 use crate::{paths, shell};
 use anyhow::{Result, bail};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Starts a cargo command line in the workspace's root. Cargo shows its progress to a person and is silent otherwise.
@@ -27,6 +27,25 @@ pub(crate) fn build(package: &str, name: &str) -> Result<PathBuf> {
     }
     Ok(elf)
 }
+
+/// Builds one package for the bare-metal target with a bug on purpose ([`types::sync::SEEDS`]), quickly, in a folder of its
+/// own, and returns the ELF file of its binary `name`.
+pub(crate) fn build_seeded(package: &str, name: &str, seed: usize, target: &Path) -> Result<PathBuf> {
+    const TYPES: &str = "mezzanine-types";
+    setup::ensure(&[Need::Rust])?;
+    let mut command = cargo("build");
+    command.args(["--profile", PROFILE, "--target", TARGET, "-p", package, "-p", TYPES]);
+    command.args(["--features", &format!("{TYPES}/seed-bug-{seed}")]).arg("--target-dir").arg(target);
+    shell::run(&mut command)?;
+    let elf = target.join(TARGET).join(PROFILE).join(name);
+    if !elf.is_file() {
+        bail!("building {package} left no {}", elf.display());
+    }
+    Ok(elf)
+}
+
+/// The profile of builds that are made often and run once.
+const PROFILE: &str = "seeded";
 
 /// Returns the folder of optimised bare-metal binaries.
 pub(crate) fn release_dir() -> PathBuf {

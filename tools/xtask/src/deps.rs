@@ -16,16 +16,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("stage2", &["types"]),
     ("vmsa", &["stage2", "types"]),
     ("ept", &["stage2", "types"]),
-    ("frames", &["stage2", "types"]),
+    ("trace", &["types"]),
+    ("frames", &["stage2", "trace", "types"]),
     ("model", &["stage2", "types"]),
     ("space", &["frames", "stage2", "types"]),
     ("vm", &["space", "frames", "stage2", "abi", "types"]),
-    ("aarch64", &["vmsa", "stage2", "types"]),
+    ("aarch64", &["vmsa", "stage2", "trace", "types"]),
     ("x86_64", &["ept", "stage2", "types"]),
-    ("monitor", &["aarch64", "x86_64", "vm", "space", "frames", "vmsa", "ept", "stage2", "abi", "types"]),
+    (
+        "monitor",
+        &["aarch64", "x86_64", "vm", "space", "frames", "vmsa", "ept", "stage2", "trace", "abi", "types"],
+    ),
     ("bench", &["space", "frames", "vmsa", "stage2", "types"]),
     ("guest-tests", &["abi"]),
-    ("xtask", &[]),
+    ("trace-tool", &["model", "trace", "vmsa", "stage2", "types"]),
+    ("xtask", &["trace-tool", "types"]),
 ];
 
 /// What a board, any crate in `platform/`, may use.
@@ -35,7 +40,8 @@ const BOARD_MAY_USE: &[&str] = &["monitor"];
 const TESTS_MAY_USE: &[&str] = &["model", "vmsa", "ept", "frames", "stage2", "types"];
 
 /// Crates that say `#![forbid(unsafe_code)]`.
-const NO_UNSAFE: &[&str] = &["abi", "ept", "model", "space", "stage2", "types", "vm", "vmsa"];
+const NO_UNSAFE: &[&str] =
+    &["abi", "ept", "model", "space", "stage2", "trace", "trace-tool", "types", "vm", "vmsa"];
 
 /// One dependency inside the workspace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -190,8 +196,9 @@ mod tests {
     }
 
     #[test]
-    fn the_model_is_for_tests_only_and_tests_hold_no_instructions() {
+    fn the_model_is_for_tests_and_the_checker_of_traces_only_and_tests_hold_no_instructions() {
         assert!(objection(&arrow("space", "model", Purpose::Product)).is_some());
+        assert_eq!(objection(&arrow("trace-tool", "model", Purpose::Product)), None);
         assert_eq!(objection(&arrow("space", "model", Purpose::Tests)), None);
         assert_eq!(objection(&arrow("space", "vmsa", Purpose::Tests)), None);
         assert!(objection(&arrow("space", "aarch64", Purpose::Tests)).is_some());

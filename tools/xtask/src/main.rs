@@ -28,6 +28,7 @@ mod soak;
 mod symbols;
 mod terminal;
 mod tests;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -58,6 +59,9 @@ enum Command {
     Tsan,
     /// Put the page tables under stress from random seeds, and count which races were met
     Soak(soak::Args),
+    /// Check what a machine did to tables and TLBs, of which `run --trace` has made a trace
+    #[command(subcommand)]
+    Trace(trace::Command),
     /// Measure, and compare with the targets
     #[command(subcommand)]
     Bench(bench::Command),
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Command::Miri(args) => nightly::run_miri(&args),
         Command::Tsan => nightly::run_tsan(),
         Command::Soak(args) => soak::run(&args),
+        Command::Trace(command) => trace::run(&command),
         Command::Bench(command) => bench::run(&command),
         Command::Image(args) => image::run(&args),
         Command::Bundle(args) => bundle::run(&args),

@@ -7,6 +7,7 @@ use crate::run::{GRANTED, Prepared, host, vm};
 use crate::setup::{self, Need, TARGET};
 use crate::size::Size;
 use crate::tests::{AlreadySaid, PAYLOAD, Summary};
+use crate::trace::Tracing;
 use crate::{cargo, paths, shell};
 use anyhow::{Context, Result, ensure};
 use cargo_metadata::MetadataCommand;
@@ -110,10 +111,15 @@ pub(crate) fn run(name: &str, prepare: impl Fn(&Payload, &str) -> Result<Prepare
     }
     let mut summary = Summary::default();
     for payload in &chosen {
-        let prepared = prepare(payload, &filter)?;
+        let mut prepared = prepare(payload, &filter)?;
         let mut console = Console::piped(&prepared.machine, Echo::Shown)?;
         let result = counts(&mut console);
+        drop(console);
         println!(); // the console may have stopped within a line
+        let result = match prepared.tracing.take().map(Tracing::finish).transpose() {
+            Ok(_) => result,
+            Err(error) => result.and(Err(error)),
+        };
         summary.add(result.unwrap_or_else(|error| {
             println!("FAIL {}: {error:#}", payload.name());
             Summary { passed: 0, failed: 1 }

@@ -7,6 +7,7 @@ use crate::image::Header;
 use crate::qemu::{Clock, DEFAULT_CPU, Entered, Machine, Serial};
 use crate::setup::{self, Need};
 use crate::size::Size;
+use crate::trace::Tracing;
 use crate::{paths, payload, shell, terminal};
 use anyhow::{Context, Result, bail};
 use regex::Regex;
@@ -69,6 +70,9 @@ pub(crate) struct Args {
     /// Added to the hypervisor's own command line, such as "invalidate=interrupt wait=batched bbm=0" (docs/options.md)
     #[arg(long, value_name = "STR")]
     hyp_append: Option<String>,
+    /// Write what the hypervisor does to tables and TLBs to this file, for `cargo xtask trace` (docs/trace.md)
+    #[arg(long, value_name = "FILE", conflicts_with = "gdb")]
+    trace: Option<PathBuf>,
     /// Wait for a debugger on port 1234, and print how to attach one
     #[arg(long)]
     gdb: bool,
@@ -86,6 +90,8 @@ pub(crate) struct Prepared {
     pub(crate) machine: Machine,
     /// The ELF file of the image that it runs, which names the addresses of a panic.
     pub(crate) elf: Option<PathBuf>,
+    /// Takes its trace.
+    pub(crate) tracing: Option<Tracing>,
     /// The bundle; the file is gone when this is.
     _bundle: Option<NamedTempFile>,
 }
@@ -98,6 +104,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let append = format!("{filter} {}", args.append.as_deref().unwrap_or(""));
             let mut prepared = payload.machine(args.board, &args.cpu, smp, memory, append.trim())?;
             prepared.machine.append = hypervisor_cmdline(&args.log, args.hyp_append.as_deref());
+            if let Some(to) = &args.trace {
+                // A file for each payload.
+                let mut to = to.clone().into_os_string();
+                to.push(format!(".{}", payload.name()));
+                prepared.tracing = Some(Tracing::of(&mut prepared.machine, Path::new(&to))?);
+            }
             Ok(prepared)
         });
     }
@@ -114,10 +126,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         prepared.machine.extra.extend(["-s".into(), "-S".into()]);
         println!("In another terminal:\n  {}", debugger(&built)?);
     }
-    match &args.expect {
+    let tracing = args.trace.as_ref().map(|to| Tracing::of(&mut prepared.machine, to)).transpose()?;
+    let result = match &args.expect {
         Some(regex) => expect(&prepared, regex, Duration::from_secs(args.timeout.unwrap_or(120))),
         None => interact(&prepared, args.timeout.map(Duration::from_secs)),
-    }
+    };
+    // Whatever became of the machine: what it did is there.
+    let taken = tracing.map(Tracing::finish).transpose();
+    result.and(taken.map(|_| ()))
 }
 
 /// Makes the machine that hosts a bundle: as many CPUs as are asked for, and memory for the VMs and [`OVERHEAD`].
@@ -146,7 +162,7 @@ pub(crate) fn host(
         append: HYPERVISOR_APPEND.to_owned(),
         extra: Vec::new(),
     };
-    Ok(Prepared { machine, elf: Some(built.elf.clone()), _bundle: Some(file) })
+    Ok(Prepared { machine, elf: Some(built.elf.clone()), tracing: None, _bundle: Some(file) })
 }
 
 /// Removes the bundles of runs that were killed: those that are a day old.
@@ -177,7 +193,7 @@ pub(crate) fn bare(board: Board, cpu: &str, cpus: u32, memory: Size, append: Str
         append,
         extra: Vec::new(),
     };
-    Prepared { machine, elf: None, _bundle: None }
+    Prepared { machine, elf: None, tracing: None, _bundle: None }
 }
 
 /// Returns a VM called `name`, whose kernel's name is filled in with the bundle.

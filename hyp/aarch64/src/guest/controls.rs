@@ -1,6 +1,7 @@
 //! What traps to EL2 while a guest runs, and which features it is let to use: register values, made of the CPU's
 //! identification registers.
 
+use super::tlbi::record_vttbr;
 use crate::barrier::isb;
 use crate::id;
 use crate::sysreg::{
@@ -174,6 +175,7 @@ pub struct Identity {
 
 /// Loads tables that map nothing, in place of those of a guest that is not to run here any more: `vttbr` names them.
 pub fn vacate(vttbr: u64) {
+    record_vttbr(vttbr);
     VTTBR_EL2.set(vttbr);
     isb();
 }
@@ -197,6 +199,7 @@ impl Controls {
         VPIDR_EL2.set(identity.vpidr);
         VMPIDR_EL2.set(identity.vmpidr);
         VTCR_EL2.set(identity.vtcr);
+        record_vttbr(identity.vttbr);
         VTTBR_EL2.set(identity.vttbr);
         HCR_EL2.set(self.hcr);
         CPTR_EL2.set(self.cptr);

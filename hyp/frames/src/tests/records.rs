@@ -131,7 +131,7 @@ fn tables_are_zeroed_and_within_the_budget() {
     assert!(root.table().pa().is_aligned(1 << 14));
     for fresh in [&root, &one] {
         for index in 0..fresh.size().bytes() as usize / 8 {
-            assert_eq!(tables.slot(fresh.table(), index).load(Relaxed), 0);
+            assert_eq!(tables.slot(fresh.table(), index).word().load(Relaxed), 0);
         }
     }
     assert_eq!(tables.take(page, Purpose::Map).err(), Some(NoPages), "the budget is 5 frames");

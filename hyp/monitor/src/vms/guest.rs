@@ -2,7 +2,7 @@
 
 use super::exercise::Exercise;
 use super::outlet::Outlet;
-use super::{Format, Hypervisor, Load};
+use super::{Format, Hypervisor, Load, tracing};
 use aarch64::cpu::Core;
 use aarch64::guest::controls::Identity;
 use aarch64::guest::tlb::{Stage2, Tag, before_tables_change, flush_all, forget_sibling};
@@ -55,7 +55,13 @@ pub(super) struct Remains {
 impl Remains {
     /// Gives back one step's worth.
     pub(super) fn step(&mut self, cpu: CpuId) -> Progress {
-        self.space.step(cpu)
+        trace::make_room();
+        let progress = self.space.step(cpu);
+        trace::rests();
+        if progress == Progress::Done {
+            tracing::space_is_gone(self.owner);
+        }
+        progress
     }
 
     /// Goes on to what is known of a guest whose memory has gone back.
@@ -248,6 +254,7 @@ impl Guest {
     pub(super) fn identity(&self, hypervisor: &Hypervisor, cpu: CpuId, vcpu: &Vcpu) -> Identity {
         /// MPIDR_EL1's bit 31 is RES1.
         const RES1: u64 = 1 << 31;
+        tracing::leaves_tables();
         let vmid = hypervisor.vmids.activate(cpu, self.space.tag(), flush_all);
         self.presence.note_entry(cpu);
         before_tables_change();
@@ -266,6 +273,7 @@ impl Guest {
             Left::Own => {}
             Left::Others => forget_sibling(),
         }
+        tracing::runs(self.space.owner(), vcpu.index());
     }
 
     /// Puts kernel, device tree and initial file system into the memory of a guest that is off, and says where it
@@ -305,7 +313,9 @@ pub(super) fn space(
     let (format, geometry) = (hypervisor.format, hypervisor.layout.geometry());
     let bbm = machine.features.bbm.min(machine.options.bbm);
     let budget = table_budget::<Format>(&geometry, regions);
-    Ok(Box::new(Space::new(&machine.frames, owner, format, geometry, bbm, budget)?))
+    let space = Box::new(Space::new(&machine.frames, owner, format, geometry, bbm, budget)?);
+    tracing::space_is_made(hypervisor, &space, bbm);
+    Ok(space)
 }
 
 /// Returns how the translations of a space are invalidated by `cpu`, which is the one that runs this.

@@ -22,6 +22,7 @@ mod seats;
 mod service;
 mod shift;
 mod statistics;
+mod tracing;
 mod turn;
 mod waiting;
 
@@ -157,6 +158,7 @@ impl Hypervisor {
     /// Never inlined: what it needs of the stack is free again when guests run.
     #[inline(never)]
     fn new(machine: &'static Machine, core: &Core<'static>) -> Box<Self> {
+        tracing::start_if_asked(machine);
         let features = &machine.features;
         let ipa_bits = IPA_BITS.min(features.pa_bits());
         let layout =
@@ -262,6 +264,7 @@ impl Hypervisor {
     fn guest_is_off(&self) {
         if self.on.fetch_sub(1, Relaxed) == 1 {
             statistics::print(self);
+            tracing::end();
             report::power_off();
         }
     }

@@ -121,7 +121,7 @@ fn table_above_page(space: &Space<'_, Format>, _: &Stay<'_>) -> Why {
     use stage2::{Entries, Entry, Format as _};
     let tree = space.tree();
     let top = tree.geometry().top();
-    let root = tree.memory().slot(tree.root(), tree.geometry().index(Ipa::new(GUEST), top));
+    let root = tree.memory().slot(tree.root(), tree.geometry().index(Ipa::new(GUEST), top)).word();
     match tree.format().decode(root.load(std::sync::atomic::Ordering::Acquire), top) {
         Entry::Table(table) => table.why,
         other => panic!("no table but {other:?}"),

@@ -48,7 +48,7 @@ impl Hardware {
         let mut height = tree.geometry().top();
         let mut table = tree.root();
         loop {
-            let slot = tree.memory().slot(table, tree.geometry().index(ipa, height));
+            let slot = tree.memory().slot(table, tree.geometry().index(ipa, height)).word();
             let raw = slot.load(SeqCst);
             let Some(live) = format.decode(raw, height).live() else {
                 return Err(fault(FaultKind::Translation));

@@ -92,7 +92,7 @@ impl Ram {
     /// Acts on an entry, as nobody who is known to the adversary.
     fn entry<T>(&self, table: Pa, index: usize, act: impl FnOnce(&std::sync::atomic::AtomicU64) -> T) -> T {
         let tables = Tables::new(&self.machine, self.owner(), Order::FRAME, 0);
-        act(tables.slot(named(table), index))
+        act(tables.slot(named(table), index).word())
     }
 }
 

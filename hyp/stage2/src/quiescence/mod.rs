@@ -53,7 +53,8 @@ impl Epoch {
         Self(number)
     }
 
-    pub(crate) const fn number(self) -> u64 {
+    /// Returns the number.
+    pub const fn number(self) -> u64 {
         self.0
     }
 }
@@ -107,6 +108,9 @@ pub trait Section {
     fn defer(&self) -> Option<Epoch> {
         None
     }
+
+    /// Is told that what the caller has unlinked needs no grace period, since nobody else has ever looked at that tree.
+    fn unread(&self) {}
 
     /// Tells whether `epoch` has passed, and helps it on. Never waits. A quiescent point where it has not.
     fn has_passed(&mut self, epoch: Epoch) -> bool {

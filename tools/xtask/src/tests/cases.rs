@@ -5,6 +5,7 @@ use crate::console::{Console, Echo, Trouble};
 use crate::process::interrupted;
 use crate::qemu::Serial;
 use crate::run::Prepared;
+use crate::trace::Tracing;
 use crate::{paths, shell};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -128,18 +129,22 @@ fn play(
     machine: impl FnOnce() -> Result<Prepared>,
     script: impl FnOnce(&mut Console) -> Result<Summary>,
 ) -> Result<(Summary, Option<String>)> {
-    let prepared = machine()?;
+    let mut prepared = machine()?;
     let mut console = Console::piped(&prepared.machine, Echo::Kept)?;
-    let result = script(&mut console);
+    let mut result = script(&mut console);
+    let printed = console.log().to_owned();
+    drop(console);
+    if let Some(Err(error)) = prepared.tracing.take().map(Tracing::judge) {
+        result = result.and(Err(error));
+    }
     let path = log_file(name)?;
     let command = shell::line(&prepared.machine.command(Serial::Pipe));
-    fs::write(&path, format!("{command}\n{}", console.log())).context("cannot write the console's log")?;
+    fs::write(&path, format!("{command}\n{printed}")).context("cannot write the console's log")?;
     let log = format!("the whole console: {}", paths::display(&path));
     let error = match result {
         Ok(counts) if counts.failed == 0 => return Ok((counts, None)),
         Ok(counts) => {
-            let failures: Vec<&str> =
-                console.log().lines().filter(|line| line.starts_with("FAIL ")).collect();
+            let failures: Vec<&str> = printed.lines().filter(|line| line.starts_with("FAIL ")).collect();
             return Ok((counts, Some(format!("{}\n     {log}", failures.join("\n     ")))));
         }
         Err(error) => error,
@@ -148,7 +153,7 @@ fn play(
         Some(Trouble::Report(report)) => report.backtrace(prepared.elf.as_deref()),
         _ => String::new(),
     };
-    let lines: Vec<&str> = console.log().lines().collect();
+    let lines: Vec<&str> = printed.lines().collect();
     let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n     | ");
     let text = format!("{error:#}\n{backtrace}     | {tail}\n     {log}");
     Ok((Summary { passed: 0, failed: 1 }, Some(text)))

@@ -5,11 +5,13 @@ use super::cases::Cases;
 use crate::board::{Board, Built};
 use crate::bundle::{self, One, Vm};
 use crate::console::Console;
+use crate::paths;
 use crate::payload::{self, Payload};
 use crate::qemu::DEFAULT_CPU;
 use crate::run::{Prepared, host, linux_cmdline, vm};
 use crate::setup;
 use crate::size::Size;
+use crate::trace::Tracing;
 use anyhow::{Context, Result, ensure};
 use regex::Regex;
 use std::path::Path;
@@ -98,7 +100,11 @@ fn coming_and_going(built: &Built, payloads: &[Payload], machines: u32) -> Resul
     let vm = Vm { role: Some("controller".to_owned()), ..control };
     let control = One { vm, kernel: find(payloads, "control")?, initrd: None };
     let vms = vec![control, template("brief", &[0, 1], ""), template("stays", &[1, 0], "stay")];
-    machine(built, FEW_VMIDS, vms, Size::mib(32))
+    let mut prepared = machine(built, FEW_VMIDS, vms, Size::mib(32))?;
+    // The emulator forgives a VMID that is used anew too early: its trace does not.
+    let to = paths::target().join("run").join("trace-machines");
+    prepared.tracing = Some(Tracing::of(&mut prepared.machine, &to)?);
+    Ok(prepared)
 }
 
 /// Waits until the controller is done, and looks at what the hypervisor counted.

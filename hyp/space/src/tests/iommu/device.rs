@@ -82,7 +82,7 @@ fn walk(space: &Space<'_, Format>, ipa: Ipa) -> Option<(Range, Leaf)> {
     let tree = space.tree();
     let (mut table, mut height) = (tree.root(), tree.geometry().top());
     loop {
-        let raw = tree.memory().slot(table, tree.geometry().index(ipa, height)).load(Relaxed);
+        let raw = tree.memory().slot(table, tree.geometry().index(ipa, height)).word().load(Relaxed);
         match tree.format().decode(raw, height) {
             Entry::Table(link) | Entry::Held(Live::Table(link)) => {
                 table = table_at(link.pa);

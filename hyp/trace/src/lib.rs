@@ -1,0 +1,26 @@
+//! The trace: what the hypervisor did to tables and TLBs, in the order in which it was done, for a tool that reads along.
+//!
+//! ```text
+//! effect ─▶ [`note`], [`exchange`], [`swap`] ─▶ the CPU's ring in RAM ─▶ tool: takes records, moves the tail
+//! ```
+//!
+//! Off, it costs a load and a branch where something would be recorded ([`is_on`]). On, every effect has a number that is
+//! its place in one order for the whole machine: a lock is held around an entry's exchange and the number that it gets,
+//! and around the number of anything else. Nothing is ever dropped: a CPU whose ring is full waits for the tool, and the
+//! trace says so ([`Kind::Stall`]). CPUs wait where they own nothing ([`make_room`]); in the middle of an operation only
+//! where one has recorded more than [`ROOM`] effects since, which is counted apart.
+//!
+//! [`record`] is the format, [`ring`] where records lie, [`writer`] the hypervisor's side. docs/trace.md says what the
+//! order means. Neighbours: `frames` records entries and frames, `aarch64` instructions, `monitor` the rest.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod record;
+pub mod ring;
+mod writer;
+
+pub use record::{Kind, Op, Reach, Record};
+pub use writer::{ROOM, exchange, is_on, make_room, new_name, note, rests, start, swap};

@@ -1,0 +1,187 @@
+//! The check: every record through the judge, one after the other.
+//!
+//! What is kept is what the machine has: its tables, its tags, what is under way. So memory is bounded, however long the
+//! trace is. Where a rule is broken, the file is read once more for the history of the entry.
+
+use crate::{File, decode, line};
+use anyhow::{Context, Result, ensure};
+use model::{Effect, Fleet, Objection};
+use stage2::{Bbm, Geometry};
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::Path;
+use trace::{Kind, Record};
+use types::{Height, MAX_CPUS, Pa};
+use vmsa::{Features, Granule4K, Vmsa};
+
+/// How many lines of an entry's history are kept.
+const HISTORY: usize = 40;
+
+/// What a check has found.
+#[derive(Debug)]
+pub struct Report {
+    /// How many records of each kind, by CPU.
+    pub counts: Counts,
+    /// Spaces that there were.
+    pub spaces: u64,
+    /// Whether the machine was turned off in the end, so that nothing is missing there.
+    pub is_whole: bool,
+    /// The first rule that is broken.
+    pub broken: Option<Broken>,
+}
+
+/// A rule that is broken.
+#[derive(Debug)]
+pub struct Broken {
+    /// By what.
+    pub record: Record,
+    /// What the rules say against it.
+    pub objection: Objection,
+    /// What was done to the entry that it is about, and what to TLBs since it was last written; the record at the end.
+    pub history: Vec<String>,
+}
+
+/// How many records there are of each kind, by CPU.
+#[derive(Clone, Debug)]
+pub struct Counts {
+    cpus: usize,
+    of: Vec<[u64; MAX_CPUS]>,
+}
+
+impl Counts {
+    fn new(cpus: u64) -> Self {
+        let kinds = Kind::ALL.iter().map(|kind| *kind as usize).max().unwrap_or(0);
+        Self { cpus: (cpus as usize).min(MAX_CPUS), of: vec![[0; MAX_CPUS]; kinds + 1] }
+    }
+
+    fn count(&mut self, record: &Record) {
+        self.of[record.kind as usize][record.cpu.index()] += 1;
+    }
+
+    /// Returns how many there are of a kind.
+    pub fn of(&self, kind: Kind) -> u64 {
+        self.of[kind as usize].iter().sum()
+    }
+
+    /// Returns how many there are.
+    pub fn all(&self) -> u64 {
+        Kind::ALL.iter().map(|kind| self.of(*kind)).sum()
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<12}{:>12}", "records", "all")?;
+        (0..self.cpus).try_for_each(|cpu| write!(f, "{:>12}", format!("CPU {cpu}")))?;
+        for &kind in Kind::ALL.iter().filter(|kind| self.of(**kind) > 0) {
+            write!(f, "\n{:<12}{:>12}", format!("{kind:?}").to_lowercase(), self.of(kind))?;
+            let row = &self.of[kind as usize][..self.cpus];
+            row.iter().try_for_each(|count| write!(f, "{count:>12}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Checks a trace.
+///
+/// # Errors
+/// The file cannot be read, or is not a whole trace from a machine's start on; or it is of a machine whose rules are not
+/// known here.
+pub fn check(path: &Path) -> Result<Report> {
+    let mut file = File::open(path)?;
+    let mut counts = Counts::new(file.cpus());
+    let mut fleet = Fleet::new();
+    let mut last = None;
+    let mut broken = None;
+    while let Some(record) = file.read()? {
+        ensure!(
+            record.number > 0 || record.kind == Kind::Start,
+            "the trace does not begin with the machine's start"
+        );
+        counts.count(&record);
+        if let Err(objection) = step(&mut fleet, &record).with_context(|| line::line(&record))? {
+            broken = Some((record, objection));
+            break;
+        }
+        last = Some(record.kind);
+    }
+    // What follows is counted and not judged: the judge's state is no longer the machine's.
+    while let Some(record) = file.read()? {
+        counts.count(&record);
+        last = Some(record.kind);
+    }
+    let broken = broken.map(|(record, objection)| {
+        let history = history(path, &record, objection.entry)?;
+        anyhow::Ok(Broken { record, objection, history })
+    });
+    let (_, spaces) = fleet.spaces();
+    Ok(Report { counts, spaces, is_whole: last == Some(Kind::End), broken: broken.transpose()? })
+}
+
+/// Hands a record to the judges. The inner error is theirs.
+fn step(fleet: &mut Fleet<Vmsa<Granule4K>>, record: &Record) -> Result<Result<(), Objection>> {
+    let Record { cpu, small, operands: [a, b, c], .. } = *record;
+    let pa = Pa::new(a);
+    let grace = a as usize * 2 + usize::from(small != 0); // names of two kinds
+    Ok(match record.kind {
+        Kind::Start => {
+            ensure!(
+                small == 0,
+                "the machine does not invalidate by broadcast; of the style of interrupts no rules are here"
+            );
+            Ok(())
+        }
+        Kind::Space => {
+            let top = Height::new((b >> 24) as u8);
+            let geometry = Geometry::new(top, u32::from((b >> 16) as u8));
+            let geometry =
+                geometry.map_err(|error| anyhow::anyhow!("a space of an impossible shape: {error:?}"))?;
+            let mut features = Features::empty();
+            features.set(Features::HARDWARE_DIRTY, c & 1 != 0);
+            features.set(Features::FWB, c & 2 != 0);
+            fleet.made(b as u16, pa, Vmsa::new(features), geometry, Bbm::from_number(small))
+        }
+        Kind::SpaceGone => fleet.ended(b as u16),
+        Kind::Take => fleet.taken(c as u16, pa, b),
+        Kind::GiveBack => fleet.given_back(pa),
+        Kind::Write => fleet.wrote(cpu, pa, b, c),
+        Kind::Dsb => fleet.waited(cpu, decode::reach(record).context("an unknown barrier")?),
+        Kind::Tlbi => fleet.invalidates(cpu, decode::tlbi(record).context("an unknown invalidation")?),
+        Kind::Vttbr => fleet.loads(cpu, decode::vmid(a), Pa::new(a & ((1 << 48) - 2))),
+        Kind::Runs => fleet.runs(cpu, a as u16, b),
+        Kind::Freed => fleet.all(Effect::Freed { pa, bytes: b }),
+        Kind::Grace if small == 0 => fleet.all(Effect::Grace { id: grace }),
+        Kind::Grace => fleet.all(Effect::Deferred { cpu, id: grace }),
+        Kind::GraceOver => fleet.all(Effect::GraceOver { id: grace }),
+        Kind::Unread => fleet.all(Effect::Unread { cpu }),
+        Kind::Rests => fleet.all(Effect::Rests { cpu }),
+        Kind::Stall | Kind::End => Ok(()),
+    })
+}
+
+/// Reads once more, up to `last`, what was done to an entry, and to TLBs since it was last written.
+fn history(path: &Path, last: &Record, entry: Option<Pa>) -> Result<Vec<String>> {
+    let mut writes = VecDeque::new();
+    let mut since = VecDeque::new();
+    let keep = |lines: &mut VecDeque<String>, record: &Record| {
+        if lines.len() == HISTORY / 2 {
+            lines.pop_front();
+        }
+        lines.push_back(line::line(record));
+    };
+    let mut file = File::open(path)?;
+    while let Some(record) = file.read()?.filter(|record| record.number < last.number) {
+        match record.kind {
+            Kind::Write if entry == Some(Pa::new(record.operands[0])) => {
+                keep(&mut writes, &record);
+                since.clear();
+            }
+            Kind::Tlbi | Kind::Dsb | Kind::Vttbr | Kind::Runs | Kind::GraceOver => keep(&mut since, &record),
+            _ => {}
+        }
+    }
+    Ok(writes.into_iter().chain(since).chain([line::line(last)]).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+//! `cargo xtask trace seeds`: bugs that are there on purpose must be found in the traces of machines that have them.
+//!
+//! For each, the hypervisor is built with the bug, the smallest payload that meets it runs, and the checker must object, in
+//! words that say what is wrong. The same payload on the hypervisor as it is must be checked without an objection: else
+//! it would show nothing.
+
+use super::Tracing;
+use crate::board::{Board, Built};
+use crate::bundle::{self, One, Vm};
+use crate::console::{Console, Echo};
+use crate::payload::{self, Payload};
+use crate::qemu::DEFAULT_CPU;
+use crate::run::{GRANTED, Prepared, host, vm};
+use crate::setup::{self, Need};
+use crate::size::Size;
+use crate::tests::{AlreadySaid, Cases};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tracing_tool::check::{self, Report};
+use types::sync::{SEEDS, Seed};
+
+/// Which bugs.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only that one; may be given more than once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=SEEDS.len() as i64))]
+    only: Vec<u32>,
+}
+
+/// How long a machine may take. A bug may keep it from ending.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The model whose CPUs have VMIDs of 8 bits, no hardware dirty flag, and need every break.
+const PLAIN: &str = "cortex-a72";
+
+/// What runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Scene {
+    /// The payload that drives its own page tables, only tests of this name, on this model.
+    Drive(&'static str, &'static str),
+    /// A payload whose two vCPUs share a CPU.
+    Siblings,
+    /// Machines that come and go until VMIDs begin anew.
+    Visitors(u32),
+}
+
+/// What shows a bug, and how the checker names it.
+struct Finding {
+    scene: Scene,
+    /// Part of the objection, one of these.
+    says: &'static [&'static str],
+}
+
+/// How each of [`SEEDS`] is found.
+const FINDINGS: [Finding; SEEDS.len()] = [
+    Finding { scene: Scene::Visitors(300), says: &["may hold translations of space"] },
+    Finding { scene: Scene::Drive("balloon", PLAIN), says: &["its range does not cover the entry"] },
+    Finding { scene: Scene::Siblings, says: &["may hold what vCPU"] },
+    Finding { scene: Scene::Drive("dirty", DEFAULT_CPU), says: &["a step ends and owes"] },
+    Finding { scene: Scene::Drive("balloon", PLAIN), says: &["since the write"] },
+    Finding { scene: Scene::Drive("balloon", PLAIN), says: &["stage-2 entries may be there still"] },
+    Finding { scene: Scene::Drive("balloon", PLAIN), says: &["other CPUs may hold the entry"] },
+    Finding { scene: Scene::Drive("balloon", PLAIN), says: &["stored before the invalidation was complete"] },
+    Finding {
+        scene: Scene::Drive("balloon", PLAIN),
+        says: &["given back before walk caches forgot it", "is free"],
+    },
+    Finding { scene: Scene::Drive("balloon", PLAIN), says: &["given back before its grace period was over"] },
+    Finding { scene: Scene::Drive("resize", PLAIN), says: &["it must be broken first", "without nT"] },
+    Finding { scene: Scene::Visitors(3), says: &["is free", "given back before walk caches forgot it"] },
+];
+
+/// Checks the seeds.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::ensure(&[Need::Rust, Need::Qemu])?;
+    let mut cases = Cases::new(None);
+    let chosen: Vec<_> =
+        (1..=SEEDS.len()).filter(|n| args.only.is_empty() || args.only.contains(&(*n as u32))).collect();
+    add(&mut cases, &chosen)?;
+    let summary = cases.finish();
+    println!("{summary}");
+    if summary.failed == 0 { Ok(()) } else { Err(AlreadySaid.into()) }
+}
+
+/// Adds a test for each of these seeds, and one for each scene without any.
+fn add(cases: &mut Cases, chosen: &[usize]) -> Result<()> {
+    let payloads = payload::build()?;
+    let scenes: BTreeSet<_> = chosen.iter().map(|number| FINDINGS[number - 1].scene).collect();
+    cases.group("traces with and without a bug", chosen.len() + scenes.len());
+    let right = Board::QemuVirt.build()?;
+    for &scene in &scenes {
+        let name = format!("{scene:?}");
+        cases.doing(&name);
+        let result = trace(scene, &right, &payloads, "right").and_then(|report| {
+            ensure!(report.is_whole, "the machine did not end");
+            match report.broken {
+                Some(broken) => anyhow::bail!("record {}: {}", broken.record.number, broken.objection),
+                None => Ok(format!("{} records, no rule is broken", report.counts.all())),
+            }
+        });
+        cases.verdict(&name, &result.map_err(|error| format!("{error:#}")));
+    }
+    for &number in chosen {
+        let name = format!("seed-bug-{number}, {}", described(SEEDS[number - 1]));
+        cases.doing(&name);
+        let result = found(number, &payloads).map_err(|error| format!("{error:#}"));
+        cases.verdict(&name, &result);
+    }
+    Ok(())
+}
+
+fn described(seed: Seed) -> String {
+    match seed {
+        Seed::Mutant(name) => name.to_owned(),
+        Seed::Ordering(number) => format!("without O{number}"),
+    }
+}
+
+/// Runs what meets a bug, and demands that it is found.
+fn found(number: usize, payloads: &[Payload]) -> Result<String> {
+    let Finding { scene, says } = &FINDINGS[number - 1];
+    let built = Board::QemuVirt.build_seeded(number)?;
+    let report = trace(*scene, &built, payloads, &format!("seed-{number}"))?;
+    let broken = report.broken.context("no rule is broken")?;
+    let said = broken.objection.to_string();
+    ensure!(says.iter().any(|part| said.contains(part)), "found as something else: {said}");
+    Ok(format!("record {} of {}: {said}", broken.record.number, report.counts.all()))
+}
+
+/// Runs a scene, and checks its trace.
+fn trace(scene: Scene, built: &Built, payloads: &[Payload], name: &str) -> Result<Report> {
+    let mut prepared = machine(scene, built, payloads)?;
+    let dir = crate::paths::target().join("run");
+    let to: PathBuf = dir.join(format!("trace-{name}"));
+    let tracing = Tracing::of(&mut prepared.machine, &to)?;
+    let mut console = Console::piped(&prepared.machine, Echo::Kept)?;
+    // However it ends: what the bug has done is in the trace, and a machine may not survive it.
+    let _ = console.end(Some(PATIENCE));
+    drop(console);
+    tracing.finish()?;
+    let report = check::check(&to)?;
+    std::fs::remove_file(&to).with_context(|| format!("cannot remove {}", to.display()))?;
+    Ok(report)
+}
+
+fn find<'p>(payloads: &'p [Payload], name: &str) -> Result<&'p Path> {
+    let found = payloads.iter().find(|payload| payload.name() == name);
+    found.map(Payload::file).with_context(|| format!("there is no payload {name}"))
+}
+
+fn machine(scene: Scene, built: &Built, payloads: &[Payload]) -> Result<Prepared> {
+    let find = |name| find(payloads, name);
+    let on = |name: &str, cpus: &[u32], memory, cmdline: &str| {
+        let vm = vm(name, cpus.len() as u32, memory, Some(cmdline.to_owned()));
+        Vm { cpus: Some(cpus.to_vec()), ..vm }
+    };
+    let (cpu, cpus, vms) = match scene {
+        Scene::Drive(test, cpu) => {
+            let vm = on("payload", &[0, 1, 2, 3], payload::MEMORY, &format!("test={test}"));
+            let vm = Vm { hypercalls: Some(GRANTED.to_owned()), ..vm };
+            (cpu, 4, vec![One { vm, kernel: find("drive")?, initrd: None }])
+        }
+        Scene::Siblings => {
+            let vm = on("payload", &[0, 0], Size::mib(64), "");
+            (DEFAULT_CPU, 1, vec![One { vm, kernel: find("memory")?, initrd: None }])
+        }
+        Scene::Visitors(machines) => {
+            let visitor = find("visitor")?;
+            let template = |name, cpus: &[u32], cmdline| {
+                let vm = on(name, cpus, Size::mib(6), cmdline);
+                One { vm: Vm { role: Some("template".to_owned()), ..vm }, kernel: visitor, initrd: None }
+            };
+            let control = on("control", &[0], Size::mib(32), &format!("machines={machines}"));
+            let vm = Vm { role: Some("controller".to_owned()), ..control };
+            let control = One { vm, kernel: find("control")?, initrd: None };
+            let vms = vec![control, template("brief", &[0, 1], ""), template("stays", &[1, 0], "stay")];
+            (PLAIN, 2, vms)
+        }
+    };
+    let (bundle, manifest) = bundle::of(vms)?;
+    host(Board::QemuVirt, built, cpu, &bundle, cpus, manifest.memory().plus(Size::mib(32)))
+}

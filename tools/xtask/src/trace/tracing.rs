@@ -1,0 +1,75 @@
+//! Taking a machine's trace while it runs: its RAM is a file that both sides have.
+
+use crate::paths;
+use crate::qemu::Machine;
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::hash_map::RandomState;
+use std::fs;
+use std::hash::BuildHasher;
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+use tracing_tool::{Drain, Drained, Kind, check};
+
+/// Where files are memory and nothing else.
+const MEMORY: &str = "/dev/shm";
+
+/// The trace of a machine that runs, or is about to.
+pub(crate) struct Tracing {
+    drain: Drain,
+    /// The machine's RAM; the file is gone when this is.
+    _ram: NamedTempFile,
+    to: PathBuf,
+}
+
+impl Tracing {
+    /// Has the hypervisor of a machine that is about to start make a trace, and begins to take it into the file `to`.
+    pub(crate) fn of(machine: &mut Machine, to: &Path) -> Result<Self> {
+        let ram = ram(machine)?;
+        let key = RandomState::new().hash_one(ram.path()); // a new one for each machine
+        let size = machine.memory.bytes() >> 10;
+        let path = ram.path().display();
+        let backend = format!("memory-backend-file,id=ram,size={size}K,mem-path={path},share=on");
+        machine.extra.extend([
+            "-object".into(),
+            backend.into(),
+            "-machine".into(),
+            "memory-backend=ram".into(),
+        ]);
+        machine.append = format!("{} trace={key:x}", machine.append).trim_start().to_owned();
+        let drain = Drain::start(ram.path(), key, to)?;
+        Ok(Self { drain, _ram: ram, to: to.to_owned() })
+    }
+
+    /// Takes what is left. The machine is off.
+    pub(crate) fn finish(self) -> Result<Drained> {
+        let drained = self.drain.finish().context("the trace cannot be taken")?;
+        eprintln!("{} records in {}", drained.records, paths::display(&self.to));
+        Ok(drained)
+    }
+}
+
+impl Tracing {
+    /// Takes what is left, as [`Tracing::finish`] does, and checks the trace. Where no rule is broken, its file goes.
+    pub(crate) fn judge(self) -> Result<()> {
+        let to = self.to.clone();
+        self.finish()?;
+        let report = check::check(&to)?;
+        let trace = paths::display(&to);
+        ensure!(report.counts.of(Kind::Tlbi) > 0, "{trace} has no invalidation: it shows nothing");
+        if let Some(broken) = report.broken {
+            bail!("{trace}: record {} breaks a rule: {}", broken.record.number, broken.objection);
+        }
+        fs::remove_file(&to).with_context(|| format!("cannot remove {trace}"))
+    }
+}
+
+/// Makes a file of the size of the machine's memory.
+fn ram(machine: &Machine) -> Result<NamedTempFile> {
+    let run = paths::target().join("run");
+    let dir = if Path::new(MEMORY).is_dir() { Path::new(MEMORY) } else { run.as_path() };
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let file = tempfile::Builder::new().prefix("mezzanine-ram-").tempfile_in(dir);
+    let file = file.with_context(|| format!("cannot make a file in {}", dir.display()))?;
+    file.as_file().set_len(machine.memory.bytes()).context("no room for the machine's memory")?;
+    Ok(file)
+}
