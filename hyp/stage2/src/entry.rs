@@ -235,17 +235,20 @@ pub enum Owner {
     Space = 0,
     /// The space's own, and lent to another.
     Lent = 1,
-    /// Borrowed from another space.
+    /// Borrowed from another space: it counts as a reference to the frame, and goes when the loan ends.
     Borrowed = 2,
+    /// Nobody's to count: a device, or memory at a place that the machine's configuration gives.
+    Fixed = 3,
 }
 
 impl Owner {
-    /// Returns the state with number `n`; [`Owner::Borrowed`], the weakest, for numbers that are none.
+    /// Returns the state with number `n`; [`Owner::Fixed`], which promises nothing, for numbers that are none.
     pub const fn from_number(n: u8) -> Self {
         match n {
             0 => Self::Space,
             1 => Self::Lent,
-            _ => Self::Borrowed,
+            2 => Self::Borrowed,
+            _ => Self::Fixed,
         }
     }
 }

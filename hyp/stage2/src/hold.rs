@@ -3,9 +3,11 @@
 //! For faults on a leaf that is too strict: a write to a page that a dirty log has write-protected. As with a
 //! [claim](crate::Claim), the decision was made before the entry was owned; so it is looked at again afterwards. Whoever
 //! takes rights away walks the tables after it has said so: of the two, one sees the other.
+//!
+//! And for whoever decides by the frame's word whose the leaf is: it goes on being used meanwhile.
 
 use crate::place::{Place, covered};
-use crate::{Attrs, ChangeError, Entries, Entry, Format, Invalidate, Leaf, Live, Marks, Pages, View};
+use crate::{Attrs, ChangeError, Entries, Entry, Format, Invalidate, Leaf, Live, Marks, Owner, Pages, View};
 use types::sync::{full_barrier, met, mutant};
 use types::{Access, Height, Ipa, Range};
 
@@ -89,6 +91,14 @@ impl<F: Format, M: Entries + Pages, R> HeldLeaf<'_, '_, F, M, R> {
         let owed = tree.owed_for_more(self.range());
         drop(self);
         owed.discharge(cpu).into_inner();
+    }
+}
+
+impl<F: Format, M: Entries + Pages, R> HeldLeaf<'_, '_, F, M, R> {
+    /// Lets go of the leaf as `owner`'s. Only software reads whose it is, so that nothing is owed; whoever pins by this
+    /// entry, and looks again, finds it changed.
+    pub fn pass_to(mut self, owner: Owner) {
+        self.next.owner = owner;
     }
 }
 

@@ -31,8 +31,8 @@
 //! | [`View::walk`] | nothing | a visitor, holes included |
 //! | [`View::map`], [`View::annotate`] | nothing | absent → leaf or note, in the largest entries that fit |
 //! | [`View::claim`] | nothing | absent → ours, to look again and then [`Claim::publish`] |
-//! | [`View::hold_leaf`] | nothing | a leaf stays usable and is ours, to look again and then [`HeldLeaf::allow`] |
-//! | [`View::take_leaf`] | hardware | a leaf is clean and ours, to move what it maps |
+//! | [`View::hold_leaf`] | nothing | a leaf stays usable and is ours, to look again and then [`HeldLeaf::allow`] or [`HeldLeaf::pass_to`] |
+//! | [`View::take_leaf`] | hardware | a leaf is clean and ours, to move what it maps, or to give it away |
 //! | [`View::split`] | hardware | a block becomes smaller entries |
 //! | [`Tree::unmap`] | hardware, readers, owners | everything covered becomes absent |
 //! | [`Tree::protect`] | hardware, owners | rights, in place |

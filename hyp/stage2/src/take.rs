@@ -1,13 +1,13 @@
 //! Take: freeze a live leaf until nobody can use it, then put something else there, or the same again.
 //!
-//! For moving a page: the entry is frozen and clean *first*, and only then does the caller look whether anybody has the
+//! For moving a page, or giving it to another space: the entry is frozen and clean *first*, and only then does the caller look whether anybody has the
 //! frame pinned (docs/protocol/move.md). Whoever comes to the entry meanwhile finds it owned, leaves, and tries again.
 //!
 //! Invariant: while a [`Taken`] lives, no CPU and no table walker can use the leaf, and no flag is set in it any more.
 //! Putting back exactly what was there owes nothing: a TLB that held it would hold the truth.
 
 use crate::census::Event;
-use crate::place::{Place, covered};
+use crate::place::{ABSENT, Place, covered};
 use crate::under_way::Counted;
 use crate::{
     Attrs, ChangeError, Class, Entries, Entry, Format, Harm, Invalidate, Leaf, Lost, Marks, Owed, Pages,
@@ -99,6 +99,16 @@ impl<F: Format, M: Entries + Pages, R> Taken<'_, '_, F, M, R> {
         view.publish(cpu, range.start(), range.end());
         // It was invalidated when it was taken, and frozen ever since.
         Quiesced::long_ago(Lost::new(range.start(), was, height, view.tree.format))
+    }
+
+    /// Leaves nothing at the address. Returns what was there: no CPU can reach it any more.
+    pub fn vacate(mut self) -> Quiesced<Lost<F>> {
+        let (view, height, ipa) = (self.view, self.place.height, self.range().start());
+        let was = core::mem::replace(&mut self.next, ABSENT);
+        drop(self);
+        view.tree.lost_leaves(view.cpu, height, 1);
+        // As in `publish`: it is clean.
+        Quiesced::long_ago(Lost::new(ipa, was, height, view.tree.format))
     }
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use common::{BLOCK, Format4K, PAGE, geometry, mapping, pages, rig};
 use model::{Effect, Machine, Rig, range};
-use stage2::{Bbm, ChangeError, Class, Entry, Leaf, Marks, Quiescence};
+use stage2::{Bbm, ChangeError, Class, Entry, Leaf, Marks, Owner, Quiescence};
 use types::{Access, CpuId, Height, Ipa, Pa};
 use vmsa::{Features, Vmsa};
 
@@ -186,6 +186,48 @@ fn a_taken_leaf_is_invalid_and_clean_until_it_is_moved() {
     drop(section);
     rig.flat.remove(range(0, PAGE));
     rig.flat.insert(range(0, PAGE), model::Content::memory(to, attrs));
+    rig.compare();
+    rig.destroy();
+}
+
+/// As a page is given to another space: what comes there next is judged against what TLBs may hold.
+#[test]
+fn a_taken_leaf_that_is_vacated_is_absent_clean_and_not_counted() {
+    let machine = Machine::new(1 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&pages(range(0, 2 * PAGE))).expect("free");
+    let before = leaf_at(&rig, &machine, 0);
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    let lost = view.take_leaf(&machine, Ipa::new(0), Height::PAGE).expect("a page").vacate();
+    assert_eq!((lost.entry(), lost.ipa()), (Entry::Leaf(before), Ipa::new(0)));
+    assert_eq!(view.translate(Ipa::new(0)).entry(rig.tree.format()), Entry::Absent);
+    assert_eq!(rig.tree.census().leaves[0], 1);
+    drop(section);
+    rig.flat.remove(range(0, PAGE));
+    rig.compare();
+    rig.map(&pages(range(0, PAGE))).expect("free again");
+    rig.compare();
+    rig.destroy();
+}
+
+/// As a page is lent: nothing that the hardware goes by changes, and a second look finds it changed.
+#[test]
+fn a_leaf_that_is_passed_to_another_owner_is_not_what_it_was() {
+    let machine = Machine::new(1 << 20);
+    let mut rig = with_dirty_flag(&machine);
+    rig.map(&pages(range(0, PAGE))).expect("free");
+    rig.compare();
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    let sight = view.sight(Ipa::new(0));
+    view.hold_leaf(Ipa::new(0)).expect("a leaf").pass_to(Owner::Lent);
+    assert!(!view.stands(&sight) && !view.sight(Ipa::new(0)).gives(rig.tree.format(), Access::READ));
+    drop(section);
+    let leaf = leaf_at(&rig, &machine, 0);
+    assert_eq!((leaf.attrs.owner, leaf.attrs.access), (Owner::Lent, Access::RWX));
+    rig.flat.remove(range(0, PAGE));
+    rig.flat.insert(range(0, PAGE), model::Content::memory(leaf.pa, leaf.attrs));
     rig.compare();
     rig.destroy();
 }
