@@ -195,6 +195,42 @@ fn of_a_pin_and_a_move_one_wins() {
     });
 }
 
+/// As `space` lends: the entry is held, the hardware goes on using it, and the word decides.
+#[test]
+fn of_a_pin_and_a_loan_one_wins() {
+    check(|| {
+        let world = World::new(1, Order::FRAME, Height::PAGE);
+        let lender = {
+            let world = world.clone();
+            thread::spawn(move || {
+                let section = world.epoch.enter(cpu(1));
+                let view = world.tree.open(&section);
+                let held = view.hold_leaf(Ipa::new(0)).expect("nobody else changes it");
+                let word = &world.words[0];
+                if types::sync::mutant("lent-without-freezing") {
+                    word.get().expect("it is somebody's");
+                } else if word.freeze(1).is_err() {
+                    return false; // dropping it lets the leaf be
+                } else {
+                    word.lend().expect("it is frozen");
+                }
+                held.pass_to(stage2::Owner::Lent);
+                true
+            })
+        };
+        let is_lent = |world: &World, pa| world.word(pa).load().refs() != 1;
+        world.pin(0, Span::Page, |world, pa| {
+            is_mine(world, pa);
+            assert!(!is_lent(world, pa), "it was lent under the pin");
+        });
+        let lent = lender.join().unwrap();
+        let word = world.words[0].load();
+        assert_eq!((word.refs(), word.pins(), word.is_frozen()), (1 + u64::from(lent), 0, false));
+        // Whoever comes afterwards finds the entry lent, and does not come to the word.
+        assert!(!lent || !world.pin(0, Span::Page, |_, _| ()));
+    });
+}
+
 #[test]
 fn of_a_pin_and_an_unmap_the_last_one_frees_the_frame_and_a_late_pin_gets_nothing() {
     check(|| {

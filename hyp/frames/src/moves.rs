@@ -1,4 +1,5 @@
-//! Moving: who takes a frame's contents elsewhere, or makes one folio of many, owns its word meanwhile.
+//! Moving, lending and giving: who takes a frame's contents elsewhere, makes one folio of many, lends a frame or changes whose
+//! it is, owns its word meanwhile.
 //!
 //! Invariants:
 //! - A word is frozen only where its references are exactly the mapping that the mover has frozen before, and nobody has
@@ -12,7 +13,7 @@
 
 use crate::bank::Frame;
 use crate::holders::{Parted, folio_start, frames};
-use crate::{FrameError, Frames, Order, Record, Refused, Word};
+use crate::{FrameError, Frames, Order, Owner, Record, Refused, Word};
 use types::Pa;
 use types::sync::mutant;
 
@@ -113,6 +114,25 @@ impl Frozen<'_> {
         for record in self.records() {
             let joined = record.join(self.order);
             debug_assert_eq!(joined, Ok(()), "a frozen word is its owner's");
+        }
+    }
+
+    /// Lends the frames to one more space, and lets go of them: from now on nobody moves, gives or lends them. They had one
+    /// reference each, or they would not be frozen; so this cannot fail.
+    pub fn lend(self) {
+        for record in self.records() {
+            let lent = record.lend();
+            debug_assert_eq!(lent, Ok(()), "a frozen word is its owner's");
+        }
+        core::mem::forget(self); // each has been let go
+    }
+
+    /// Makes the frames `owner`'s, whose contents they keep. They stay frozen until this is dropped: by then `owner` has
+    /// an entry that leads to them, and nobody else has.
+    pub fn hand_over(&self, owner: Owner) {
+        for record in self.records() {
+            let handed = record.hand_over(owner);
+            debug_assert_eq!(handed, Ok(()), "a frozen word is its owner's");
         }
     }
 

@@ -432,6 +432,25 @@ impl Record {
         })
     }
 
+    /// Adds a reference to a word that the caller froze, and lets go of it: the frame is lent.
+    pub(crate) fn lend(&self) -> Result<(), Refused> {
+        self.update(|w| match w {
+            _ if !w.is_frozen() => Err(Refused::NotHeld),
+            _ if w.refs() == REFS.max() => Err(Refused::Full),
+            _ => Ok((w.0 & !FROZEN.mask()) + REFS.one()),
+        })
+        .map(|_| ())
+    }
+
+    /// Makes the frame of a word that the caller froze, and that stays frozen, `owner`'s.
+    pub(crate) fn hand_over(&self, owner: Owner) -> Result<(), Refused> {
+        self.update(|w| match w {
+            _ if !w.is_frozen() => Err(Refused::NotHeld),
+            _ => Ok(w.0 & !OWNER.mask() | OWNER.put(u64::from(owner.0))),
+        })
+        .map(|_| ())
+    }
+
     /// Lets go of a word that the caller froze, leaving everything else as it is.
     pub fn thaw(&self) -> Result<(), Refused> {
         self.update(|w| if w.is_frozen() { Ok(w.0 & !FROZEN.mask()) } else { Err(Refused::NotHeld) })
