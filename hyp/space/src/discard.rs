@@ -37,6 +37,19 @@ impl<'f, F: Format> Space<'f, F> {
     ) -> Result<Ipa, SpaceError> {
         self.alive(section)?;
         let tlb = &self.everyone(tlb);
+        let next = self.let_go(section, tlb, range)?;
+        let gone = Range::new(range.start(), next).map_err(|_| SpaceError::BadRegion { range })?;
+        self.prune_ends(section, tlb, gone)?;
+        Ok(next)
+    }
+
+    /// Does what [`Self::discard`] does, and leaves empty tables where they are. `tlb` reaches everybody.
+    pub(crate) fn let_go<S: Section, I: Invalidate>(
+        &self,
+        section: &mut S,
+        tlb: &I,
+        range: Range,
+    ) -> Result<Ipa, SpaceError> {
         let frames = self.frames;
         // What was there is gone, written or not: while a log runs, that is a change like another.
         let leaving = &mut |range| {
@@ -45,11 +58,7 @@ impl<'f, F: Format> Space<'f, F> {
             }
         };
         let sink = &mut |lost| give_back(frames, &lost);
-        let next =
-            self.tree.unmap_told(section, tlb, range, leaving, sink).map_err(|error| at(error, range))?;
-        let gone = Range::new(range.start(), next).map_err(|_| SpaceError::BadRegion { range })?;
-        self.prune_ends(section, tlb, gone)?;
-        Ok(next)
+        self.tree.unmap_told(section, tlb, range, leaving, sink).map_err(|error| at(error, range))
     }
 
     /// Gives back all memory, so that the VM starts again with zeroed memory. Its vCPUs are out of the guest, and stay
@@ -122,13 +131,13 @@ impl<F: Format> Remains<'_, F> {
     }
 }
 
-/// Drops the reference of a mapping that no CPU can reach any more. A note, a fixed place and a borrowed frame have
-/// none here.
+/// Drops the reference of a mapping that no CPU can reach any more: the owner's, or a loan's. A note and a fixed place have
+/// none.
 pub(crate) fn give_back<F: Format>(frames: &Frames, lost: &Quiesced<Lost<F>>) {
     let Entry::Leaf(leaf) = lost.entry() else {
         return;
     };
-    if leaf.attrs.owner == Owner::Borrowed {
+    if leaf.attrs.owner == Owner::Fixed {
         return;
     }
     let order = Order::of_bytes(span::<F>(lost.height()));

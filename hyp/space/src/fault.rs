@@ -13,11 +13,11 @@ use crate::plan::{Plan, Source};
 use crate::regions::Standing;
 use crate::space::TableView;
 use crate::tally::Event;
-use crate::{Space, SpaceError};
+use crate::{Backing, Space, SpaceError};
 use frames::{FrameError, Order, Run, Usage};
 use stage2::{
-    Attrs, ChangeError, Entry, Format, Found, Invalidate, Live, MapError, Marks, Note, Owed, Section, Why,
-    span,
+    Attrs, ChangeError, Entry, Format, Found, Invalidate, Live, MapError, Marks, Note, Owed, Owner, Section,
+    Why, span,
 };
 use types::sync::mutant;
 use types::{Access, Cause, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range};
@@ -168,13 +168,16 @@ impl<'f, F: Format> Space<'f, F> {
                         self.tree.owed_for_more(range).discharge(tlb).into_inner();
                         return Ok(Outcome::AlreadyMapped);
                     }
-                    if attrs.owner != standing.region.attrs().owner {
-                        return Ok(Outcome::Denied); // lent or borrowed: its rights are not the region's
+                    if !is_regions(attrs, &standing) {
+                        return Ok(Outcome::Denied);
                     }
                     return self.allow(&view, tlb, &standing, fault.ipa, wanted);
                 }
                 There::Note(note) => return Ok(Outcome::Noted(note)),
                 There::Owned => return Ok(Outcome::Busy),
+                There::Nothing(_) if standing.region.backing == Backing::Borrowed => {
+                    return Ok(Outcome::Denied);
+                }
                 There::Nothing(highest) => highest,
             };
             match self.map_one(&view, cpu, tlb, &standing, fault.ipa, highest) {
@@ -233,12 +236,22 @@ impl<'f, F: Format> Space<'f, F> {
         if !is_its_own(held.range()) {
             return Ok(Outcome::Busy); // a block again; dropping it lets it go as it was
         }
-        let Attrs { access: has, owner, .. } = held.leaf().attrs;
-        if owner != standing.region.attrs().owner {
+        let attrs = held.leaf().attrs;
+        if !is_regions(attrs, standing) {
             return Ok(Outcome::Denied);
         }
+        let region_gives = match standing.region.backing {
+            // The loan has given all that it gives: this one is only made young.
+            Backing::Borrowed if !mutant("loan-with-its-regions-rights") => {
+                if !attrs.access.contains(wanted) {
+                    return Ok(Outcome::Denied);
+                }
+                Access::empty()
+            }
+            _ => standing.region.access,
+        };
         // What it has is not given anew: the right to write comes with the dirty mark, and a read is no reason for one.
-        let mut added = standing.region.access - has;
+        let mut added = region_gives - attrs.access;
         if !is_write && running.is_some() {
             added -= Access::WRITE;
         }
@@ -394,6 +407,12 @@ impl<'f, F: Format> Space<'f, F> {
             Entry::Table(_) | Entry::Frozen | Entry::Held(Live::Table(_)) | Entry::Dead => There::Owned,
         }
     }
+}
+
+/// Tells whether a leaf is of what backs its region. What is lent is the space's own still, with all of its region's rights.
+fn is_regions(attrs: Attrs, standing: &Standing) -> bool {
+    let owner = if attrs.owner == Owner::Lent { Owner::Space } else { attrs.owner };
+    owner == standing.region.attrs().owner
 }
 
 /// Tells whether a leaf is one that TLBs are not to cache, since somebody changes its size: some CPUs fault on such a leaf

@@ -187,6 +187,7 @@ impl Log {
             return Err(SpaceError::DeviceWouldFault { ipa });
         }
         let begun = regions.swap(ipa, |draft| {
+            draft.check_own(range)?;
             // O101: the range and the bitmap are there before anybody acts by them. Pairs with O100.
             self.state.store(serial << SERIAL_SHIFT | flags | RUNS, o(101, Release));
             if !mutant("log-start-without-version") {
@@ -262,7 +263,8 @@ impl<F: Format> Space<'_, F> {
     /// # Errors
     /// [`SpaceError::LogRuns`]; [`SpaceError::DeviceWouldFault`] where an IOMMU is attached that could not stand it, or whose
     /// dirty flags would be in no list; [`SpaceError::BadRegion`] where the range is empty, not aligned, or beyond the space;
-    /// [`SpaceError::OutOfTables`] where there is no memory for the bitmap; [`SpaceError::Busy`]; [`SpaceError::Dying`]. Everything is as it was then.
+    /// [`SpaceError::OutOfTables`] where there is no memory for the bitmap; [`SpaceError::NotRam`] where others lend memory
+    /// there, whose writes leave no mark; [`SpaceError::Busy`]; [`SpaceError::Dying`]. Everything is as it was then.
     pub fn start_log<S: Section, D: DirtySource>(
         &self,
         section: &mut S,

@@ -62,6 +62,7 @@ impl<F: Format> Plan<F> {
     fn source(region: &Region, block: Range) -> Option<Source> {
         match region.backing {
             Backing::Ram => Order::of_bytes(block.len()).map(Source::Frames),
+            Backing::Borrowed => None,
             Backing::Fixed { pa, .. } => {
                 let pa = pa.checked_add(block.start().offset_from(region.range.start())?)?;
                 pa.is_aligned(block.len()).then_some(Source::Fixed(pa))

@@ -19,6 +19,8 @@ pub struct Region {
 pub enum Backing {
     /// Frames of the machine's RAM, zeroed, allocated when they are first needed, and the space's own.
     Ram,
+    /// What other spaces lend ([`Between`](crate::Between)): nothing until then, and only with the rights of the loan.
+    Borrowed,
     /// Physical memory or a device at a fixed place, the space's by the machine's configuration. It is never counted,
     /// pinned or given back.
     Fixed {
@@ -35,6 +37,11 @@ impl Region {
         Self { range, access: Access::RWX, backing: Backing::Ram }
     }
 
+    /// Makes a region for memory that other spaces lend, for reads and writes.
+    pub const fn borrowed(range: Range) -> Self {
+        Self { range, access: Access::RW, backing: Backing::Borrowed }
+    }
+
     /// Makes a region that passes a device at `pa` through, for reads and writes.
     pub const fn device(range: Range, pa: Pa) -> Self {
         Self { range, access: Access::RW, backing: Backing::Fixed { pa, memory: Memory::Device } }
@@ -48,6 +55,7 @@ impl Region {
         let offset = range.start().offset_from(self.range.start())?;
         let backing = match self.backing {
             Backing::Ram => Backing::Ram,
+            Backing::Borrowed => Backing::Borrowed,
             Backing::Fixed { pa, memory } => Backing::Fixed { pa: pa.checked_add(offset)?, memory },
         };
         Some(Self { range, backing, ..*self })
@@ -66,8 +74,9 @@ impl Region {
     pub const fn attrs(&self) -> Attrs {
         let attrs = match self.backing {
             Backing::Ram => Attrs::RAM,
-            // Not the space's own: nothing is given back when such a leaf is unmapped.
-            Backing::Fixed { memory, .. } => Attrs { memory, owner: Owner::Borrowed, ..Attrs::RAM },
+            Backing::Borrowed => Attrs { owner: Owner::Borrowed, ..Attrs::RAM },
+            // Not counted: nothing is given back when such a leaf is unmapped.
+            Backing::Fixed { memory, .. } => Attrs { memory, owner: Owner::Fixed, ..Attrs::RAM },
         };
         attrs.with_access(self.access)
     }

@@ -220,7 +220,8 @@ impl Array {
             0 => Backing::Ram,
             1 => fixed(Memory::Cached),
             2 => fixed(Memory::Uncached),
-            _ => fixed(Memory::Device),
+            3 => fixed(Memory::Device),
+            _ => Backing::Borrowed,
         };
         let region = Region { range, access: Access::from_bits_truncate(kind as u8), backing };
         Some((region, slot.version.load(Relaxed)))
@@ -234,6 +235,7 @@ impl Array {
                 Backing::Fixed { pa, memory: Memory::Cached } => (1, pa),
                 Backing::Fixed { pa, memory: Memory::Uncached } => (2, pa),
                 Backing::Fixed { pa, memory: Memory::Device } => (3, pa),
+                Backing::Borrowed => (4, Pa::new(0)),
             };
             slot.start.store(region.range.start().get(), Relaxed);
             slot.end.store(region.range.end().get(), Relaxed);
@@ -280,6 +282,14 @@ impl Draft {
         self.regions[at..self.len].rotate_left(1);
         self.len -= 1;
         Ok(region)
+    }
+
+    /// Fails where a region for borrowed memory has addresses in `range`.
+    pub(crate) fn check_own(&self, range: Range) -> Result<(), SpaceError> {
+        let is_foreign =
+            |region: &Region| region.backing == Backing::Borrowed && region.range.overlaps(range);
+        let foreign = self.regions.iter().flatten().find(|(region, _)| is_foreign(region));
+        foreign.map_or(Ok(()), |(region, _)| Err(SpaceError::NotRam { ipa: region.range.start() }))
     }
 
     /// Gives every region that has addresses in `range` a new version: whatever was prepared by it is prepared anew.

@@ -115,7 +115,7 @@ impl<'f, F: Format> Space<'f, F> {
         let granule = span::<F>(Height::PAGE);
         let reach = self.tree.geometry().reach();
         let aligned_backing = match region.backing {
-            crate::Backing::Ram => true,
+            crate::Backing::Ram | crate::Backing::Borrowed => true,
             crate::Backing::Fixed { pa, .. } => {
                 let end = pa.checked_add(range.len());
                 pa.is_aligned(granule) && end.is_some_and(|end| end.get() <= 1 << F::OUTPUT_BITS)

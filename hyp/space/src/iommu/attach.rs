@@ -8,12 +8,12 @@
 
 use super::{IommuId, Iommus};
 use crate::log::at;
-use crate::{Progress, Space, SpaceError};
+use crate::{Backing, Progress, Space, SpaceError};
 use core::sync::atomic::Ordering::Relaxed;
 use spin::MutexGuard;
 use stage2::{Format, Harm, Invalidate, Iommu, Quiesced, Section};
 use types::sync::mutant;
-use types::{Ipa, Range, Vmid};
+use types::{Access, Ipa, Range, Vmid};
 
 /// How far it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -147,8 +147,9 @@ impl<'f, F: Format> Space<'f, F> {
         };
         let Some((region, part)) = next else { return Ok(None) };
         let owner = region.attrs().owner;
-        let done =
-            self.tree.ready(section, tlb, part, region.access, owner).map_err(|error| at(error, part))?;
+        // What is borrowed has the rights of its loan.
+        let access = if region.backing == Backing::Borrowed { Access::empty() } else { region.access };
+        let done = self.tree.ready(section, tlb, part, access, owner).map_err(|error| at(error, part))?;
         drop(steady);
         Ok(Some(done))
     }

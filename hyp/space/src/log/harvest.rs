@@ -13,7 +13,8 @@
 //! and stays for the next round.
 //!
 //! Who unpins marks first and lets go of the word then; a step reads the words first and the bitmap then. So of the pin and
-//! the mark it finds one.
+//! the mark it finds one. In the same way it finds a leaf that is lent, or the mark that whoever has taken it back has set
+//! before.
 //!
 //! Generic over the tables' memory, so that the model checker runs this very code.
 
@@ -22,7 +23,9 @@ use super::bits::WORD_PAGES;
 use super::{DirtySource, Log, LogCursor, Looks, Running};
 use crate::{Space, SpaceError};
 use frames::{Frames, Order};
-use stage2::{Answer, Entries, Entry, Format, Invalidate, Live, Pages, Section, Tree, WalkEnd, span};
+use stage2::{
+    Answer, Entries, Entry, Format, Invalidate, Leaf, Live, Owner, Pages, Section, Tree, WalkEnd, span,
+};
 use types::sync::{met, mutant};
 use types::{FRAME_SIZE, Height, Ipa, Pa, Range};
 
@@ -54,7 +57,7 @@ pub(super) struct Step<'a, F, M, P> {
 impl<F: Format> Space<'_, F> {
     /// Does one step of a round from `cursor` on, and calls `written` with each stretch of pages that were written since
     /// the last round: by a guest, by whoever unpinned or [marked](Space::mark_written) them, or by a device that has
-    /// them pinned for writing still. Pages whose contents went away count as written. What it was called with is an
+    /// them pinned for writing still, or a space that they are lent to. Pages whose contents went away count as written. What it was called with is an
     /// answer at once: a write to one of those pages that it does not see yet is in the next round's.
     ///
     /// Returns where to go on; `None` at the end of the round. The next one begins with [`Space::log_round`].
@@ -237,7 +240,7 @@ impl<F: Format, M: Entries + Pages, P: Fn(Pa) -> bool> Step<'_, F, M, P> {
         self.look_for_pins(section, group, |range| add(found, range))
     }
 
-    /// Calls `pinned` with each page of `range` whose frame has a write pin outstanding. Waits for the outcome of frozen
+    /// Calls `pinned` with each page of `range` whose frame has a write pin outstanding, or is lent. Waits for the outcome of frozen
     /// entries: what they hide may be pinned.
     fn look_for_pins<S: Section>(
         &self,
@@ -254,11 +257,16 @@ impl<F: Format, M: Entries + Pages, P: Fn(Pa) -> bool> Step<'_, F, M, P> {
         while let Some(rest) = Range::new(at, range.end()).ok().filter(|rest| !rest.is_empty()) {
             let view = self.tree.open(&*section);
             let walked = view.walk(rest, |visit| {
+                let entry = visit.entry(format);
                 if let Some(pa) = visit.pa() {
-                    self.pins_of_leaf(visit.range(), pa, range, &mut pinned);
+                    if is_lent(entry) {
+                        visit.range().intersection(range).into_iter().for_each(&mut pinned);
+                    } else {
+                        self.pins_of_leaf(visit.range(), pa, range, &mut pinned);
+                    }
                     return Answer::Continue;
                 }
-                match visit.entry(format) {
+                match entry {
                     Entry::Table(_) | Entry::Held(Live::Table(_)) => Answer::Descend,
                     Entry::Frozen => Answer::Stop,
                     Entry::Dead => Answer::Again,
@@ -357,6 +365,12 @@ impl<F: Format, M: Entries + Pages, P: Fn(Pa) -> bool> Step<'_, F, M, P> {
         let end = rest.start().checked_add(bytes - into).map_or(rest.end(), |end| end.min(rest.end()));
         Range::new(rest.start(), end).unwrap_or(rest)
     }
+}
+
+/// Tells whether a leaf is lent: another space may write there, which sets no mark in it.
+fn is_lent(entry: Entry) -> bool {
+    let is_lent = |leaf: Leaf| leaf.attrs.owner == Owner::Lent;
+    matches!(entry.live(), Some(Live::Leaf(leaf)) if is_lent(leaf)) && !mutant("loan-not-reported")
 }
 
 /// Tells whether the frame at `pa` may be written by somebody who has it pinned, by itself or with its folio.

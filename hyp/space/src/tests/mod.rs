@@ -20,6 +20,7 @@ mod receiver;
 mod refused;
 mod regions;
 mod reserve;
+mod sharing;
 mod steps;
 mod strict;
 

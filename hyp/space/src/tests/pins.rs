@@ -295,7 +295,7 @@ fn write_pins_are_found_on_pages_and_on_the_folio_around_them() {
 }
 
 #[test]
-fn a_frame_that_is_lent_is_pinned_by_whoever_it_belongs_to() {
+fn a_borrowed_frame_is_not_the_borrowers_to_pin() {
     with_memory(PAGE, |machine, space, stay| {
         let (pa, _) = translate(space, stay, GUEST).unwrap();
         machine.get(pa).unwrap();

@@ -169,10 +169,10 @@ fn more_rights_owe_nothing_but_this_cpu_s_forgetting() {
 }
 
 #[test]
-fn what_is_lent_gets_no_right_by_a_fault() {
+fn what_is_borrowed_gets_no_right_by_a_fault() {
     with_ram(Features::empty(), |at, stay| {
         let run = at.machine.allocate(frames::Order::FRAME, frames::Usage::Guest(Owner(1))).unwrap();
-        let attrs = Attrs { owner: stage2::Owner::Lent, ..Attrs::RAM.with_access(Access::READ) };
+        let attrs = Attrs { owner: stage2::Owner::Borrowed, ..Attrs::RAM.with_access(Access::READ) };
         let view = at.space.tree().open(&*stay);
         let claim = view.claim(Ipa::new(GUEST), Height::PAGE, Why::Owner).unwrap();
         claim.publish(&Recorder::default(), run.into_pa(), attrs);

@@ -92,7 +92,7 @@ impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
 /// Returns the first address in both ranges whose frame is not as it must be.
 fn wrong(stretch: &Stretch, range: Range, is_right: impl Fn(Pa) -> bool) -> Option<Ipa> {
     let What::Mapped { pa, attrs, .. } = stretch.what else { return None };
-    if attrs.owner == Owner::Borrowed {
+    if matches!(attrs.owner, Owner::Borrowed | Owner::Fixed) {
         return None;
     }
     let both = stretch.range.intersection(range)?;
