@@ -4,7 +4,7 @@
 //! from `X1` on, results from `X0` on. They lie in the vendor-specific hypervisor service range (owning entity 6).
 //! A guest finds out where it runs by [`UID`]; what it may call then, by [`REVISION`] and [`calls::FEATURES`].
 //!
-//! [`control`] has the calls by which one machine runs others, [`calls`] those on a guest's own memory, [`Status`] their answers, [`page`] the registers through which user
+//! [`control`] has the calls by which one machine runs others, [`share`] those by which machines share memory, [`calls`] those on a guest's own memory, [`Status`] their answers, [`page`] the registers through which user
 //! space makes them, and [`Checksum`] what the engine computes.
 //!
 //! Neighbours: `vm` answers these calls; guest payloads make them.
@@ -15,6 +15,7 @@ pub mod calls;
 mod checksum;
 pub mod control;
 pub mod page;
+pub mod share;
 mod status;
 
 pub use checksum::Checksum;
@@ -38,7 +39,7 @@ pub const UUID: [u8; 16] =
 /// Changes when a call changes its meaning: a guest must not go on with a number it does not know.
 pub const REVISION_MAJOR: u32 = 0;
 /// Changes when calls are added.
-pub const REVISION_MINOR: u32 = 2;
+pub const REVISION_MINOR: u32 = 3;
 
 /// SMCCC's "this function does not exist", in `W0` or `X0`.
 pub const NOT_SUPPORTED: i64 = -1;

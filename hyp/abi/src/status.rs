@@ -62,6 +62,10 @@ statuses! {
     NoHandle = -28,
     /// The self-check found at the cursor what must not be.
     Broken = -29,
+    /// The memory is lent or borrowed already, or offered.
+    Lent = -30,
+    /// Something is mapped where it was to come to.
+    Occupied = -31,
 }
 
 impl Status {

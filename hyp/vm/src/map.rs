@@ -26,6 +26,10 @@ pub const VIRTIO: Ipa = Ipa::new(0x0a00_0000);
 pub const VIRTIO_SIZE: u64 = 0x200;
 /// The number of virtio-mmio slots.
 pub const VIRTIO_SLOTS: u64 = 32;
+/// The window in which a machine finds what others lend it, where the manifest grants it the calls.
+pub const BORROWED: Ipa = Ipa::new(abi::share::WINDOW);
+/// Bytes of that window.
+pub const BORROWED_SIZE: u64 = abi::share::WINDOW_BYTES;
 /// Main memory.
 pub const RAM: Ipa = Ipa::new(0x4000_0000);
 

@@ -18,7 +18,8 @@ use space::{Progress, Region, Space, SpaceError, table_budget};
 use stage2::{Format as _, Presence, Quiescence, Section};
 use types::{Cpu, CpuId, Ipa, Pa, Range};
 use vm::sched::{Left, Siblings};
-use vm::{Error, IdBits, Populate, Ram, RamError, Start, TimerIntids, Vcpu, Vm, VmConfig};
+use vm::service::borrowed_window;
+use vm::{Error, Granted, IdBits, Populate, Ram, RamError, Start, TimerIntids, Vcpu, Vm, VmConfig};
 
 /// A virtual machine with its memory.
 pub(super) struct Guest {
@@ -165,13 +166,15 @@ impl Guest {
         config: VmConfig,
     ) -> Result<Self, Unfit> {
         let machine = hypervisor.machine;
-        let regions: Vec<Range> = config.memory().collect();
+        let memory: Vec<Range> = config.memory().collect();
+        let borrows = (config.hypercalls == Granted::All).then(borrowed_window);
+        let regions: Vec<Range> = memory.iter().copied().chain(borrows).collect();
         let geometry = hypervisor.layout.geometry();
         let unfit = |error| Unfit::Space { name: config.name.clone(), error };
         let space = space(hypervisor, Owner(number + 1), &regions).map_err(unfit)?;
         let mut section = hypervisor.waiting.enter(cpu);
-        for &range in &regions {
-            space.add_region(&mut section, Region::ram(range)).map_err(unfit)?;
+        for region in memory.into_iter().map(Region::ram).chain(borrows.map(Region::borrowed)) {
+            space.add_region(&mut section, region).map_err(unfit)?;
         }
         drop(section);
         let timers = TimerIntids {

@@ -20,6 +20,7 @@ mod outlet;
 mod roster;
 mod seats;
 mod service;
+mod sharing;
 mod shift;
 mod statistics;
 mod tracing;

@@ -113,6 +113,21 @@ impl Roster {
         if is_its { then(&mut place.life) } else { None }
     }
 
+    /// Returns the handle of a guest that is here, whether it was made of a template or not: what other guests know it by.
+    pub(super) fn handle_of(&self, guest: &Guest) -> Handle {
+        let times = self.places.get(usize::from(guest.number)).map_or(0, |place| place.lock().times);
+        Handle::new(guest.number, times)
+    }
+
+    /// Returns the guest of this handle, if it is here, whether it was made of a template or not.
+    pub(super) fn here(&self, handle: Handle) -> Option<Arc<Guest>> {
+        let place = self.places.get(usize::from(handle.number()))?.lock();
+        match &place.life {
+            Life::Here(guest) if u64::from(place.times) == handle.times() => Some(Arc::clone(guest)),
+            _ => None,
+        }
+    }
+
     /// Finds a guest; `None` where the handle is nobody's.
     pub(super) fn find(&self, handle: Handle) -> Option<Found> {
         self.look(handle, |life| match life {

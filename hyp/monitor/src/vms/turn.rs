@@ -6,7 +6,7 @@ use super::interrupt::{self, Taken};
 use super::lists::Lists;
 use super::seats::{Registers, Seat};
 use super::service::{self, Answered};
-use super::{Hypervisor, Load};
+use super::{Hypervisor, Load, sharing};
 use aarch64::cpu::Core;
 use aarch64::guest::exit::{Abort, Direction, Doing, Exit, IpaKnown, SysRegAccess, Transfer, Vector};
 use aarch64::guest::inject::{self, Before, Exception, Walk, Write};
@@ -163,6 +163,7 @@ impl<'s> Turns<'s> {
 
     fn ended(&mut self, why: Why) {
         service::end(self.guest, self.hypervisor, self.cpu);
+        sharing::end(self.guest, self.hypervisor, self.cpu);
         match why {
             Why::Reset => {
                 debug!("{} restarts", self.name());
@@ -261,6 +262,9 @@ impl<'s> Turns<'s> {
                 return Intent::Run;
             }
             Answered::No => {}
+        }
+        if sharing::call(self.guest, self.hypervisor, self.cpu, self.context.call_regs()) == Answered::Yes {
+            return Intent::Run;
         }
         if control::call(self.guest, self.hypervisor, self.cpu, self.context.call_regs()) == Answered::Yes {
             return Intent::Run;

@@ -140,6 +140,7 @@ fn check_overlaps(ram: Range, regions: &[Range], vcpus: u64) -> Result<(), BadVm
         ("the interrupt redistributors", map::GICR, redistributors),
         ("the serial port", map::UART, map::UART_SIZE),
         ("the hypercall page", map::CONTROL, map::CONTROL_SIZE),
+        ("the window for what others lend", map::BORROWED, map::BORROWED_SIZE),
         ("the virtio slots", map::VIRTIO, map::VIRTIO_SIZE * map::VIRTIO_SLOTS),
     ];
     for (index, &range) in regions.iter().enumerate() {

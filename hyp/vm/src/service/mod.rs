@@ -20,12 +20,16 @@ mod look;
 mod memory;
 mod page;
 mod request;
+mod sharing;
 #[cfg(test)]
 mod tests;
 
 pub use dma::{Company, Left};
 pub use memory::Memory;
 pub use page::{PageAccess, on_page};
+pub use sharing::{
+    Ending, Found, Party, Wants, answer_find, end_offer, is_sharing, share, window as borrowed_window,
+};
 
 use crate::call::CallRegs;
 use abi::{Status, calls};
@@ -38,6 +42,7 @@ use handles::Handles;
 use log::Log;
 use page::ControlPage;
 use request::{Answer, Arguments, Part};
+use sharing::Loans;
 use space::SpaceError;
 use spin::mutex::SpinMutex;
 use stage2::{Format, Invalidate, Section};
@@ -50,6 +55,7 @@ pub struct Service {
     ram: Vec<Range>,
     handles: SpinMutex<Handles>,
     transfers: Transfers,
+    loans: Loans,
     log: SpinMutex<Log>,
     /// Where answers that are bitmaps are put together.
     bitmap: SpinMutex<Box<Bitmap>>,
@@ -81,6 +87,7 @@ impl Service {
             ram: ram.collect(),
             handles: SpinMutex::new(Handles::new()),
             transfers: Transfers::new(),
+            loans: Loans::default(),
             log: SpinMutex::new(Log::None),
             bitmap: SpinMutex::new(Box::default()),
             page: SpinMutex::new(ControlPage::default()),
@@ -166,7 +173,8 @@ impl Service {
 fn features(arguments: Arguments) -> Answer {
     let revision = u64::from(abi::REVISION_MAJOR) << 16 | u64::from(abi::REVISION_MINOR);
     let asked = u32::try_from(arguments.x(1)).ok();
-    match asked.filter(|function| calls::OFFERED.contains(function)) {
+    let is_offered = |function: &u32| calls::OFFERED.contains(function) || abi::share::ALL.contains(function);
+    match asked.filter(is_offered) {
         Some(_) => Answer::SUCCESS.with(1, revision),
         None => Answer::from(Status::NotSupported),
     }

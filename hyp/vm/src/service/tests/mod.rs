@@ -5,6 +5,7 @@ mod layout;
 mod logs;
 mod pages;
 mod random;
+mod sharing;
 mod transfers;
 
 use super::{After, Company, Left, Memory, Service};
