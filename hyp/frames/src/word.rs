@@ -34,6 +34,11 @@ impl Field {
         self.max() << self.shift
     }
 
+    /// The field's highest bit.
+    const fn top(&self) -> u64 {
+        1 << (self.shift + self.bits - 1)
+    }
+
     const fn get(&self, word: u64) -> u64 {
         word >> self.shift & self.max()
     }
@@ -191,6 +196,14 @@ impl Word {
     /// Returns the pins, of this page or of the block that begins here, that may write.
     pub const fn write_pins(self) -> u64 {
         WRITES.get(self.0)
+    }
+
+    /// Tells whether this is an owned guest's frame that is not frozen and has room for one more pin of each kind: one test
+    /// for all that is rare. A count in its upper half may have room and is not told to.
+    const fn has_room_for_pins(self) -> bool {
+        const TOPS: u64 = PINS.top() | WRITES.top() | WHOLE.top();
+        const RARE: u64 = KIND.mask() | FROZEN.mask() | TOPS;
+        self.0 & RARE == KIND.put(Kind::Guest as u64) && self.refs() != 0
     }
 
     /// Returns the pins of the whole block that begins here.
@@ -360,10 +373,25 @@ impl Record {
 
     /// Does what [`Record::pin`] does, for a caller that has seen the word: where it is so still, the exchange is the only
     /// access. For many words in turn, where each look would have to wait for the exchange of the word before.
-    #[inline]
+    #[inline(always)]
     pub fn pin_seen(&self, seen: Word, span: Span, order: Order, hold: Hold) -> Result<(), Refused> {
+        let (_, step) = Self::pin_step(span, hold);
+        let whole = span == Span::Page || seen.order() == order;
+        // O22, as in `update_from`.
+        if seen.has_room_for_pins()
+            && whole
+            && self.0.compare_exchange_weak(seen.0, seen.0 + step, o(22, AcqRel), o(22, Relaxed)).is_ok()
+        {
+            return Ok(());
+        }
+        self.pin_closely(span, order, hold)
+    }
+
+    /// Pins what takes more than one look, or says why not.
+    #[inline(never)]
+    fn pin_closely(&self, span: Span, order: Order, hold: Hold) -> Result<(), Refused> {
         let (count, step) = Self::pin_step(span, hold);
-        self.update_from(seen, |w| match w {
+        self.update(|w| match w {
             _ if w.kind() != Kind::Guest => Err(Refused::Unowned),
             _ if w.refs() == 0 && !mutant("pin-at-zero-references") => Err(Refused::Unowned),
             _ if w.is_frozen() && !mutant("pin-of-a-frozen-frame") => Err(Refused::Frozen),

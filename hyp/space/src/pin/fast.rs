@@ -92,7 +92,7 @@ impl<'f, F: Format> Space<'f, F> {
         let mut outputs = row.outputs();
         let mut stop = None;
         let mut ipa = at;
-        'row: for slots in pins.free().chunks_mut(LOOKS) {
+        for slots in pins.free().chunks_mut(LOOKS) {
             // The words of several frames are looked at before the first is exchanged: an exchange holds up what is behind.
             let looks: [_; LOOKS] = core::array::from_fn(|_| {
                 let pa = outputs.next()?;
@@ -100,20 +100,29 @@ impl<'f, F: Format> Space<'f, F> {
                 Some((pa, record.map(|record| (record, record.load()))))
             });
             window();
-            for (slot, look) in slots.iter_mut().zip(looks) {
-                let Some((pa, record)) = look else { break 'row };
-                let pinned = match record {
-                    Some((record, seen)) => {
-                        record.pin_seen(seen, Span::Page, Order::FRAME, hold).map_err(stopped)
+            // And all are exchanged before the first pin is written down: an exchange waits for the stores before it.
+            let mut taken = 0;
+            for look in looks.iter().take(slots.len()) {
+                let pinned = match look {
+                    Some((_, Some((record, seen)))) => {
+                        record.pin_seen(*seen, Span::Page, Order::FRAME, hold).map_err(stopped)
                     }
-                    None => Err(Stop::Foreign),
+                    Some((_, None)) => Err(Stop::Foreign),
+                    None => break,
                 };
                 if let Err(why) = pinned {
                     stop = Some(why);
-                    break 'row;
+                    break;
                 }
+                taken += 1;
+            }
+            for (slot, look) in slots.iter_mut().zip(&looks).take(taken) {
+                let Some((pa, _)) = *look else { break };
                 *slot = Some(Pin { pa, ipa, owner: self.owner, order: Order::FRAME, hold });
                 ipa = ipa.wrapping_add(FRAME_SIZE);
+            }
+            if taken < LOOKS {
+                break;
             }
         }
         let pinned = ((ipa.get() - at.get()) / FRAME_SIZE) as usize;
