@@ -322,7 +322,7 @@ mod tests {
         let thread = thread::spawn(move || {
             (0..more).for_each(|n| {
                 writer.note(Kind::Freed, 0, [n, 0, 0]);
-            })
+            });
         });
         let mut records = Vec::new();
         while writer.at(ring::line(0)).load(Relaxed) < CAPACITY {

@@ -81,6 +81,9 @@ fn pages(first: u64, count: u64) -> Range {
     range(GUEST + first * PAGE, count * PAGE)
 }
 
+/// What a space maps at a page: the frame, whose the leaf is, the rights; the references to the frame, its owner, and whether it is frozen.
+type Mapped = (Pa, Owned, Access, u64, u64, bool);
+
 impl<'m> Two<'m> {
     fn cpu(&self) -> FakeCpu<'m> {
         FakeCpu::new(0, self.machine)
@@ -113,7 +116,7 @@ impl<'m> Two<'m> {
     }
 
     /// Everything that there is to see of both.
-    fn all(&self, stay: &Stay<'_>) -> Vec<[Option<(Pa, Owned, Access, u64, u64, bool)>; 2]> {
+    fn all(&self, stay: &Stay<'_>) -> Vec<[Option<Mapped>; 2]> {
         let look = |space: &Space<'_, Format>, ipa: u64| {
             self.seen(space, stay, ipa).map(|Seen { owner, access, pa, word }| {
                 (pa, owner, access, word.refs(), u64::from(word.owner().0), word.is_frozen())
