@@ -10,7 +10,7 @@
 //! trace says so ([`Kind::Stall`]). CPUs wait where they own nothing ([`make_room`]); in the middle of an operation only
 //! where one has recorded more than [`ROOM`] effects since, which is counted apart.
 //!
-//! [`record`] is the format, [`ring`] where records lie, [`writer`] the hypervisor's side. docs/trace.md says what the
+//! [`record`] is the format, [`ring`] where records lie, `writer` the hypervisor's side. docs/trace.md says what the
 //! order means. Neighbours: `frames` records entries and frames, `aarch64` instructions, `monitor` the rest.
 #![no_std]
 #![forbid(unsafe_code)]

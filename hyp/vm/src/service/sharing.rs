@@ -239,7 +239,7 @@ pub enum Wants {
         /// The cursor: the first machine's place, and the first place of its offers.
         from: (u64, usize),
     },
-    /// The machine of this number: [`share`] answers, or [`Service::without`] where there is none.
+    /// The machine of this number: [`share()`] answers, or [`Service::without`] where there is none.
     Machine(u64),
 }
 
