@@ -46,6 +46,12 @@ pub fn dsb_isb() {
     unsafe { asm!("dsb sy", "isb", options(nostack, preserves_flags)) };
 }
 
+/// Lets another vCPU have this CPU, where several share one.
+pub fn give_way() {
+    // SAFETY: a hint; where it traps, others run.
+    unsafe { asm!("wfe", options(nomem, nostack)) }
+}
+
 /// Waits for an interrupt. May return for no reason.
 pub fn wfi() {
     // SAFETY: waiting changes nothing.

@@ -31,6 +31,7 @@ pub mod list;
 pub mod machine;
 pub mod mmio;
 pub mod mmu;
+pub mod partner;
 pub mod ram;
 pub mod region;
 pub mod report;

@@ -10,6 +10,7 @@
 
 use abi::Status;
 use abi::control::{self, state};
+use guest_tests::cpu::give_way;
 use guest_tests::machine::{self, Host};
 use guest_tests::rng::Rng;
 use guest_tests::service::{Answer, call};
@@ -89,12 +90,6 @@ fn destroy(handle: u64) -> Verdict {
         }
     }
     Err(NotPassed::differs("the status of DESTROY", handle, Status::Success as u64, Status::Continue as u64))
-}
-
-/// Lets another vCPU have this CPU.
-fn give_way() {
-    // SAFETY: a hint; where it traps, others run.
-    unsafe { core::arch::asm!("wfe", options(nomem, nostack)) }
 }
 
 fn odd_handles_and_templates_are_refused() -> Verdict {

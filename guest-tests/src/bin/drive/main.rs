@@ -13,6 +13,7 @@ mod interface;
 mod permissions;
 mod pinning;
 mod resize;
+mod sharing;
 mod translation;
 mod words;
 
@@ -46,6 +47,13 @@ guest_tests! {
     }
     dirty {
         no_write_of_a_cpu_or_a_transfer_is_missing,
+    }
+    sharing {
+        a_loan_to_read_refuses_writes,
+        a_loan_to_write_is_seen_by_both_and_comes_back,
+        what_is_pinned_or_lent_does_not_change_hands,
+        what_is_given_has_its_contents,
+        the_end_of_one_side_leaks_nothing,
     }
     aging {
         what_was_used_is_young_and_the_rest_is_not,

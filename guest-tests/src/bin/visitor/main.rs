@@ -1,7 +1,8 @@
 //! A guest that comes and goes: the machine that a controller makes many of. Promise: it is as new, and has nothing of
 //! those that were there before it, whatever they left and however they ended.
 //!
-//! It leaves marks everywhere before it goes. With `stay` in the boot arguments it does not go: somebody has to end it.
+//! It leaves marks everywhere before it goes. With `stay` in the boot arguments it does not go: somebody has to end it. With
+//! `serve` it serves the machine that made it (`guest_tests::partner`).
 #![no_std]
 #![no_main]
 #![allow(clippy::result_large_err, reason = "a failed test carries its text, since there is no heap")]
@@ -15,12 +16,13 @@ use guest_tests::machine::{self, Host};
 use guest_tests::ram::{self, Ram};
 use guest_tests::region::MAX_HOLES;
 use guest_tests::service::call;
-use guest_tests::{Verdict, cpu, guest_tests, same, skip, smp};
+use guest_tests::{Verdict, cpu, guest_tests, partner, same, skip, smp};
 
 guest_tests! {
     "visitor":
     its_memory_is_zero,
     it_has_no_calls_of_a_controller,
+    it_does_what_another_machine_asks_of_it,
 }
 
 /// What a visitor leaves.
@@ -66,4 +68,12 @@ fn it_has_no_calls_of_a_controller() -> Verdict {
         );
     }
     Ok(())
+}
+
+fn it_does_what_another_machine_asks_of_it() -> Verdict {
+    if machine::get().argument("serve").is_none() {
+        skip!("nobody asks");
+    }
+    let Some(&free) = free().iter().find(|piece| piece.pages() >= 4) else { skip!("too little memory") };
+    partner::serve(free)
 }

@@ -8,7 +8,7 @@ use crate::console::Console;
 use crate::paths;
 use crate::payload::{self, Payload};
 use crate::qemu::DEFAULT_CPU;
-use crate::run::{Prepared, host, linux_cmdline, vm};
+use crate::run::{GRANTED, Prepared, host, linux_cmdline, vm};
 use crate::setup;
 use crate::size::Size;
 use crate::trace::Tracing;
@@ -33,13 +33,17 @@ const MANY: (u32, u64) = (1000, 3);
 /// Payloads that run beside Linux, with the CPUs of their vCPUs: what is switched, what shares a TLB, what interrupts.
 const NEIGHBOURS: [(&str, [u32; 2]); 3] = [("sysregs", [0, 1]), ("memory", [1, 1]), ("devices", [1, 0])];
 
+/// How many tests a payload makes of what VMs lend and give each other.
+const SHARING: &str = "5";
+
 /// Boots them.
 pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
-    cases.group("several VMs", 2);
+    cases.group("several VMs", 3);
     let payloads = payload::build()?;
     let built = Board::QemuVirt.build()?;
     let name = format!("Linux and {} payloads, 2 vCPUs each, on {CPUS} CPUs", NEIGHBOURS.len());
     cases.boot(&name, || together(&built, &payloads), all_pass);
+    cases.boot("VMs lend and give each other memory", || sharing(&built, &payloads), all_shared);
     let (machines, rollovers) = if extent == Extent::All { MANY } else { SOME };
     let name = format!("{machines} VMs come and go: {FEW_VMIDS}");
     cases.boot(
@@ -88,6 +92,31 @@ fn all_pass(console: &mut Console) -> Result<()> {
         ensure!(&line[1] != "0" && &line[2] == "0", "{}", &line[0]);
     }
     Ok(())
+}
+
+/// A VM that makes others, which do what it asks of them.
+fn sharing(built: &Built, payloads: &[Payload]) -> Result<Prepared> {
+    let drive = on("drive", &[0], Size::mib(64), Some("test=sharing".to_owned()));
+    let partner = on("partner", &[1], Size::mib(6), Some("serve".to_owned()));
+    let granted = || Some(GRANTED.to_owned());
+    let drive = Vm { role: Some("controller".to_owned()), hypercalls: granted(), ..drive };
+    let partner = Vm { role: Some("template".to_owned()), hypercalls: granted(), ..partner };
+    let vms = vec![
+        One { vm: drive, kernel: find(payloads, "drive")?, initrd: None },
+        One { vm: partner, kernel: find(payloads, "visitor")?, initrd: None },
+    ];
+    machine(built, DEFAULT_CPU, vms, Size::mib(16))
+}
+
+/// Waits until all is tested, and looks whether anything was lost.
+fn all_shared(console: &mut Console) -> Result<()> {
+    let line = console.expect_line(&Regex::new(r"^drive\| (\d+) passed, (\d+) failed")?, PATIENCE)?;
+    ensure!(line[1] == *SHARING && line[2] == *"0", "{}", line[0]);
+    let lost = Regex::new(r"^frames of theirs that have not come back: (\d+)$")?;
+    let lost = console.expect_line(&lost, PATIENCE)?;
+    ensure!(&lost[1] == "0", "{}", lost[0]);
+    ensure!(!console.log().contains("FAIL "), "a partner has failed");
+    ends(console)
 }
 
 fn coming_and_going(built: &Built, payloads: &[Payload], machines: u32) -> Result<Prepared> {
