@@ -62,7 +62,10 @@ const FINDINGS: [Finding; SEEDS.len()] = [
     Finding { scene: Scene::Drive("balloon", PLAIN), says: &["since the write"] },
     Finding { scene: Scene::Drive("balloon", PLAIN), says: &["stage-2 entries may be there still"] },
     Finding { scene: Scene::Drive("balloon", PLAIN), says: &["other CPUs may hold the entry"] },
-    Finding { scene: Scene::Drive("balloon", PLAIN), says: &["stored before the invalidation was complete"] },
+    Finding {
+        scene: Scene::Drive("balloon", PLAIN),
+        says: &["stored over a live entry", "stored before the invalidation was complete"],
+    },
     Finding {
         scene: Scene::Drive("balloon", PLAIN),
         says: &["given back before walk caches forgot it", "is free"],
