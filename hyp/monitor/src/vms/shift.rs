@@ -27,6 +27,9 @@ use vm::service::Left;
 /// Slices in a second: ten milliseconds each, some hundred times what a switch costs.
 const SLICES: u64 = 100;
 
+/// How often in a second a CPU looks at what it has to serve, at most, and has its own vCPU run meanwhile.
+const SERVICES: u64 = 4000;
+
 /// A CPU and its vCPUs.
 pub(super) struct Shifts<'a> {
     hypervisor: &'a Hypervisor,
@@ -124,7 +127,9 @@ impl<'a> Shifts<'a> {
 
     /// Sets the hypervisor's timer to when the queue is to be asked again.
     fn set_alarm(&mut self) {
-        let alarm = self.queue.alarm();
+        let serves = self.hypervisor.engine.is_asked(self.cpu.id());
+        let service = serves.then(|| self.cpu.now() + self.cpu.tick_hz() / SERVICES);
+        let alarm = [self.queue.alarm(), service].into_iter().flatten().min();
         if self.alarm != alarm {
             self.alarm = alarm;
             match alarm {
@@ -169,7 +174,7 @@ impl<'a> Shifts<'a> {
             Over::Asleep { until } => self.queue.sleep(now, until),
             Over::GaveWay => self.queue.give_way(now),
             Over::Alarm => self.alarm = None,
-            Over::Wanted => {}
+            Over::Wanted | Over::Serves => {}
         }
     }
 

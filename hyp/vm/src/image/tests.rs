@@ -62,6 +62,8 @@ pub(crate) fn config(format: Format, kernel: Vec<u8>, initrd: Option<usize>, mem
         populate: Populate::Fault,
         hypercalls: Granted::Nothing,
         role: crate::manifest::Role::Guest,
+        devices: Vec::new(),
+        disk: None,
         cpus: vec![CpuId::BOOT],
     }
 }
