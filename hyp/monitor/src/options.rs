@@ -2,6 +2,7 @@
 
 use crate::provoke::Provoke;
 use aarch64::guest::tlb::Style;
+use core::num::NonZeroU32;
 use log::LevelFilter;
 use stage2::Bbm;
 
@@ -20,6 +21,8 @@ pub struct Options {
     pub exercise: Exercise,
     /// `trace=KEY`, a hexadecimal number: what is done to tables and TLBs is recorded, for a tool that finds it by the key.
     pub trace: Option<u64>,
+    /// `churn=N`: changes that are made to guests' memory each second while they run, at least 1; none where it does not say.
+    pub churn: Option<NonZeroU32>,
     /// `provoke=panic|overflow|null|write-code|execute-data|undefined`: a bug to provoke, for tests of the report.
     pub provoke: Option<Provoke>,
 }
@@ -105,6 +108,7 @@ impl Options {
             "invalidate" => self.invalidate = named(&STYLES, value)?,
             "wait" => self.wait = named(&Way::NAMES, value)?,
             "exercise" => self.exercise = named(&[("resize", Exercise::Resize)], value)?,
+            "churn" => self.churn = Some(value.parse().ok()?),
             "bbm" => self.bbm = named(&LEVELS, value)?,
             "trace" => self.trace = Some(u64::from_str_radix(value, 16).ok()?),
             "provoke" => self.provoke = Some(Provoke::parse(value)?),
@@ -123,6 +127,7 @@ impl Default for Options {
             bbm: Bbm::Level3,
             exercise: Exercise::None,
             trace: None,
+            churn: None,
             provoke: None,
         }
     }
@@ -161,6 +166,14 @@ mod tests {
     fn the_trace_has_a_key() {
         let options = Options::parse("trace=5eed trace=on", |u| assert_eq!(u.0, "trace=on"));
         assert_eq!(options.trace, Some(0x5eed));
+    }
+
+    #[test]
+    fn a_rate_is_a_number_that_is_not_zero() {
+        let mut others = Vec::new();
+        let options = Options::parse("churn=2000 churn=0 churn=-1 churn=fast", |u| others.push(u.0));
+        assert_eq!(options.churn.map(NonZeroU32::get), Some(2000));
+        assert_eq!(others, ["churn=0", "churn=-1", "churn=fast"]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use space::{Progress, Region, Space, SpaceError, table_budget};
 use stage2::{Format as _, Presence, Quiescence, Section};
 use types::{Cpu, CpuId, Ipa, Pa, Range};
 use vm::sched::{Left, Siblings};
+use vm::service::Churn;
 use vm::{Error, IdBits, Populate, Ram, RamError, Start, TimerIntids, Vcpu, Vm, VmConfig};
 
 /// A virtual machine with its memory.
@@ -27,6 +28,7 @@ pub(super) struct Guest {
     /// Which CPUs are in it.
     presence: Box<Presence>,
     pub(super) exercise: Exercise,
+    pub(super) churn: Churn,
     siblings: Siblings,
     /// Its place in the roster.
     pub(super) number: u16,
@@ -186,6 +188,7 @@ impl Guest {
             space,
             presence: presence(),
             exercise: Exercise::default(),
+            churn: Churn::default(),
             siblings: Siblings::new(),
             number,
             on: AtomicBool::new(false),

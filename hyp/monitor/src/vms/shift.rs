@@ -46,6 +46,8 @@ pub(super) struct Shifts<'a> {
     waits: Waits,
     /// What the hypervisor's timer is set to; `None` where it is off.
     alarm: Option<Ticks>,
+    /// When the CPU looks next which changes of guests' memory are due; `None` where there are none.
+    look: Option<Ticks>,
 }
 
 impl<'a> Shifts<'a> {
@@ -69,6 +71,7 @@ impl<'a> Shifts<'a> {
             loaded: None,
             waits: Waits::Here,
             alarm: None,
+            look: None,
         }
     }
 
@@ -76,6 +79,9 @@ impl<'a> Shifts<'a> {
     pub(super) fn run(mut self) -> ! {
         loop {
             self.attend();
+            if self.look.is_none_or(|look| look <= self.cpu.now()) {
+                self.look = self.hypervisor.pace.keep(self.hypervisor, &self.cpu);
+            }
             let picked = self.queue.pick(self.cpu.now());
             self.set_alarm();
             match picked {
@@ -129,7 +135,7 @@ impl<'a> Shifts<'a> {
     fn set_alarm(&mut self) {
         let serves = self.hypervisor.engine.is_asked(self.cpu.id());
         let service = serves.then(|| self.cpu.now() + self.cpu.tick_hz() / SERVICES);
-        let alarm = [self.queue.alarm(), service].into_iter().flatten().min();
+        let alarm = [self.queue.alarm(), service, self.look].into_iter().flatten().min();
         if self.alarm != alarm {
             self.alarm = alarm;
             match alarm {

@@ -3,6 +3,7 @@
 use super::Hypervisor;
 use crate::console;
 use crate::options::style_name;
+use aarch64::sysreg::{CNTPCT_EL0, Readable};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use stage2::BLACKOUTS;
@@ -57,6 +58,15 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
         write_blackouts(name, &census.blackouts, to)?;
         writeln!(to, "{name} bytes of tables: {}", stats.table_bytes)?;
         writeln!(to, "{name} bytes in reserve for splits: {}", stats.reserve_bytes)?;
+        if machine.options.churn.is_some() {
+            let micros = since_first_entry(hypervisor);
+            let structural = u128::from(guest.churn.structural());
+            writeln!(to, "{name} churn: {structural}")?;
+            writeln!(to, "{name} churn each second: {}", structural * 1_000_000 / micros.max(1))?;
+            for (kind, count) in guest.churn.counts() {
+                writeln!(to, "{name} churn, {kind}: {count}")?;
+            }
+        }
         for (kind, counts) in guest.vm.device_counts() {
             let device = kind.name();
             writeln!(to, "{name} {device} requests: {}", counts.requests)?;
@@ -108,6 +118,12 @@ fn write_blackouts(name: &str, classes: &[u64; BLACKOUTS], to: &mut impl Write) 
         writeln!(to, "{name} blackouts below {micros}.{rest:03} us{longer}: {count}")?;
     }
     Ok(())
+}
+
+/// Returns the microseconds since the first guest was entered.
+fn since_first_entry(hypervisor: &Hypervisor) -> u128 {
+    let ticks = CNTPCT_EL0.get().saturating_sub(hypervisor.first_entry.load(Relaxed));
+    u128::from(ticks) * 1_000_000 / u128::from(super::tick_hz()).max(1)
 }
 
 /// Returns a time in nanoseconds.
