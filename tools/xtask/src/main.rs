@@ -8,9 +8,11 @@ mod board;
 mod book;
 mod bundle;
 mod cargo;
+mod churn;
 mod ci;
 mod console;
 mod deps;
+mod devices;
 mod image;
 mod lab;
 mod nightly;
@@ -62,6 +64,8 @@ enum Command {
     /// Check what a machine did to tables and TLBs, of which `run --trace` has made a trace
     #[command(subcommand)]
     Trace(trace::Command),
+    /// Let Linux judge: checksums and a memory test, while the hypervisor changes its memory's mappings all the time
+    Churn(churn::Args),
     /// Measure, and compare with the targets
     #[command(subcommand)]
     Bench(bench::Command),
@@ -86,6 +90,7 @@ fn main() -> ExitCode {
         Command::Mutants(args) => lab::run::<lab::Mutants>(&args),
         Command::Miri(args) => nightly::run_miri(&args),
         Command::Tsan => nightly::run_tsan(),
+        Command::Churn(args) => churn::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Trace(command) => trace::run(&command),
         Command::Bench(command) => bench::run(&command),

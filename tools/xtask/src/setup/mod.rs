@@ -5,6 +5,7 @@
 //! lies in `target/guest/`, and `USED.txt` there records versions and checksums.
 
 mod apt;
+mod drivers;
 mod initramfs;
 mod kernel;
 mod nightly;
@@ -12,11 +13,13 @@ mod qemu;
 mod rust;
 mod used;
 
+pub(crate) use drivers::path as initramfs_with_drivers;
 pub(crate) use initramfs::path as initramfs;
 pub(crate) use kernel::path as kernel;
 pub(crate) use nightly::NIGHTLY;
 pub(crate) use qemu::PROGRAM as QEMU;
 pub(crate) use rust::TARGET;
+pub(crate) use used::sha256;
 
 use crate::paths;
 use anyhow::{Context, Result};
@@ -42,6 +45,8 @@ pub(crate) enum Need {
     Qemu,
     /// The guest's kernel and initramfs.
     Guest,
+    /// As `Guest`, and an initramfs with the drivers of virtio devices and a memory test.
+    Devices,
     /// A nightly compiler with Miri, for those tests only that need one.
     Nightly,
 }
@@ -91,12 +96,16 @@ fn steps(needs: &[Need], say: Say, args: &Args) -> Result<()> {
             }
             Need::Qemu => step(say, "QEMU", qemu::find, qemu::install)?,
             Need::Nightly => step(say, "nightly compiler with Miri", nightly::find, nightly::install)?,
-            Need::Guest => {
+            Need::Guest | Need::Devices => {
                 let mut debian = apt::Debian::new(&args.mirror);
                 let refresh = args.refresh;
                 step(say, "guest kernel", || kernel::find(refresh), || kernel::fetch(&mut debian))?;
                 step(say, "busybox", || initramfs::find_busybox(refresh), || initramfs::fetch(&mut debian))?;
                 step(say, "initramfs", initramfs::find, initramfs::make)?;
+                if *need == Need::Devices {
+                    step(say, "memory test", || drivers::find_test(refresh), || drivers::fetch(&mut debian))?;
+                    step(say, "initramfs with drivers", drivers::find, drivers::make)?;
+                }
             }
         }
     }
