@@ -2,13 +2,14 @@
 
 use crate::board::Board;
 use crate::bundle::{self, One};
+use crate::churn::contents;
 use crate::console::{Console, Echo};
 use crate::run::{GRANTED, Prepared, host, vm};
 use crate::setup::{self, Need, TARGET};
 use crate::size::Size;
 use crate::tests::{AlreadySaid, PAYLOAD, Summary};
 use crate::trace::Tracing;
-use crate::{cargo, paths, shell};
+use crate::{cargo, devices, paths, shell};
 use anyhow::{Context, Result, ensure};
 use cargo_metadata::MetadataCommand;
 use regex::Regex;
@@ -21,6 +22,10 @@ const PACKAGE: &str = "guest-tests";
 const DRIVES: &str = "drive";
 /// Those that are granted the calls on their memory.
 const GRANTED_TO: [&str; 2] = [DRIVES, "reset"];
+
+/// The payload that drives virtio devices, and the bytes of its disk.
+pub(crate) const DEVICES: &str = "virtio";
+pub(crate) const DISK: usize = 1 << 20;
 
 /// The vCPUs of a payload's VM.
 pub(crate) const VCPUS: u32 = 4;
@@ -60,7 +65,11 @@ impl Payload {
     ) -> Result<Prepared> {
         let mut vm = vm("payload", smp, memory, Some(append.to_owned()));
         vm.hypercalls = GRANTED_TO.contains(&self.name().as_str()).then(|| GRANTED.to_owned());
-        let (bundle, _) = bundle::of_one(One { vm, kernel: &self.0, initrd: None })?;
+        let disks = match self.name() == DEVICES {
+            true => devices::give(&mut vm, &["entropy", "console", "block"], Some(contents(DISK))),
+            false => Vec::new(),
+        };
+        let (bundle, _) = bundle::of_with(vec![One { vm, kernel: &self.0, initrd: None }], disks)?;
         host(board, &board.build()?, cpu, &bundle, smp, memory)
     }
 }
