@@ -5,7 +5,7 @@ use super::outlet::Outlet;
 use super::{Format, Hypervisor, Load};
 use aarch64::cpu::Core;
 use aarch64::guest::controls::Identity;
-use aarch64::guest::tlb::{Stage2, Tag, before_tables_change, flush_all, forget_sibling};
+use aarch64::guest::tlb::{Stage2, Tag, before_tables_change, forget_sibling};
 use aarch64::sysreg::{MIDR_EL1, Readable};
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -248,7 +248,7 @@ impl Guest {
     pub(super) fn identity(&self, hypervisor: &Hypervisor, cpu: CpuId, vcpu: &Vcpu) -> Identity {
         /// MPIDR_EL1's bit 31 is RES1.
         const RES1: u64 = 1 << 31;
-        let vmid = hypervisor.vmids.activate(cpu, self.space.tag(), flush_all);
+        let vmid = hypervisor.vmids.activate(cpu, self.space.tag(), || hypervisor.style.empty_tlbs());
         self.presence.note_entry(cpu);
         before_tables_change();
         Identity {
