@@ -109,6 +109,20 @@ pub enum Effect {
         /// The addresses that it was for.
         range: Range,
     },
+    /// Guests' memory was cleaned and invalidated to the point of coherency.
+    Dc {
+        /// Where.
+        pa: Pa,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// Guests' memory was given back: it is nobody's.
+    Free {
+        /// Where.
+        pa: Pa,
+        /// How many bytes.
+        bytes: u64,
+    },
     /// A step of an operation ended: nothing may be frozen or owed.
     StepEnd,
 }

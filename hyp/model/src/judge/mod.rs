@@ -9,15 +9,18 @@
 //! ```
 //!
 //! with the instructions between the two in [`cleaning`], and one for each table: taken → linked → unlinked →
-//! (invalidated, and a grace period) → given back, in [`table`]. What may become what is in [`entry`]. The rules are
+//! (invalidated, and a grace period) → given back, in [`table`]; and one for each page of guests' memory: mapped → out of
+//! reach → cleaned → given back, in [`memory`]. What may become what is in [`entry`]. The rules are
 //! written from the manual and the protocol, not from the library: `Format::decode` is all that is shared.
 
 mod cleaning;
 mod entry;
+mod memory;
 mod table;
 
 use crate::{Effect, Reach, Tlbi};
 use cleaning::{Alone, Cleaning};
+use memory::Memory;
 use stage2::{Bbm, Format, Geometry, span};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -110,6 +113,7 @@ pub struct Judge<F> {
     walking: CpuSet,
     /// CPUs with an invalidation of everything, not waited for.
     emptying: CpuSet,
+    memory: Memory,
 }
 
 impl<F: Format> Judge<F> {
@@ -145,6 +149,7 @@ impl<F: Format> Judge<F> {
             indebted: CpuSet::EMPTY,
             walking: CpuSet::EMPTY,
             emptying: CpuSet::EMPTY,
+            memory: Memory::default(),
         }
     }
 
@@ -158,6 +163,13 @@ impl<F: Format> Judge<F> {
     #[must_use]
     pub fn with_tag(self, vmid: Vmid) -> Self {
         Self { vmid, ..self }
+    }
+
+    /// The same, on a machine whose guests can go past the caches: no CPU forces their accesses to be cacheable (on AArch64
+    /// FEAT_S2FWB does).
+    #[must_use]
+    pub fn with_guests_past_caches(self) -> Self {
+        Self { memory: Memory::of_guests_past_caches(), ..self }
     }
 
     /// The same, where no CPU has entered a guest of the space so far: then it is known who may hold what.
@@ -209,6 +221,8 @@ impl<F: Format> Judge<F> {
             }
             Effect::Handed { range } => return self.handed(range),
             Effect::StepEnd => return self.step_end(),
+            Effect::Dc { pa, bytes } => self.cleaned(pa, bytes),
+            Effect::Free { pa, bytes } => return self.freed(pa, bytes),
             // Each TLB invalidation says its tag; the others are for the reader.
             Effect::VmidSwitch { .. }
             | Effect::Isb { .. }

@@ -19,6 +19,7 @@ impl<F: Format> Judge<F> {
         range: Range,
         height: Height,
     ) -> Result<(), Violation> {
+        self.mapped(live, height);
         let (Live::Table(link), Some(below)) = (live, height.below()) else { return Ok(()) };
         require!(self.words.contains_key(&link.pa), "a link to {:?}, which is no table", link.pa);
         require!(!self.linked.contains_key(&link.pa), "a second link to {:?}", link.pa);
@@ -92,7 +93,7 @@ impl<F: Format> Judge<F> {
     }
 
     /// What a table that is linked still may be given back by.
-    fn the_end(&self) -> Unlinked {
+    pub(super) fn the_end(&self) -> Unlinked {
         let mut end = self.end.clone();
         if self.style != Style::Broadcast {
             // The tag is the root's address: whoever holds anything takes a later root there for this one.

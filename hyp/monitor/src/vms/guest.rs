@@ -54,8 +54,8 @@ pub(super) struct Remains {
 
 impl Remains {
     /// Gives back one step's worth.
-    pub(super) fn step(&mut self, cpu: CpuId) -> Progress {
-        self.space.step(cpu)
+    pub(super) fn step(&mut self, core: &Core<'_>) -> Progress {
+        self.space.step(core)
     }
 
     /// Goes on to what is known of a guest whose memory has gone back.
@@ -277,8 +277,8 @@ impl Guest {
         let unfit = |error| Unfit::Space { name: config.name.clone(), error };
         let mut section = hypervisor.waiting.enter(core.id());
         if load == Load::Again {
-            self.space.reset(&mut section, &tlb).map_err(unfit)?;
-            while self.space.drain(&mut section) {
+            self.space.reset(&mut section, core, &tlb).map_err(unfit)?;
+            while self.space.drain(&mut section, core) {
                 section.pass(); // nobody runs this guest, so whoever looks at its tables will soon have done
             }
         }
