@@ -246,8 +246,10 @@ pub mod statistic {
     pub const TRANSFERS: u64 = 11;
     /// Transfers that another CPU has served than the one that asked.
     pub const SERVED_ELSEWHERE: u64 = 12;
+    /// Invalidations of translations so far: what each takes of instructions depends on its range.
+    pub const INVALIDATIONS: u64 = 13;
     /// How many numbers there are.
-    pub const COUNT: u64 = 13;
+    pub const COUNT: u64 = 14;
 }
 
 #[cfg(test)]

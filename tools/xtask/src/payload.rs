@@ -19,7 +19,9 @@ const PACKAGE: &str = "guest-tests";
 /// The payload that drives its own page tables.
 const DRIVES: &str = "drive";
 /// Those that are granted the calls on their memory.
-const GRANTED_TO: [&str; 2] = [DRIVES, "reset"];
+const GRANTED_TO: [&str; 3] = [DRIVES, "reset", "exits"];
+/// Those that promise nothing by themselves, and are for commands of their own.
+const NO_TESTS: [&str; 1] = ["exits"];
 
 /// The vCPUs of a payload's VM.
 pub(crate) const VCPUS: u32 = 4;
@@ -64,9 +66,21 @@ impl Payload {
     }
 }
 
-/// Builds all payloads.
+/// Builds all payloads, and returns the one called `name`.
+pub(crate) fn build_one(name: &str) -> Result<Payload> {
+    compile()?;
+    let payload = Payload(cargo::release_dir().join(name));
+    ensure!(payload.0.is_file(), "there is no payload {name}");
+    Ok(payload)
+}
+
+fn compile() -> Result<()> {
+    shell::run(cargo::cargo("build").args(["--release", "--target", TARGET, "-p", PACKAGE]))
+}
+
+/// Builds all payloads, and returns those that test something.
 pub(crate) fn build() -> Result<Vec<Payload>> {
-    shell::run(cargo::cargo("build").args(["--release", "--target", TARGET, "-p", PACKAGE]))?;
+    compile()?;
     let metadata = MetadataCommand::new()
         .manifest_path(paths::root().join("Cargo.toml"))
         .no_deps()
@@ -77,7 +91,7 @@ pub(crate) fn build() -> Result<Vec<Payload>> {
     let payloads: Vec<_> = package
         .targets
         .iter()
-        .filter(|target| target.is_bin())
+        .filter(|target| target.is_bin() && !NO_TESTS.contains(&target.name.as_str()))
         .map(|target| Payload(cargo::release_dir().join(&target.name)))
         .collect();
     ensure!(!payloads.is_empty(), "{PACKAGE} has no payloads");

@@ -37,6 +37,7 @@ impl Service {
             statistic::HANDLES => self.handles.lock().in_use(),
             statistic::CALLS => self.calls.load(Relaxed),
             statistic::TRANSFERS => self.transfers.completed(),
+            statistic::INVALIDATIONS => stats.census.invalidations,
             statistic::SERVED_ELSEWHERE => self.transfers.served_elsewhere(),
             _ => return Answer::from(Status::InvalidParameter),
         };

@@ -16,7 +16,8 @@ pub(crate) struct Row {
     base: Option<f64>,
     /// value / base
     ratio: Option<f64>,
-    /// What is asked of the ratio, or of the value where there is no base; `None` for what is only shown.
+    /// What is asked of the ratio, or of the value where there is no base or that is only beside it; `None` for what is
+    /// only shown.
     #[serde(serialize_with = "number")]
     target: Target,
     met: Option<bool>,
@@ -37,11 +38,11 @@ pub(crate) enum Target {
 /// A measurement that nobody has judged, as the benchmarks of other packages write it.
 #[derive(Deserialize)]
 pub(crate) struct Measured {
-    name: String,
-    value: f64,
-    unit: String,
-    base: Option<f64>,
-    target: Target,
+    pub(super) name: String,
+    pub(super) value: f64,
+    pub(super) unit: String,
+    pub(super) base: Option<f64>,
+    pub(super) target: Target,
 }
 
 /// What becomes of a command that has missed a target.
@@ -100,6 +101,12 @@ impl Row {
     pub(crate) fn limit(name: &'static str, unit: &'static str, value: f64, target: f64) -> Self {
         let target = Target::AtMost(target);
         Measured { name: name.into(), value, unit: unit.into(), base: None, target }.into()
+    }
+
+    /// Makes a row whose target is for the value itself, with a base beside it.
+    pub(super) fn beside(measured: Measured) -> Self {
+        let met = measured.target.met(measured.value);
+        Self { met, ..measured.into() }
     }
 
     fn cells(&self) -> [String; 7] {
