@@ -25,6 +25,7 @@ mod setup;
 mod shell;
 mod size;
 mod soak;
+mod stress;
 mod symbols;
 mod terminal;
 mod tests;
@@ -58,6 +59,8 @@ enum Command {
     Tsan,
     /// Put the page tables under stress from random seeds, and count which races were met
     Soak(soak::Args),
+    /// Put many VMs under stress from inside, each vCPU driving its page tables at random
+    Stress(stress::Args),
     /// Measure, and compare with the targets
     #[command(subcommand)]
     Bench(bench::Command),
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Command::Miri(args) => nightly::run_miri(&args),
         Command::Tsan => nightly::run_tsan(),
         Command::Soak(args) => soak::run(&args),
+        Command::Stress(args) => stress::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Image(args) => image::run(&args),
         Command::Bundle(args) => bundle::run(&args),

@@ -19,7 +19,7 @@ const PACKAGE: &str = "guest-tests";
 /// The payload that drives its own page tables.
 const DRIVES: &str = "drive";
 /// Those that are granted the calls on their memory.
-const GRANTED_TO: [&str; 3] = [DRIVES, "reset", "exits"];
+const GRANTED_TO: [&str; 4] = [DRIVES, "reset", "exits", "stress"];
 /// Those that promise nothing by themselves, and are for commands of their own.
 const NO_TESTS: [&str; 1] = ["exits"];
 
