@@ -24,7 +24,7 @@ mod lend;
 mod take_back;
 
 use crate::space::TableView;
-use crate::{Backing, MoveError, Space, SpaceError};
+use crate::{Backing, MoveError, Region, Space, SpaceError};
 use core::fmt;
 use frames::{FrameError, Order, Refused};
 use stage2::{ChangeError, Claim, Format, Invalidate, Leaf, MapError, Why, span};
@@ -210,9 +210,10 @@ impl<'f, F: Format, I: Invalidate> Side<'_, 'f, F, I> {
         if !region.access.contains(access) {
             return Err(ShareError::Denied { ipa });
         }
-        let leaf = space.movable(&view.sight(ipa), ipa)?;
+        let sight = view.sight(ipa);
+        let leaf = space.movable(&sight, ipa)?;
         let order = page_order::<F>();
-        let inside = ipa.get() & (span::<F>(view.sight(ipa).height()) - 1);
+        let inside = ipa.get() & (span::<F>(sight.height()) - 1);
         space.ask(cpu, ipa, leaf.pa.wrapping_add(inside), order)?;
         let tlb = &space.everyone(self.tlb);
         view.split(tlb, ipa, Height::PAGE, Why::Owner).map_err(of_change)?;
@@ -222,14 +223,15 @@ impl<'f, F: Format, I: Invalidate> Side<'_, 'f, F, I> {
         Ok(())
     }
 
-    /// Claims the place of each page, in one region whose backing is `backing`, that gives all of `access`.
+    /// Claims the place of each page, in one region whose backing is `backing`, that gives all of `access`. Returns the region,
+    /// which stands as long as the places are claimed: who changes it waits for their outcome.
     fn claim<'c, 'v, R>(
         &self,
         view: &'c TableView<'v, 'f, F, R>,
         pages: Pages,
         backing: Backing,
         access: Access,
-    ) -> Result<Claims<'c, 'v, 'f, F, R>, ShareError> {
+    ) -> Result<(Region, Claims<'c, 'v, 'f, F, R>), ShareError> {
         let (space, ipa) = (self.space, pages.to.start());
         let standing = space.standing(view, ipa).map_err(|_| ShareError::NoPlace { ipa })?;
         let region = standing.region;
@@ -241,7 +243,7 @@ impl<'f, F: Format, I: Invalidate> Side<'_, 'f, F, I> {
             let claimed = space.regions.claim(view, &standing, ipa, Height::PAGE, Why::Owner);
             *claim = Some(claimed.map_err(|error| of_map(error, ipa))?.ok_or(ShareError::Busy { ipa })?);
         }
-        Ok(claims)
+        Ok((region, claims))
     }
 
     /// Checks a leaf that is owned: it is a page of the space's own.

@@ -32,8 +32,7 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
         for (ipa, _) in pages.iter::<F>() {
             from.single(&giver, section.cpu(), ipa, Access::empty())?;
         }
-        let mut claims = to.claim(&receiver, pages, Backing::Ram, Access::empty())?;
-        let region = to.space.standing(&receiver, at).map_err(|_| ShareError::Busy { ipa: at })?.region;
+        let (region, mut claims) = to.claim(&receiver, pages, Backing::Ram, Access::empty())?;
         let mut owned = places();
         let tlb = &from.space.everyone(from.tlb);
         for (place, (ipa, _)) in owned.iter_mut().zip(pages.iter::<F>()) {

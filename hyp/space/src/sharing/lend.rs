@@ -39,7 +39,7 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
         for (ipa, _) in pages.iter::<F>() {
             from.single(&lender, section.cpu(), ipa, access)?;
         }
-        let mut claims = to.claim(&borrower, pages, Backing::Borrowed, access)?;
+        let (_, mut claims) = to.claim(&borrower, pages, Backing::Borrowed, access)?;
         let mut owned = places();
         for (place, (ipa, _)) in owned.iter_mut().zip(pages.iter::<F>()) {
             let standing = from.space.standing(&lender, ipa).map_err(|_| ShareError::Busy { ipa })?;
