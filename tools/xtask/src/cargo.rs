@@ -2,7 +2,7 @@
 
 use crate::setup::{self, Need, TARGET};
 use crate::{paths, shell};
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,11 +21,7 @@ pub(crate) fn cargo(subcommand: &str) -> Command {
 pub(crate) fn build(package: &str, name: &str) -> Result<PathBuf> {
     setup::ensure(&[Need::Rust])?;
     shell::run(cargo("build").args(["--release", "--target", TARGET, "-p", package]))?;
-    let elf = release_dir().join(name);
-    if !elf.is_file() {
-        bail!("building {package} left no {}", elf.display());
-    }
-    Ok(elf)
+    built(package, release_dir().join(name))
 }
 
 /// Builds one package for the bare-metal target with a bug on purpose ([`types::sync::SEEDS`]), quickly, in a folder of its
@@ -37,10 +33,12 @@ pub(crate) fn build_seeded(package: &str, name: &str, seed: usize, target: &Path
     command.args(["--profile", PROFILE, "--target", TARGET, "-p", package, "-p", TYPES]);
     command.args(["--features", &format!("{TYPES}/seed-bug-{seed}")]).arg("--target-dir").arg(target);
     shell::run(&mut command)?;
-    let elf = target.join(TARGET).join(PROFILE).join(name);
-    if !elf.is_file() {
-        bail!("building {package} left no {}", elf.display());
-    }
+    built(package, target.join(TARGET).join(PROFILE).join(name))
+}
+
+/// Checks that building `package` has left its binary.
+fn built(package: &str, elf: PathBuf) -> Result<PathBuf> {
+    ensure!(elf.is_file(), "building {package} left no {}", elf.display());
     Ok(elf)
 }
 

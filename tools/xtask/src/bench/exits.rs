@@ -9,8 +9,8 @@ use crate::board::Board;
 use crate::console::{Console, Echo};
 use crate::image;
 use crate::payload;
-use crate::qemu::{Clock, Entered, Machine};
-use crate::run::Prepared;
+use crate::qemu::{Clock, Machine};
+use crate::run::bare;
 use crate::setup::{self, Need};
 use crate::size::Size;
 use anyhow::{Context, Result, ensure};
@@ -81,18 +81,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}")?);
     let mut rows = Vec::new();
     for cpu in &args.cpu {
-        let (mut hosted, mut bare) = (Said::default(), Said::default());
+        let (mut hosted, mut alone) = (Said::default(), Said::default());
         for (smp, test) in [(1, ""), (2, OF_TWO)] {
             bar.set_message(format!("{cpu}, hosted"));
             let prepared = payload.machine(args.board, cpu, smp, MEMORY, format!("test={test}").as_str())?;
             hosted.take(&counted(prepared.machine.clone())?)?;
             bar.inc(1);
             bar.set_message(format!("{cpu}, bare"));
-            bare.take(&counted(on_bare(args.board, cpu, smp, &flat, test))?)?;
+            alone.take(&counted(on_bare(args.board, cpu, smp, &flat, test))?)?;
             bar.inc(1);
-            drop::<Prepared>(prepared);
         }
-        rows.extend(judge(cpu, &hosted, &bare)?);
+        rows.extend(judge(cpu, &hosted, &alone)?);
     }
     bar.finish_and_clear();
     finish(&rows, args.json.as_deref(), Missed::Fails)
@@ -100,18 +99,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// The machine without the hypervisor, on which the payload runs by itself.
 fn on_bare(board: Board, cpu: &str, cpus: u32, kernel: &Path, test: &str) -> Machine {
-    Machine {
-        board,
-        cpu: cpu.to_owned(),
-        cpus,
-        memory: MEMORY,
-        entered: Entered::El1,
-        clock: Clock::Host,
-        kernel: Some(kernel.to_owned()),
-        initrd: None,
-        append: format!("bare test={test}"),
-        extra: Vec::new(),
-    }
+    let linux = bare(board, cpu, cpus, MEMORY, format!("bare test={test}")).machine;
+    Machine { kernel: Some(kernel.to_owned()), initrd: None, ..linux }
 }
 
 /// Runs a machine whose time counts instructions, to its end, and returns what its console has said.
