@@ -36,20 +36,33 @@ mz_entry:
     adrp    x1, __image_end
     bl      mz_clean_invalidate
 
-    // Relocate: R_AARCH64_RELATIVE (1027) only; nothing else may be in a static PIE without symbols.
+    // Relocate: add where the image is to each word that holds an address. The table (RELR, generic ABI) has an even
+    // entry for a word's offset, and behind it odd ones: bits 1 to 63 are for the 63 words that follow the last one.
+    // Once only, since what is added to is in place.
     adrp    x0, mz_image
-    adrp    x1, __rela_start
-    add     x1, x1, #:lo12:__rela_start
-    adrp    x2, __rela_end
-    add     x2, x2, #:lo12:__rela_end
+    adrp    x1, __relr_start
+    add     x1, x1, #:lo12:__relr_start
+    adrp    x2, __relr_end
+    add     x2, x2, #:lo12:__relr_end
 2:  cmp     x1, x2
     b.hs    3f
-    ldp     x3, x4, [x1], #16
-    ldr     x5, [x1], #8
-    cmp     x4, #1027
-    b.ne    mz_park
+    ldr     x3, [x1], #8
+    tbnz    x3, #0, 6f
+    add     x4, x0, x3
+    ldr     x5, [x4]
     add     x5, x5, x0
-    str     x5, [x0, x3]
+    str     x5, [x4], #8
+    b       2b
+6:  mov     x5, x4
+7:  lsr     x3, x3, #1
+    cbz     x3, 9f
+    tbz     x3, #0, 8f
+    ldr     x6, [x5]
+    add     x6, x6, x0
+    str     x6, [x5]
+8:  add     x5, x5, #8
+    b       7b
+9:  add     x4, x4, #(63 * 8)
     b       2b
 
 3:  adrp    x1, __bss_start
