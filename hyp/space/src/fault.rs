@@ -273,7 +273,7 @@ impl<'f, F: Format> Space<'f, F> {
         ipa: Ipa,
         highest: Height,
     ) -> Result<bool, SpaceError> {
-        let mut plan = self.plan(standing, ipa, highest.min(largest_on_fault::<F>()))?;
+        let mut plan = self.plan(standing, ipa, highest.min(largest_on_fault::<F>()).min(self.largest))?;
         loop {
             let failure = match self.prepare(cpu, &plan) {
                 Ok(prepared) => match self.try_publish(view, tlb, standing, ipa, prepared) {

@@ -160,7 +160,7 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
         highest: Height,
     ) -> Result<Option<Prepared<'f>>, SpaceError> {
         let ipa = self.rest.start();
-        let largest = self.space.tree.largest_leaf();
+        let largest = self.space.largest;
         let bad = SpaceError::BadRegion { range: self.rest };
         let plan = |highest| Plan::new(&standing.region, self.rest, ipa, highest).ok_or(bad);
         let mut plan: Plan<F> = match plan(highest.min(largest))? {

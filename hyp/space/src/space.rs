@@ -22,6 +22,8 @@ pub struct Space<'f, F: Format> {
     pub(crate) frames: &'f Frames,
     pub(crate) owner: Owner,
     pub(crate) tree: Tree<F, Tables<'f>>,
+    /// The largest leaf that memory is put behind addresses with.
+    pub(crate) largest: Height,
     pub(crate) regions: Regions,
     pub(crate) log: Log,
     pub(crate) iommus: Iommus<'f>,
@@ -54,6 +56,7 @@ impl<'f, F: Format> Space<'f, F> {
         Ok(Self {
             frames,
             owner,
+            largest: tree.largest_leaf(),
             tree,
             regions: Regions::new(),
             log: Log::new(),
@@ -62,6 +65,12 @@ impl<'f, F: Format> Space<'f, F> {
             tally: Tally::new(),
             tag: Tag::new(),
         })
+    }
+
+    /// Has memory be put behind addresses, on fault and ahead, with leaves of `largest` at most. A
+    /// [collapse](Space::collapse) that somebody asks for still makes larger ones.
+    pub fn limit_leaves(&mut self, largest: Height) {
+        self.largest = largest.min(self.tree.largest_leaf());
     }
 
     /// Returns the address of the root table, for the register that starts a walk. It stays the same for as long as

@@ -39,7 +39,7 @@ pub use dtb::Seed;
 pub use error::Error;
 pub use gic::TimerIntids;
 pub use host::{Console, Line, ListRegisters, Ram, RamError, Timer};
-pub use manifest::{Granted, Limits, Populate, Role, VmConfig, configure};
+pub use manifest::{Granted, Largest, Limits, Populate, Role, VmConfig, configure};
 pub use pl011::{Room, Taken};
 pub use power::{Start, Why};
 pub use stats::ExitReason;

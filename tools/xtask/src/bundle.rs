@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// When the VM's memory is mapped: when the guest touches it, or ahead
     #[arg(long, value_parser = ["fault", "ahead"], conflicts_with = "manifest")]
     populate: Option<String>,
+    /// The largest mapping of the VM's memory
+    #[arg(long, value_parser = ["4K", "2M", "1G"], conflicts_with = "manifest")]
+    largest: Option<String>,
     /// Grant the VM the calls on its own memory (docs/hypercalls.md)
     #[arg(long, conflicts_with = "manifest")]
     hypercalls: bool,
@@ -67,6 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             };
             let mut vm = run::vm(&args.name, args.smp, args.mem, cmdline);
             vm.populate.clone_from(&args.populate);
+            vm.largest.clone_from(&args.largest);
             vm.hypercalls = args.hypercalls.then(|| run::GRANTED.to_owned());
             of_one(One { vm, kernel, initrd: initrd.map(PathBuf::as_path) })?.0
         }
@@ -112,6 +116,9 @@ pub(crate) struct Vm {
     /// When its memory is mapped: "fault" or "ahead".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) populate: Option<String>,
+    /// The largest mapping of its memory: "4K", "2M" or "1G".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) largest: Option<String>,
     /// Which calls on its own memory it may make: "none" or "all".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hypercalls: Option<String>,
@@ -268,6 +275,7 @@ mod tests {
             initrd: None,
             cmdline: Some("console=ttyAMA0 \"quoted\"".to_owned()),
             populate: None,
+            largest: None,
             hypercalls: None,
             role: None,
             cpus: None,

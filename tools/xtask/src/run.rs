@@ -207,6 +207,7 @@ pub(crate) fn vm(name: &str, vcpus: u32, memory: Size, cmdline: Option<String>) 
         initrd: None,
         cmdline,
         populate: None,
+        largest: None,
         hypercalls: None,
         role: None,
         cpus: None,

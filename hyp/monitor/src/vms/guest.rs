@@ -16,10 +16,10 @@ use frames::{Frames, Owner};
 use log::debug;
 use space::{Progress, Region, Space, SpaceError, table_budget};
 use stage2::{Format as _, Presence, Quiescence, Section};
-use types::{Cpu, CpuId, Ipa, Pa, Range};
+use types::{Cpu, CpuId, Height, Ipa, Pa, Range};
 use vm::sched::{Left, Siblings};
 use vm::service::borrowed_window;
-use vm::{Error, Granted, IdBits, Populate, Ram, RamError, Start, TimerIntids, Vcpu, Vm, VmConfig};
+use vm::{Error, Granted, IdBits, Largest, Populate, Ram, RamError, Start, TimerIntids, Vcpu, Vm, VmConfig};
 
 /// A virtual machine with its memory.
 pub(super) struct Guest {
@@ -171,7 +171,12 @@ impl Guest {
         let regions: Vec<Range> = memory.iter().copied().chain(borrows).collect();
         let geometry = hypervisor.layout.geometry();
         let unfit = |error| Unfit::Space { name: config.name.clone(), error };
-        let space = space(hypervisor, Owner(number + 1), &regions).map_err(unfit)?;
+        let mut space = space(hypervisor, Owner(number + 1), &regions).map_err(unfit)?;
+        space.limit_leaves(match config.largest {
+            Largest::Page => Height::PAGE,
+            Largest::Block2M => Height::new(1),
+            Largest::Block1G => Height::new(2),
+        });
         let mut section = hypervisor.waiting.enter(cpu);
         for region in memory.into_iter().map(Region::ram).chain(borrows.map(Region::borrowed)) {
             space.add_region(&mut section, region).map_err(unfit)?;

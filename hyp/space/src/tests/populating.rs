@@ -19,6 +19,22 @@ fn populating_maps_the_whole_range_in_the_largest_blocks() {
 }
 
 #[test]
+fn a_space_with_a_largest_leaf_gets_no_larger_one_by_faults_or_ahead() {
+    let machine = machine(32 * MIB);
+    let epoch = EntryEpoch::new();
+    let mut stay = epoch.enter(cpu_id(0));
+    let mut space = space(&machine);
+    space.limit_leaves(Height::PAGE);
+    add_ram(&space, &mut stay, GUEST, 3 * BLOCK);
+    let (cpu, tlb) = (FakeCpu::new(0, &machine), Recorder::default());
+    space.populate(&mut stay, &cpu, &tlb, range(GUEST, BLOCK + PAGE)).unwrap();
+    assert_eq!(leaves(&space), [513, 0, 0]);
+    space.fault(&stay, &cpu, &tlb, &fault_at(GUEST + 2 * BLOCK)).unwrap();
+    assert_eq!(leaves(&space), [514, 0, 0]);
+    assert_eq!(translate(&space, &stay, GUEST + 2 * BLOCK + PAGE), None);
+}
+
+#[test]
 fn a_gibibyte_is_one_block_and_each_step_is_bounded() {
     let machine = Machine::with_ram(RAM, (1 << 30) + 16 * MIB); // not dirtied: that would take long
     let epoch = EntryEpoch::new();

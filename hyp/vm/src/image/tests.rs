@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     bundle::tests::kept,
-    manifest::{Granted, Populate},
+    manifest::{Granted, Largest, Populate},
 };
 use proptest::prelude::*;
 use std::{cell::RefCell, collections::BTreeMap};
@@ -60,6 +60,7 @@ pub(crate) fn config(format: Format, kernel: Vec<u8>, initrd: Option<usize>, mem
         initrd: initrd.map(|len| File { name: "rd", bytes: kept(vec![0x77; len]) }),
         cmdline: "console=ttyAMA0".into(),
         populate: Populate::Fault,
+        largest: Largest::Block1G,
         hypercalls: Granted::Nothing,
         role: crate::manifest::Role::Guest,
         cpus: vec![CpuId::BOOT],

@@ -1,7 +1,7 @@
 //! From the manifest's values to virtual machines that this machine can run.
 
 use super::{
-    Format, Granted, Limits, Populate, Role, VmConfig,
+    Format, Granted, Largest, Limits, Populate, Role, VmConfig,
     read::{RawRegion, RawVm},
 };
 use crate::{
@@ -86,6 +86,7 @@ fn check_vm(
         initrd,
         cmdline: raw.cmdline.unwrap_or_default(),
         populate: populate(raw.populate.as_deref())?,
+        largest: largest(raw.largest.as_deref())?,
         hypercalls: hypercalls(raw.hypercalls.as_deref())?,
         role,
         cpus,
@@ -188,6 +189,15 @@ fn populate(chosen: Option<&str>) -> Result<Populate, BadVm> {
         Some(other) => {
             Err(BadVm::BadChoice { key: "populate", value: other.into(), choices: "fault, ahead" })
         }
+    }
+}
+
+fn largest(chosen: Option<&str>) -> Result<Largest, BadVm> {
+    match chosen {
+        Some("4K") => Ok(Largest::Page),
+        Some("2M") => Ok(Largest::Block2M),
+        None | Some("1G") => Ok(Largest::Block1G),
+        Some(other) => Err(BadVm::BadChoice { key: "largest", value: other.into(), choices: "4K, 2M, 1G" }),
     }
 }
 

@@ -42,6 +42,8 @@ pub struct VmConfig {
     pub cmdline: String,
     /// When frames are put behind its memory.
     pub populate: Populate,
+    /// The largest mapping that its memory is put behind addresses with.
+    pub largest: Largest,
     /// Which calls on its own memory it may make.
     pub hypercalls: Granted,
     /// What it is to the others.
@@ -80,6 +82,17 @@ pub enum Populate {
     Fault,
     /// Before the guest starts.
     Ahead,
+}
+
+/// The largest mapping that a machine's memory is put behind addresses with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Largest {
+    /// A page of 4 KiB.
+    Page,
+    /// A block of 2 MiB.
+    Block2M,
+    /// A block of 1 GiB: whatever fits.
+    Block1G,
 }
 
 /// Which of the calls on its own memory ([`crate::service`]) a machine may make.

@@ -19,6 +19,7 @@ pub(super) struct RawVm {
     pub(super) initrd: Option<String>,
     pub(super) cmdline: Option<String>,
     pub(super) populate: Option<String>,
+    pub(super) largest: Option<String>,
     pub(super) hypercalls: Option<String>,
     pub(super) role: Option<String>,
     pub(super) cpus: Option<Vec<u64>>,
@@ -90,6 +91,7 @@ fn read_vm(mut table: Table<'_>) -> Result<RawVm, BadManifest> {
     let initrd = table.text("initrd")?;
     let cmdline = table.text("cmdline")?;
     let populate = table.text("populate")?;
+    let largest = table.text("largest")?;
     let hypercalls = table.text("hypercalls")?;
     let role = table.text("role")?;
     let cpus = table.numbers("cpus")?;
@@ -104,6 +106,7 @@ fn read_vm(mut table: Table<'_>) -> Result<RawVm, BadManifest> {
         initrd,
         cmdline,
         populate,
+        largest,
         hypercalls,
         role,
         cpus,

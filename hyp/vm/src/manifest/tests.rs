@@ -57,6 +57,7 @@ fn a_full_manifest_comes_out_as_written() {
         initrd = "./rd"
         cmdline = "console=ttyAMA0 quiet"
         populate = "ahead"
+        largest = "4K"
         hypercalls = "all"
         cpus = [3, 1]
         [[vm.region]]
@@ -77,6 +78,7 @@ fn a_full_manifest_comes_out_as_written() {
     assert_eq!((linux.name.as_str(), linux.vcpus(), linux.memory), ("linux", 2, 1 << 30));
     assert_eq!(linux.cpus, [3, 1].map(|cpu| CpuId::new(cpu).unwrap()));
     assert_eq!((linux.format, linux.populate), (Format::Image, Populate::Ahead));
+    assert_eq!((linux.largest, payload.largest), (Largest::Page, Largest::Block1G));
     assert_eq!((linux.hypercalls, payload.hypercalls), (Granted::All, Granted::Nothing));
     assert_eq!((linux.kernel.name, linux.initrd.unwrap().bytes), ("Image", &b"0707"[..]));
     assert_eq!(linux.cmdline, "console=ttyAMA0 quiet");
@@ -190,6 +192,7 @@ fn each_mistake_gets_its_own_sentence() {
         (vm("role = \"template\""), "manifest.toml lists no VM: it needs at least one [[vm]]"),
         (vm("hypercalls = \"some\""), "VM \"a\": hypercalls = \"some\": it must be one of none, all"),
         (vm("populate = \"later\""), "VM \"a\": populate = \"later\": it must be one of fault, ahead"),
+        (vm("largest = \"64K\""), "VM \"a\": largest = \"64K\": it must be one of 4K, 2M, 1G"),
         (vm("kernel = \"vmlinuz\""), "VM \"a\": kernel = \"vmlinuz\" is not in the bundle"),
         (vm("initrd = \"initrd\""), "VM \"a\": initrd = \"initrd\" is not in the bundle"),
         (
