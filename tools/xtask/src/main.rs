@@ -25,6 +25,7 @@ mod setup;
 mod shell;
 mod size;
 mod soak;
+mod stress;
 mod symbols;
 mod terminal;
 mod tests;
@@ -62,6 +63,8 @@ enum Command {
     /// Check what a machine did to tables and TLBs, of which `run --trace` has made a trace
     #[command(subcommand)]
     Trace(trace::Command),
+    /// Put many VMs under stress from inside, each vCPU driving its page tables at random
+    Stress(stress::Args),
     /// Measure, and compare with the targets
     #[command(subcommand)]
     Bench(bench::Command),
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
         Command::Tsan => nightly::run_tsan(),
         Command::Soak(args) => soak::run(&args),
         Command::Trace(command) => trace::run(&command),
+        Command::Stress(args) => stress::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Image(args) => image::run(&args),
         Command::Bundle(args) => bundle::run(&args),

@@ -20,7 +20,7 @@ const PACKAGE: &str = "guest-tests";
 /// The payload that drives its own page tables.
 const DRIVES: &str = "drive";
 /// Those that are granted the calls on their memory.
-const GRANTED_TO: [&str; 3] = [DRIVES, "reset", "exits"];
+const GRANTED_TO: [&str; 4] = [DRIVES, "reset", "exits", "stress"];
 /// Those that promise nothing by themselves, and are for commands of their own.
 const NO_TESTS: [&str; 1] = ["exits"];
 
@@ -51,11 +51,11 @@ impl Payload {
         self.0.file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Makes a machine that runs it in a VM, with these boot arguments.
+    /// Makes a machine that runs it in a VM, with these boot arguments. vCPUs beyond the machine's `cpus` take turns.
     pub(crate) fn machine(
         &self,
         board: Board,
-        cpu: &str,
+        (cpu, cpus): (&str, u32),
         smp: u32,
         memory: Size,
         append: &str,
@@ -63,7 +63,7 @@ impl Payload {
         let mut vm = vm("payload", smp, memory, Some(append.to_owned()));
         vm.hypercalls = GRANTED_TO.contains(&self.name().as_str()).then(|| GRANTED.to_owned());
         let (bundle, _) = bundle::of_one(One { vm, kernel: &self.0, initrd: None })?;
-        host(board, &board.build()?, cpu, &bundle, smp, memory)
+        host(board, &board.build()?, cpu, &bundle, cpus, memory)
     }
 }
 

@@ -38,9 +38,12 @@ pub(crate) struct Args {
     /// The CPU model, as QEMU names it (cortex-a72, neoverse-n1, neoverse-v1, neoverse-n2, max)
     #[arg(long, value_name = "MODEL", default_value = DEFAULT_CPU)]
     cpu: String,
-    /// The VM's CPUs; the machine gets as many [default: 2]
+    /// The VM's CPUs [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512), conflicts_with = "bundle")]
     smp: Option<u32>,
+    /// The machine's CPUs, where it is to have fewer than the VM or more [default: as many]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), conflicts_with = "bundle")]
+    cpus: Option<u32>,
     /// The VM's memory, such as 256M or 6G; the machine gets 128M more [default: 1G]
     #[arg(long, value_name = "SIZE", conflicts_with = "bundle")]
     mem: Option<Size>,
@@ -102,7 +105,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let (smp, memory) = (args.smp.unwrap_or(payload::VCPUS), args.mem.unwrap_or(payload::MEMORY));
         return payload::run(name, |payload, filter| {
             let append = format!("{filter} {}", args.append.as_deref().unwrap_or(""));
-            let mut prepared = payload.machine(args.board, &args.cpu, smp, memory, append.trim())?;
+            let cpus = (args.cpu.as_str(), args.cpus.unwrap_or(smp));
+            let mut prepared = payload.machine(args.board, cpus, smp, memory, append.trim())?;
             prepared.machine.append = hypervisor_cmdline(&args.log, args.hyp_append.as_deref());
             if let Some(to) = &args.trace {
                 // A file for each payload.
@@ -120,7 +124,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     })?;
     let built = args.board.build()?;
     let (bundle, cpus, memory) = bundle_and_size(args)?;
-    let mut prepared = host(args.board, &built, &args.cpu, &bundle, cpus, memory)?;
+    let mut prepared = host(args.board, &built, &args.cpu, &bundle, args.cpus.unwrap_or(cpus), memory)?;
     prepared.machine.append = hypervisor_cmdline(&args.log, args.hyp_append.as_deref());
     if args.gdb {
         prepared.machine.extra.extend(["-s".into(), "-S".into()]);

@@ -84,7 +84,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let (mut hosted, mut alone) = (Said::default(), Said::default());
         for (smp, test) in [(1, ""), (2, OF_TWO)] {
             bar.set_message(format!("{cpu}, hosted"));
-            let prepared = payload.machine(args.board, cpu, smp, MEMORY, format!("test={test}").as_str())?;
+            let prepared = payload.machine(
+                args.board,
+                (cpu.as_str(), smp),
+                smp,
+                MEMORY,
+                format!("test={test}").as_str(),
+            )?;
             hosted.take(&counted(prepared.machine.clone())?)?;
             bar.inc(1);
             bar.set_message(format!("{cpu}, bare"));

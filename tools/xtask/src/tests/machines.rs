@@ -11,6 +11,7 @@ use crate::qemu::DEFAULT_CPU;
 use crate::run::{GRANTED, Prepared, host, linux_cmdline, vm};
 use crate::setup;
 use crate::size::Size;
+use crate::stress;
 use crate::trace::Tracing;
 use anyhow::{Context, Result, ensure};
 use regex::Regex;
@@ -38,12 +39,19 @@ const SHARING: &str = "5";
 
 /// Boots them.
 pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
-    cases.group("several VMs", 3);
+    cases.group("several VMs", 5);
     let payloads = payload::build()?;
     let built = Board::QemuVirt.build()?;
     let name = format!("Linux and {} payloads, 2 vCPUs each, on {CPUS} CPUs", NEIGHBOURS.len());
     cases.boot(&name, || together(&built, &payloads), all_pass);
     cases.boot("VMs lend and give each other memory", || sharing(&built, &payloads), all_shared);
+    cases.boot_and_count(
+        "4 vCPUs that drive their page tables on 2 CPUs",
+        || crowded(&payloads),
+        payload::counts,
+    );
+    let (short, judge) = stress::short()?;
+    cases.boot("VMs under stress from inside: 4, 2 vCPUs each, on 2 CPUs", || Ok(short), judge);
     let (machines, rollovers) = if extent == Extent::All { MANY } else { SOME };
     let name = format!("{machines} VMs come and go: {FEW_VMIDS}");
     cases.boot(
@@ -67,6 +75,12 @@ fn on(name: &str, cpus: &[u32], memory: Size, cmdline: Option<String>) -> Vm {
 fn machine(built: &Built, cpu: &str, vms: Vec<One<'_>>, spare: Size) -> Result<Prepared> {
     let (bundle, manifest) = bundle::of(vms)?;
     host(Board::QemuVirt, built, cpu, &bundle, CPUS, manifest.memory().plus(spare))
+}
+
+/// A VM that has more vCPUs than the machine has CPUs.
+fn crowded(payloads: &[Payload]) -> Result<Prepared> {
+    let drive = Payload::at(find(payloads, "drive")?.to_owned());
+    drive.machine(Board::QemuVirt, (DEFAULT_CPU, CPUS), payload::VCPUS, payload::MEMORY, "fuzz=1000")
 }
 
 fn together(built: &Built, payloads: &[Payload]) -> Result<Prepared> {
