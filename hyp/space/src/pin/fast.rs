@@ -199,11 +199,12 @@ impl<'f, F: Format> Space<'f, F> {
     #[inline(always)]
     fn pin_folio(&self, pa: Pa, bytes: u64, hold: Hold) -> Result<Order, Stop> {
         let record = self.frames.record(pa).map_err(|_| Stop::Foreign)?;
+        let seen = record.load();
         if bytes >= 2 * FRAME_SIZE {
-            let order = record.load().order();
+            let order = seen.order();
             if order != Order::FRAME && order.bytes() <= bytes && pa.is_aligned(order.bytes()) {
                 window();
-                match record.pin(Span::Block, order, hold) {
+                match record.pin_seen(seen, Span::Block, order, hold) {
                     Ok(()) => return Ok(order),
                     // Parted a moment ago: its frames have words of their own.
                     Err(Refused::Parted) => met("a block pin came after the folio was parted"),
@@ -211,7 +212,7 @@ impl<'f, F: Format> Space<'f, F> {
                 }
             }
         }
-        match record.pin(Span::Page, Order::FRAME, hold) {
+        match record.pin_seen(seen, Span::Page, Order::FRAME, hold) {
             Ok(()) => Ok(Order::FRAME),
             Err(why) => Err(stopped(why)),
         }

@@ -6,7 +6,8 @@ use crate::scene::{BLOCK, GIB, NoTlb, ONE_UP, PAGE, Scene, mapping, range};
 use frames::{Order, Owner, Usage};
 use stage2::{Bbm, Why};
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::time::Duration;
 use types::{Height, Ipa};
 
 const BLOCKS: u64 = GIB / BLOCK;
@@ -16,28 +17,38 @@ const ENTRIES: u64 = BLOCK / PAGE;
 pub fn comparisons() -> Vec<Comparison> {
     let contenders = vec![
         splitting("split/break", Bbm::Level0),
-        Contender::new("split/stores", BLOCKS, || {
-            let take =
-                || pool::frames().allocate(Order::FRAME, Usage::Table(Owner(3))).expect("the pool has pages");
-            let runs: Vec<_> = (0..BLOCKS).map(|_| take()).collect();
-            time(|| {
-                for run in &runs {
-                    let page = pool::frames().map().pointer(run.pa()).cast::<AtomicU64>();
-                    for entry in 0..ENTRIES {
-                        // SAFETY: within a page that is ours.
-                        unsafe { &*page.add(entry as usize) }.store(entry << 12 | 1, Relaxed);
-                    }
-                }
+        Contender::new("split/stores", BLOCKS, || stores(|_| {})),
+        splitting("split/direct", Bbm::Level2),
+        Contender::new("split/stores, published", BLOCKS, || {
+            stores(|parent| {
+                parent.swap(1, AcqRel);
             })
         }),
-        splitting("split/direct", Bbm::Level2),
     ];
     vec![Comparison::new(contenders, |ns| {
         vec![
             Row::ns("split a 2M block, by break / 512 stores", ns[0], ns[1], Target::AtMost(1.5)),
             Row::ns("split a 2M block, directly / 512 stores", ns[2], ns[1], Target::AtMost(1.5)),
+            Row::ns("split a 2M block, by break / 512 stores and an exchange", ns[0], ns[3], Target::None),
         ]
     })]
+}
+
+/// Writes a page for each block, and has something done to the block's own word each time.
+fn stores(publish: impl Fn(&AtomicU64)) -> Duration {
+    let take = || pool::frames().allocate(Order::FRAME, Usage::Table(Owner(3))).expect("the pool has pages");
+    let runs: Vec<_> = (0..BLOCKS).map(|_| take()).collect();
+    let parents: Vec<AtomicU64> = (0..BLOCKS).map(AtomicU64::new).collect();
+    time(|| {
+        for (run, parent) in runs.iter().zip(&parents) {
+            let page = pool::frames().map().pointer(run.pa()).cast::<AtomicU64>();
+            for entry in 0..ENTRIES {
+                // SAFETY: within a page that is ours.
+                unsafe { &*page.add(entry as usize) }.store(entry << 12 | 1, Relaxed);
+            }
+            publish(parent);
+        }
+    })
 }
 
 fn splitting(name: &'static str, bbm: Bbm) -> Contender {

@@ -47,7 +47,7 @@ pub fn comparisons() -> Vec<Comparison> {
     // SAFETY: the scene lives in each contender that chases.
     let chase = unsafe { Chase::through(&ours) };
     assert_agree(&ours, &peer, chase);
-    vec![dependent(&ours, &peer, chase), independent(&ours, &peer, chase), ascending(&ours, &peer)]
+    vec![dependent(&ours, &peer, chase), independent(&ours, &peer, chase), ascending(&ours, &peer, chase)]
 }
 
 fn assert_agree(ours: &Scene, peer: &peer::Space, chase: Chase) {
@@ -142,8 +142,9 @@ fn independent(ours: &Rc<Scene>, peer: &Rc<peer::Space>, chase: Chase) -> Compar
     })
 }
 
-fn ascending(ours: &Rc<Scene>, peer: &Rc<peer::Space>) -> Comparison {
-    let (scene, asked, walked) = (Rc::clone(ours), Rc::clone(peer), Rc::clone(peer));
+fn ascending(ours: &Rc<Scene>, peer: &Rc<peer::Space>, chase: Chase) -> Comparison {
+    let (scene, kept) = (Rc::clone(ours), Rc::clone(ours));
+    let (asked, walked) = (Rc::clone(peer), Rc::clone(peer));
     let contenders = vec![
         Contender::new("translate/ascending/ours", PAGES, move || {
             time(|| scene.sum_by_walk(range(origin(), GIB)))
@@ -156,11 +157,16 @@ fn ascending(ours: &Rc<Scene>, peer: &Rc<peer::Space>) -> Comparison {
             })
         }),
         Contender::new("translate/ascending/peer's walk", PAGES, move || time(|| walked.sum_by_walk())),
+        Contender::new("translate/ascending/loads", PAGES, move || {
+            black_box(&kept);
+            time(|| chase.sum(origin(), PAGES))
+        }),
     ];
     Comparison::new(contenders, |ns| {
         vec![
             Row::ns("translate, ascending / peer", ns[0], ns[1], Target::AtMost(0.25)),
             Row::ns("translate, ascending / peer's own walk", ns[0], ns[2], Target::None),
+            Row::ns("translate, ascending / bare loads", ns[0], ns[3], Target::None),
         ]
     })
 }
