@@ -1,19 +1,5 @@
-//! Links the image as `image.ld` of the monitor lays it out: a static PIE that relocates itself.
+//! Compiles `board.toml` in.
 
 fn main() {
-    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("none") {
-        // -z notext: the precompiled core has relocations in read-only sections, which are applied before the map
-        // makes them read-only.
-        for argument in [
-            "-Timage.ld",
-            "-pie",
-            "--no-dynamic-linker",
-            "-znotext",
-            "-znorelro",
-            "--build-id=none",
-            "--pack-dyn-relocs=relr",
-        ] {
-            println!("cargo::rustc-link-arg-bins={argument}");
-        }
-    }
+    board_file::generate();
 }

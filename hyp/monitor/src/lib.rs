@@ -27,5 +27,5 @@ pub mod vms;
 
 pub use machine::Machine;
 pub use percpu::PerCpu;
-pub use platform::Platform;
+pub use platform::{Described, Platform};
 pub use types::Pa;

@@ -37,6 +37,34 @@ pub trait Platform: Sync {
     }
 }
 
+/// A board that its device tree describes, but for what `board.toml` says.
+#[derive(Clone, Copy, Debug)]
+pub struct Described {
+    /// The board's name.
+    pub name: &'static str,
+    /// Where a PL011 is, set up by firmware.
+    pub last_resort_console: Option<u64>,
+}
+
+impl Platform for Described {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn last_resort_console(&self) -> Option<Pa> {
+        self.last_resort_console.map(Pa::new)
+    }
+}
+
+/// Makes what the `board.toml` beside the crate's manifest describes the board of this image: all that a board is whose
+/// device tree is complete. Its build script is `fn main() { board_file::generate() }`.
+#[macro_export]
+macro_rules! board_from_file {
+    () => {
+        $crate::board!(include!(concat!(env!("OUT_DIR"), "/board.rs")));
+    };
+}
+
 /// Makes `$board`, a constant expression whose type implements [`Platform`], the board of this image.
 ///
 /// On the host, where a board's crate is only checked, it makes a `main` that says so.

@@ -24,6 +24,15 @@ pub(crate) fn build(package: &str, name: &str) -> Result<PathBuf> {
     built(package, release_dir().join(name))
 }
 
+/// Builds the package in `folder`, which is no member of the workspace, as [`build`] does, into the same folder.
+pub(crate) fn build_elsewhere(folder: &Path, name: &str) -> Result<PathBuf> {
+    setup::ensure(&[Need::Rust])?;
+    let mut command = cargo("build");
+    command.args(["--release", "--target", TARGET, "--manifest-path"]).arg(folder.join("Cargo.toml"));
+    shell::run(command.arg("--target-dir").arg(paths::target()))?;
+    built(name, release_dir().join(name))
+}
+
 /// Builds one package for the bare-metal target with a bug on purpose ([`types::sync::SEEDS`]), quickly, in a folder of its
 /// own, and returns the ELF file of its binary `name`.
 pub(crate) fn build_seeded(package: &str, name: &str, seed: usize, target: &Path) -> Result<PathBuf> {

@@ -30,18 +30,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["space", "frames", "vmsa", "stage2", "types"]),
     ("guest-tests", &["abi"]),
     ("trace-tool", &["model", "trace", "vmsa", "stage2", "types"]),
-    ("xtask", &["trace-tool", "types"]),
+    ("board-file", &[]),
+    ("xtask", &["board-file", "trace-tool", "types"]),
 ];
 
 /// What a board, any crate in `platform/`, may use.
-const BOARD_MAY_USE: &[&str] = &["monitor"];
+const BOARD_MAY_USE: &[&str] = &["board-file", "monitor"];
 
 /// What tests may use as well: the model, and crates of data structures only, without an instruction of any CPU.
 const TESTS_MAY_USE: &[&str] = &["model", "vmsa", "ept", "frames", "stage2", "types"];
 
 /// Crates that say `#![forbid(unsafe_code)]`.
 const NO_UNSAFE: &[&str] =
-    &["abi", "ept", "model", "space", "stage2", "trace", "trace-tool", "types", "vm", "vmsa"];
+    &["abi", "board-file", "ept", "model", "space", "stage2", "trace", "trace-tool", "types", "vm", "vmsa"];
 
 /// One dependency inside the workspace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

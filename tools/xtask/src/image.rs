@@ -1,6 +1,6 @@
 //! The flat arm64 `Image`: what boot loaders load, made from the ELF file that the linker wrote.
 
-use crate::board::Board;
+use crate::board::{Board, DEFAULT_BOARD};
 use crate::paths;
 use anyhow::{Context, Result, bail, ensure};
 use elf::ElfBytes;
@@ -16,7 +16,7 @@ pub(crate) const LIMIT: u64 = 512 << 10;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The board
-    #[arg(long, value_enum, default_value = "qemu-virt")]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_BOARD)]
     board: Board,
 }
 

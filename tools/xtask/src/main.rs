@@ -5,6 +5,7 @@
 
 mod bench;
 mod board;
+mod boards;
 mod book;
 mod bundle;
 mod cargo;
@@ -72,6 +73,10 @@ enum Command {
     Image(image::Args),
     /// Make a bundle: a manifest and the files of its VMs, in one cpio
     Bundle(Box<bundle::Args>),
+    /// List the boards, and check how small they are and that nothing else knows them
+    Boards,
+    /// Make a folder for a board from the template
+    NewBoard(boards::NewArgs),
     /// Check that each crate depends only on crates that it may depend on
     Deps,
     /// Build the documentation of the code, and check the book
@@ -95,6 +100,8 @@ fn main() -> ExitCode {
         Command::Bench(command) => bench::run(&command),
         Command::Image(args) => image::run(&args),
         Command::Bundle(args) => bundle::run(&args),
+        Command::Boards => boards::run(),
+        Command::NewBoard(args) => boards::new(&args),
         Command::Deps => deps::run(),
         Command::Doc => book::run(),
         Command::Ci(args) => ci::run(&args),

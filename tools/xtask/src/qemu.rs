@@ -1,8 +1,8 @@
 //! A machine that QEMU emulates: what is in it, and the command line that says so.
 
-use crate::board::Board;
 use crate::setup::QEMU;
 use crate::size::Size;
+use board_file::Emulator;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
@@ -44,9 +44,9 @@ pub(crate) enum Serial {
 /// A machine, ready to be started.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
-    /// Which board it is.
-    pub(crate) board: Board,
-    /// QEMU's name of the CPU model.
+    /// What QEMU has to be told of the board.
+    pub(crate) emulator: Emulator,
+    /// QEMU's name of the CPU model; empty where the board has one only.
     pub(crate) cpu: String,
     /// How many CPUs.
     pub(crate) cpus: u32,
@@ -70,16 +70,23 @@ impl Machine {
     /// Returns QEMU's command line for it.
     pub(crate) fn command(&self, serial: Serial) -> Command {
         let mut command = Command::new(QEMU);
-        let virtualization = match self.entered {
-            Entered::El1 => "off",
-            Entered::El2 => "on",
+        let emulator = &self.emulator;
+        let options = match self.entered {
+            Entered::El1 => emulator.el1.as_deref().unwrap_or_default(),
+            Entered::El2 => &emulator.el2,
         };
-        let board = self.board.machine();
-        command.args(["-M", &format!("{board},virtualization={virtualization},gic-version=3")]);
-        command.args(["-cpu", &self.cpu_option(), "-smp", &self.cpus.to_string()]);
-        command.args(["-m", &format!("{}K", self.memory.bytes() >> 10)]);
+        let comma = if options.is_empty() { "" } else { "," };
+        command.args(["-M", &format!("{}{comma}{options}", emulator.machine)]);
+        if !self.cpu.is_empty() {
+            command.args(["-cpu", &self.cpu_option()]);
+        }
+        command.args(["-smp", &self.cpus.max(emulator.least_cpus).to_string()]);
+        match &emulator.memory {
+            Some(fixed) => command.args(["-m", fixed]),
+            None => command.args(["-m", &format!("{}K", self.memory.bytes() >> 10)]),
+        };
         // No devices but the board's own: a network card would want a ROM from a package that nothing else needs.
-        command.args(["-nodefaults", "-display", "none"]);
+        command.args(["-nodefaults", "-display", "none"]).args(&emulator.args);
         match serial {
             Serial::Terminal => command.args(["-serial", "mon:stdio"]),
             Serial::Pipe => command.args(["-serial", "stdio"]),
@@ -117,11 +124,12 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::board::Board;
     use crate::shell;
 
     fn machine() -> Machine {
         Machine {
-            board: Board::QemuVirt,
+            emulator: Board::virt().unwrap().emulator().unwrap().clone(),
             cpu: "max".to_owned(),
             cpus: 2,
             memory: Size::mib(1152),

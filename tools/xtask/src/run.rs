@@ -1,15 +1,15 @@
 //! `cargo xtask run`: boot the hypervisor, and what it hosts, on an emulated board.
 
-use crate::board::{Board, Built};
+use crate::board::{Board, Built, DEFAULT_BOARD};
 use crate::bundle::{self, Manifest, One, Vm};
 use crate::console::{Console, Echo, Trouble};
 use crate::image::Header;
-use crate::qemu::{Clock, DEFAULT_CPU, Entered, Machine, Serial};
+use crate::qemu::{Clock, Entered, Machine, Serial};
 use crate::setup::{self, Need};
 use crate::size::Size;
 use crate::trace::Tracing;
 use crate::{paths, payload, shell, terminal};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use regex::Regex;
 use std::fs;
 use std::io::Write;
@@ -32,12 +32,12 @@ const GUEST_CONSOLE: &str = "console=ttyAMA0";
 /// Linux from the setup boots if nothing else is asked for.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The board
-    #[arg(long, value_enum, default_value = "qemu-virt")]
+    /// The board: a folder of platform/ by its name, or any other by its path
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_BOARD)]
     board: Board,
-    /// The CPU model, as QEMU names it (cortex-a72, neoverse-n1, neoverse-v1, neoverse-n2, max)
-    #[arg(long, value_name = "MODEL", default_value = DEFAULT_CPU)]
-    cpu: String,
+    /// The CPU model, as QEMU names it (cortex-a72, neoverse-n1, neoverse-v1, neoverse-n2, max) [default: the board's]
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
     /// The VM's CPUs [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512), conflicts_with = "bundle")]
     smp: Option<u32>,
@@ -101,11 +101,12 @@ pub(crate) struct Prepared {
 
 /// Runs what was asked for.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let cpu = args.board.cpu(args.cpu.as_deref())?;
     if let Some(name) = &args.test {
         let (smp, memory) = (args.smp.unwrap_or(payload::VCPUS), args.mem.unwrap_or(payload::MEMORY));
         return payload::run(name, |payload, filter| {
             let append = format!("{filter} {}", args.append.as_deref().unwrap_or(""));
-            let cpus = (args.cpu.as_str(), args.cpus.unwrap_or(smp));
+            let cpus = (cpu.as_str(), args.cpus.unwrap_or(smp));
             let mut prepared = payload.machine(args.board, cpus, smp, memory, append.trim())?;
             prepared.machine.append = hypervisor_cmdline(&args.log, args.hyp_append.as_deref());
             if let Some(to) = &args.trace {
@@ -124,7 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     })?;
     let built = args.board.build()?;
     let (bundle, cpus, memory) = bundle_and_size(args)?;
-    let mut prepared = host(args.board, &built, &args.cpu, &bundle, args.cpus.unwrap_or(cpus), memory)?;
+    let mut prepared = host(args.board, &built, &cpu, &bundle, args.cpus.unwrap_or(cpus), memory)?;
     prepared.machine.append = hypervisor_cmdline(&args.log, args.hyp_append.as_deref());
     if args.gdb {
         prepared.machine.extra.extend(["-s".into(), "-S".into()]);
@@ -155,7 +156,7 @@ pub(crate) fn host(
     let mut file = tempfile::Builder::new().prefix("bundle-").suffix(".cpio").tempfile_in(&dir)?;
     file.write_all(bundle).context("cannot write the bundle")?;
     let machine = Machine {
-        board,
+        emulator: board.emulator()?.clone(),
         cpu: cpu.to_owned(),
         cpus,
         memory: vm_memory.plus(OVERHEAD),
@@ -184,9 +185,14 @@ fn remove_stale(dir: &Path) -> Result<()> {
 }
 
 /// Prepares the bare machine: the guest's own kernel at EL1, no hypervisor.
-pub(crate) fn bare(board: Board, cpu: &str, cpus: u32, memory: Size, append: String) -> Prepared {
+pub(crate) fn bare(board: Board, cpu: &str, cpus: u32, memory: Size, append: String) -> Result<Prepared> {
+    let emulator = board.emulator()?;
+    ensure!(
+        emulator.el1.is_some(),
+        "{board}'s machine cannot be had without EL2: its board.toml has no `el1`"
+    );
     let machine = Machine {
-        board,
+        emulator: emulator.clone(),
         cpu: cpu.to_owned(),
         cpus,
         memory,
@@ -197,7 +203,7 @@ pub(crate) fn bare(board: Board, cpu: &str, cpus: u32, memory: Size, append: Str
         append,
         extra: Vec::new(),
     };
-    Prepared { machine, elf: None, tracing: None, _bundle: None }
+    Ok(Prepared { machine, elf: None, tracing: None, _bundle: None })
 }
 
 /// Returns a VM called `name`, whose kernel's name is filled in with the bundle.

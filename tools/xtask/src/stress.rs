@@ -166,7 +166,7 @@ fn names(args: &Args) -> Vec<String> {
 /// Makes the machine: VM after VM, vCPU after vCPU on CPU after CPU.
 pub(crate) fn machine(args: &Args, seed: u64, seconds: u64) -> Result<Prepared> {
     let (stress, drive) = (payload::build_one("stress")?, payload::build_one("drive")?);
-    let built = Board::QemuVirt.build()?;
+    let built = Board::virt()?.build()?;
     let mut vms = Vec::new();
     for (number, name) in (0..).zip(names(args)) {
         let (memory, kernel, cmdline) = match args.fuzz {
@@ -183,7 +183,7 @@ pub(crate) fn machine(args: &Args, seed: u64, seconds: u64) -> Result<Prepared> 
     }
     let (bundle, manifest) = bundle::of(vms)?;
     let memory = manifest.memory().plus(SPARE);
-    let mut prepared = host(Board::QemuVirt, &built, &args.cpu, &bundle, args.cpus, memory)?;
+    let mut prepared = host(Board::virt()?, &built, &args.cpu, &bundle, args.cpus, memory)?;
     if let Some(more) = &args.hyp_append {
         prepared.machine.append = format!("{} {more}", prepared.machine.append);
     }

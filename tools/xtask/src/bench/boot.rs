@@ -6,7 +6,7 @@
 //! that take turns spend whole turns waiting for each other, more or fewer of them by accident.
 
 use super::table::{Missed, Row, finish};
-use crate::board::{Board, Built};
+use crate::board::{Board, Built, DEFAULT_BOARD};
 use crate::bundle::{self, One};
 use crate::console::{Console, Echo};
 use crate::qemu::{Clock, DEFAULT_CPU, Machine};
@@ -26,7 +26,7 @@ use std::time::Duration;
 #[derive(clap::Args, Clone)]
 pub(crate) struct Args {
     /// The board
-    #[arg(long, value_enum, default_value = "qemu-virt")]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_BOARD)]
     board: Board,
     /// The CPU model
     #[arg(long, value_name = "MODEL", default_value = DEFAULT_CPU)]
@@ -64,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let built = args.board.build()?;
     let bare = |smp| bare(args.board, &args.cpu, smp, args.mem, linux_cmdline(Some(POWEROFF)));
     let mut timed = [
-        ("bare", bare(args.smp), Vec::new()),
+        ("bare", bare(args.smp)?, Vec::new()),
         ("hosted", hosted(args, &built, args.smp, Memory::default())?, Vec::new()),
         (
             "hosted, in pages",
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     let [on_bare, in_blocks, in_pages] = timed.map(|(_, _, times)| median(times));
-    let (counted_bare, counted_hosted) = (bare(1), hosted(args, &built, 1, Memory::default())?);
+    let (counted_bare, counted_hosted) = (bare(1)?, hosted(args, &built, 1, Memory::default())?);
     let mut counts = [0.0; 2];
     for (count, (what, machine)) in
         counts.iter_mut().zip([("bare", &counted_bare), ("hosted", &counted_hosted)])

@@ -5,7 +5,7 @@
 //! docs/benchmarks.md says what each row is.
 
 use super::table::{Measured, Missed, Row, Target, finish};
-use crate::board::Board;
+use crate::board::{Board, DEFAULT_BOARD};
 use crate::console::{Console, Echo};
 use crate::image;
 use crate::payload;
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args, Clone)]
 pub(crate) struct Args {
     /// The board
-    #[arg(long, value_enum, default_value = "qemu-virt")]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_BOARD)]
     board: Board,
     /// The CPU models; may be given more than once
     #[arg(long, value_name = "MODEL", default_values = ["neoverse-n1", "cortex-a72"])]
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             hosted.take(&counted(prepared.machine.clone())?)?;
             bar.inc(1);
             bar.set_message(format!("{cpu}, bare"));
-            alone.take(&counted(on_bare(args.board, cpu, smp, &flat, test))?)?;
+            alone.take(&counted(on_bare(args.board, cpu, smp, &flat, test)?)?)?;
             bar.inc(1);
         }
         rows.extend(judge(cpu, &hosted, &alone)?);
@@ -104,9 +104,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// The machine without the hypervisor, on which the payload runs by itself.
-fn on_bare(board: Board, cpu: &str, cpus: u32, kernel: &Path, test: &str) -> Machine {
-    let linux = bare(board, cpu, cpus, MEMORY, format!("bare test={test}")).machine;
-    Machine { kernel: Some(kernel.to_owned()), initrd: None, ..linux }
+fn on_bare(board: Board, cpu: &str, cpus: u32, kernel: &Path, test: &str) -> Result<Machine> {
+    let linux = bare(board, cpu, cpus, MEMORY, format!("bare test={test}"))?.machine;
+    Ok(Machine { kernel: Some(kernel.to_owned()), initrd: None, ..linux })
 }
 
 /// Runs a machine whose time counts instructions, to its end, and returns what its console has said.

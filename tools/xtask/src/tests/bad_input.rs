@@ -83,7 +83,7 @@ fn all() -> Result<Vec<(&'static str, &'static str, Wrong)>> {
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
     let all = all()?;
     cases.group("bad input", all.len());
-    let built = Board::QemuVirt.build()?;
+    let built = Board::virt()?.build()?;
     for (what, pattern, wrong) in all {
         let name = format!("{what} is refused");
         cases.boot(&name, || machine(&built, &wrong), |console| refused(console, pattern));
@@ -96,7 +96,7 @@ fn machine(built: &Built, wrong: &Wrong) -> Result<Prepared> {
         Wrong::Bundle(bytes) => bytes.clone(),
         _ => bundle(VM, "kernel.flat", &KERNEL)?,
     };
-    let mut prepared = host(Board::QemuVirt, built, DEFAULT_CPU, &bundle, 1, Size::mib(64))?;
+    let mut prepared = host(Board::virt()?, built, DEFAULT_CPU, &bundle, 1, Size::mib(64))?;
     match wrong {
         Wrong::Bundle(_) => {}
         Wrong::NoBundle => prepared.machine.initrd = None,

@@ -40,13 +40,13 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
     cases.group("Linux in a VM", 1 + shapes.len() + 2 * models.len() + variants.len() + 1);
     // The control: if this fails, the fault is not the hypervisor's.
     let shape = Shape { cpu: DEFAULT_CPU, smp: 2, memory: MEMORY[1] };
-    let bare = || Ok(bare(Board::QemuVirt, shape.cpu, shape.smp, shape.memory, linux_cmdline(None)));
+    let bare = || bare(Board::virt()?, shape.cpu, shape.smp, shape.memory, linux_cmdline(None));
     cases.boot("Linux boots on the bare machine", bare, |console| {
         comes_up(console, shape)?;
         console.send("poweroff -f\n")?;
         ends(console)
     });
-    let built = Board::QemuVirt.build()?;
+    let built = Board::virt()?.build()?;
     for shape in shapes {
         let name = format!("Linux boots and powers off: {}, {} CPUs, {}", shape.cpu, shape.smp, shape.memory);
         cases.boot(&name, || linux(&built, shape), |console| boots_and_powers_off(console, shape));
@@ -165,7 +165,19 @@ fn granted(built: &Built, shape: Shape) -> Result<Prepared> {
 fn linux_as(built: &Built, shape: Shape, vm: Vm) -> Result<Prepared> {
     let (kernel, initrd) = (setup::kernel(), setup::initramfs());
     let (bundle, _) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initrd) })?;
-    host(Board::QemuVirt, built, shape.cpu, &bundle, shape.smp, shape.memory)
+    host(Board::virt()?, built, shape.cpu, &bundle, shape.smp, shape.memory)
+}
+
+/// Boots Linux with two CPUs on a board, and powers off.
+pub(super) fn boots_on(cases: &mut Cases, name: &str, board: Board) {
+    let shape = Shape { cpu: "", smp: 2, memory: MEMORY[0] };
+    let prepare = || {
+        let vm = vm("linux", shape.smp, shape.memory, Some(linux_cmdline(None)));
+        let (kernel, initrd) = (setup::kernel(), setup::initramfs());
+        let (bundle, _) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initrd) })?;
+        host(board, &board.build()?, &board.cpu(None)?, &bundle, shape.smp, shape.memory)
+    };
+    cases.boot(name, prepare, |console| boots_and_powers_off(console, shape));
 }
 
 fn boots_and_powers_off(console: &mut Console, shape: Shape) -> Result<()> {

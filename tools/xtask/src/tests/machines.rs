@@ -41,7 +41,7 @@ const SHARING: &str = "5";
 pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
     cases.group("several VMs", 5);
     let payloads = payload::build()?;
-    let built = Board::QemuVirt.build()?;
+    let built = Board::virt()?.build()?;
     let name = format!("Linux and {} payloads, 2 vCPUs each, on {CPUS} CPUs", NEIGHBOURS.len());
     cases.boot(&name, || together(&built, &payloads), all_pass);
     cases.boot("VMs lend and give each other memory", || sharing(&built, &payloads), all_shared);
@@ -74,13 +74,13 @@ fn on(name: &str, cpus: &[u32], memory: Size, cmdline: Option<String>) -> Vm {
 
 fn machine(built: &Built, cpu: &str, vms: Vec<One<'_>>, spare: Size) -> Result<Prepared> {
     let (bundle, manifest) = bundle::of(vms)?;
-    host(Board::QemuVirt, built, cpu, &bundle, CPUS, manifest.memory().plus(spare))
+    host(Board::virt()?, built, cpu, &bundle, CPUS, manifest.memory().plus(spare))
 }
 
 /// A VM that has more vCPUs than the machine has CPUs.
 fn crowded(payloads: &[Payload]) -> Result<Prepared> {
     let drive = Payload::at(find(payloads, "drive")?.to_owned());
-    drive.machine(Board::QemuVirt, (DEFAULT_CPU, CPUS), payload::VCPUS, payload::MEMORY, "fuzz=1000")
+    drive.machine(Board::virt()?, (DEFAULT_CPU, CPUS), payload::VCPUS, payload::MEMORY, "fuzz=1000")
 }
 
 fn together(built: &Built, payloads: &[Payload]) -> Result<Prepared> {

@@ -1,11 +1,12 @@
 //! `cargo xtask test`: every test there is, and one line at the end, `N passed, N failed`.
 //!
-//! Groups: unit tests on the host; Linux booted under the hypervisor; payloads that run inside a VM and count their own
+//! Groups: unit tests on the host; Linux booted under the hypervisor, on every board; payloads that run inside a VM and count their own
 //! tests; bad input, which must be refused with a message of its own; bugs, which must be reported; each ordering weakened
 //! and each mutant of the protocol, which must be caught; tests under Miri and ThreadSanitizer. One boot is one test, and
 //! so is one ordering or one mutant.
 
 mod bad_input;
+mod boards;
 mod cases;
 mod host;
 mod linux;
@@ -48,6 +49,8 @@ enum Group {
     Host,
     /// Linux in a VM
     Linux,
+    /// Linux in a VM on other boards than QEMU's virt
+    Boards,
     /// Payloads in a VM
     Payloads,
     /// Several VMs on few CPUs, and VMs that come and go
@@ -93,6 +96,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let result = match group {
             Group::Host => host::run(&mut cases),
             Group::Linux => linux::run(&mut cases, extent),
+            Group::Boards if extent == Extent::Quick => Ok(()),
+            Group::Boards => boards::run(&mut cases, extent == Extent::All),
             Group::Payloads if extent == Extent::Quick => Ok(()),
             Group::Payloads => payloads::run(&mut cases),
             Group::Machines if extent == Extent::Quick => Ok(()),

@@ -52,5 +52,5 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
 }
 
 fn machine(payload: &Payload, cpu: &str, append: &str) -> Result<Prepared> {
-    payload.machine(Board::QemuVirt, (cpu, VCPUS), VCPUS, MEMORY, append)
+    payload.machine(Board::virt()?, (cpu, VCPUS), VCPUS, MEMORY, append)
 }

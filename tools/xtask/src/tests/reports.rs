@@ -28,7 +28,7 @@ const BUGS: [(&str, &str); 6] = [
 /// Provokes each bug, on the last of three CPUs.
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
     cases.group("reports", BUGS.len());
-    let built = Board::QemuVirt.build()?;
+    let built = Board::virt()?.build()?;
     for (bug, pattern) in BUGS {
         let name = format!("a bug ({bug}) is reported");
         cases.boot(&name, || machine(&built, bug), |console| reported(console, pattern, &built.elf));
@@ -37,7 +37,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
 }
 
 fn machine(built: &Built, bug: &str) -> Result<Prepared> {
-    let mut prepared = host(Board::QemuVirt, built, DEFAULT_CPU, b"not looked at", 3, Size::mib(64))?;
+    let mut prepared = host(Board::virt()?, built, DEFAULT_CPU, b"not looked at", 3, Size::mib(64))?;
     prepared.machine.append = format!("provoke={bug}");
     Ok(prepared)
 }

@@ -92,7 +92,7 @@ fn add(cases: &mut Cases, chosen: &[usize]) -> Result<()> {
     let payloads = payload::build()?;
     let scenes: BTreeSet<_> = chosen.iter().map(|number| FINDINGS[number - 1].scene).collect();
     cases.group("traces with and without a bug", chosen.len() + scenes.len());
-    let right = Board::QemuVirt.build()?;
+    let right = Board::virt()?.build()?;
     for &scene in &scenes {
         let name = format!("{scene:?}");
         cases.doing(&name);
@@ -124,7 +124,7 @@ fn described(seed: Seed) -> String {
 /// Runs what meets a bug, and demands that it is found.
 fn found(number: usize, payloads: &[Payload]) -> Result<String> {
     let Finding { scene, says } = &FINDINGS[number - 1];
-    let built = Board::QemuVirt.build_seeded(number)?;
+    let built = Board::virt()?.build_seeded(number)?;
     let report = trace(*scene, &built, payloads, &format!("seed-{number}"))?;
     let broken = report.broken.context("no rule is broken")?;
     let said = broken.objection.to_string();
@@ -183,5 +183,5 @@ fn machine(scene: Scene, built: &Built, payloads: &[Payload]) -> Result<Prepared
         }
     };
     let (bundle, manifest) = bundle::of(vms)?;
-    host(Board::QemuVirt, built, cpu, &bundle, cpus, manifest.memory().plus(Size::mib(32)))
+    host(Board::virt()?, built, cpu, &bundle, cpus, manifest.memory().plus(Size::mib(32)))
 }
