@@ -197,6 +197,7 @@ impl<'f, F: Format> Space<'f, F> {
     /// Gives the leaf at `ipa` the right that is wanted, which the region gives, and makes it young. While a log of pages
     /// runs, a block that is to be written is split first, with the table that it has in reserve; and so is a block that
     /// is not all in the region: it was mapped, or made, when what is beside the region had the same rights.
+    #[inline(never)]
     fn allow<I: Invalidate, R>(
         &self,
         view: &TableView<'_, 'f, F, R>,
@@ -410,6 +411,7 @@ impl<'f, F: Format> Space<'f, F> {
 }
 
 /// Tells whether a leaf is of what backs its region. What is lent is the space's own still, with all of its region's rights.
+#[inline(always)]
 fn is_regions(attrs: Attrs, standing: &Standing) -> bool {
     let owner = if attrs.owner == Owner::Lent { Owner::Space } else { attrs.owner };
     owner == standing.region.attrs().owner

@@ -124,6 +124,7 @@ impl Log {
     }
 
     /// Returns the log that runs. The caller is in a read section, and stays in it for as long as it acts by this.
+    #[inline(always)]
     pub(crate) fn running(&self) -> Option<Running> {
         // O100: the range and the bitmap are seen as they were when the log began to run. Pairs with O101.
         let state = self.state.load(o(100, Acquire));

@@ -71,6 +71,7 @@ impl Region {
     }
 
     /// Returns the attributes of this region's leaves.
+    #[inline(always)]
     pub const fn attrs(&self) -> Attrs {
         let attrs = match self.backing {
             Backing::Ram => Attrs::RAM,

@@ -158,6 +158,7 @@ impl<'f, F: Format> Space<'f, F> {
     }
 
     /// Finds the region that holds `ipa`, for somebody who has opened a view.
+    #[inline(always)]
     pub(crate) fn standing<R>(&self, _: &TableView<'_, 'f, F, R>, ipa: Ipa) -> Result<Standing, SpaceError> {
         self.check_alive()?;
         self.regions.find(ipa).ok_or(SpaceError::NoRegion { ipa })

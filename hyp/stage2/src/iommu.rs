@@ -138,6 +138,7 @@ impl Restraint {
     /// Returns the attributes with which a leaf that is wanted with `attrs` is published: young and dirty where a device
     /// would fail otherwise.
     #[must_use]
+    #[inline(always)]
     pub fn dress(self, attrs: Attrs) -> Attrs {
         let mut marks = Marks::empty();
         marks.set(Marks::YOUNG, self.from.contains(Harm::AGE));

@@ -170,6 +170,7 @@ impl<C> Owed<C> {
     }
 
     /// Starts the work and waits for it.
+    #[inline(always)]
     pub fn discharge<I: Invalidate>(self, cpu: &I) -> Quiesced<C> {
         self.issue(cpu).wait()
     }

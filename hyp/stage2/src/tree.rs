@@ -106,6 +106,7 @@ impl<F: Format, M> Tree<F, M> {
 
     /// Returns the greatest height at which this tree can have leaves: what splitting one needs is drawn in one step, and
     /// so within [`STEP_RESERVE`].
+    #[inline(always)]
     pub fn largest_leaf(&self) -> Height {
         let mut largest = self.format.largest_leaf().min(self.geometry.top());
         while Geometry::<F>::split_tables(largest) > STEP_RESERVE
@@ -127,7 +128,7 @@ impl<F: Format, M> Tree<F, M> {
     }
 
     /// Opens a view for as long as `section` is neither left nor waited with.
-    #[inline]
+    #[inline(always)]
     pub fn open<'t, 's, S: Section>(&'t self, section: &'s S) -> View<'t, F, M, S::Reading<'s>> {
         self.mark_opened(section.cpu());
         let (geometry, root) = (self.geometry, self.root());

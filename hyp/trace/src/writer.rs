@@ -128,7 +128,7 @@ fn wait_for_room() {
 }
 
 /// Records that this CPU owns and owes nothing, where it has recorded anything since it last did.
-#[inline]
+#[inline(always)]
 pub fn rests() {
     if is_on() {
         note_rest();

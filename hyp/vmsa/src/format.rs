@@ -283,6 +283,7 @@ impl<G: Granule> Format for Vmsa<G> {
             && Self::output(raw, height).is_some()
     }
 
+    #[inline(always)]
     fn settled(self, raw: u64, height: Height) -> u64 {
         if Self::output(raw, height).is_none() {
             return raw;

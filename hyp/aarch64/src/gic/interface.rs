@@ -31,7 +31,7 @@ pub fn init() -> Result<(), GicError> {
 }
 
 /// Takes the pending interrupt of the highest priority: it becomes active. `None` where there is none.
-#[inline]
+#[inline(always)]
 pub fn acknowledge() -> Option<IntId> {
     let id = ICC_IAR1_EL1.get() as u32 & 0xff_ffff;
     if keeps(62) {

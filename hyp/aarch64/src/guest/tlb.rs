@@ -160,7 +160,7 @@ pub fn forget_sibling() {
 
 impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
     /// Says that this CPU is about to enter the guest, whose tables are loaded: the last thing before it does.
-    #[inline]
+    #[inline(always)]
     pub fn enter(&self) {
         if self.style == Style::Interrupt {
             self.presence.enter(self.cpu.id(), self);
@@ -168,7 +168,7 @@ impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
     }
 
     /// Says that this CPU has left the guest: the first thing after it has.
-    #[inline]
+    #[inline(always)]
     pub fn leave(&self) {
         if self.style == Style::Interrupt {
             self.presence.leave(self.cpu.id(), self);

@@ -57,10 +57,12 @@ impl ListRegisters for Lists {
         self.count
     }
 
+    #[inline(always)]
     fn read(&self, index: usize) -> u64 {
         ich::read_lr(index)
     }
 
+    #[inline(always)]
     fn write(&mut self, index: usize, value: u64) {
         ich::write_lr(index, value);
     }

@@ -84,7 +84,7 @@ impl<'q> Section for Stay<'q> {
         self.0.cpu()
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&self) -> AnyReading<'_> {
         self.0.read()
     }

@@ -230,6 +230,7 @@ impl<L: ListRegisters> Lists<'_, L> {
     /// Chooses the most urgent interrupts where not all fit. Active ones come first: the guest could not end them
     /// otherwise. Returns ICH_HCR_EL2.
     #[cold]
+    #[inline(never)]
     fn rank(&mut self) -> u64 {
         let mut left = self.irqs.used;
         while left != 0 {

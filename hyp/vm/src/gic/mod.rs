@@ -112,6 +112,7 @@ impl Gic {
     }
 
     /// Returns which of 32 interrupts, given those in group 1, belong to a group that is enabled.
+    #[inline(always)]
     fn in_enabled_groups(&self, group1: u32) -> u32 {
         let enables = self.enables.load(Relaxed);
         let mut mask = 0;

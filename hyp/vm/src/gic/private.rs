@@ -41,8 +41,10 @@ impl Port {
         }
     }
 
+    #[inline(always)]
     pub(super) fn has_spis(&self) -> bool {
-        self.spis.iter().any(|word| word.load(Relaxed) != 0)
+        let [a, b, c] = &self.spis; // no loop: this is on the way of every interrupt
+        a.load(Relaxed) | b.load(Relaxed) | c.load(Relaxed) != 0
     }
 }
 
@@ -160,6 +162,7 @@ impl Private {
 
     /// Returns the timers among `candidates` whose lines are asserted. One that fired and has no more reason to is made
     /// able to fire again.
+    #[inline(always)]
     pub(super) fn asserted_timers(&mut self, candidates: u32, lrs: &mut impl ListRegisters) -> u32 {
         let mut asserted = 0;
         let mut left = self.fired & candidates;
