@@ -85,6 +85,14 @@ impl Memory {
         self.banks.iter().flatten().flat_map(frames).filter_map(|frame| self.record(frame))
     }
 
+    /// Goes through the banks: what memory each is, and where the records of its frames are.
+    pub(crate) fn banks(&self) -> impl Iterator<Item = (PaRange, Pa)> {
+        self.banks.iter().flatten().filter_map(|bank| {
+            let range = PaRange::with_len(Frame(bank.first).pa(), bank.frames << FRAME_SHIFT)?;
+            Some((range, self.map.pa(bank.records.as_ptr().cast())))
+        })
+    }
+
     /// Returns the number of frames that have records.
     pub(crate) fn frames(&self) -> u64 {
         self.banks.iter().flatten().map(|bank| bank.frames).sum()

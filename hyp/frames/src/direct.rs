@@ -37,6 +37,11 @@ impl DirectMap {
         self.zero.wrapping_add(pa.get() as usize)
     }
 
+    /// Returns what is seen at `pointer`.
+    pub fn pa(self, pointer: *const u8) -> Pa {
+        Pa::new(pointer.addr().wrapping_sub(self.zero.addr()) as u64)
+    }
+
     /// Returns the eight bytes at `pa` as an atomic.
     ///
     /// # Safety

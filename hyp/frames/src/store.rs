@@ -305,6 +305,12 @@ impl Frames {
         Stats { total, reserved, free: pool.free, guest, tables, monitor, kept, largest: pool.largest() }
     }
 
+    /// Goes through the banks of memory: what memory each is, and where the [records](Word) of its frames are, eight bytes
+    /// each in the frames' order, for a tool that looks at the machine's memory from outside.
+    pub fn banks(&self) -> impl Iterator<Item = (PaRange, Pa)> {
+        self.memory.banks()
+    }
+
     /// Counts the frames that are `owner`'s, contents and tables, among `count` frames from the `first` on, in the order of
     /// their banks; `None` where there are not so many frames. Exact where nobody allocates for `owner`, nor gives back:
     /// after a space's end all counts are zero.

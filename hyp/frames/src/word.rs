@@ -163,6 +163,11 @@ impl Word {
     /// The word of a free frame inside a run.
     pub(crate) const INSIDE: Self = Self(0);
 
+    /// Reads a word that was found in the memory of a machine.
+    pub const fn of(raw: u64) -> Self {
+        Self(raw)
+    }
+
     /// Makes the word of the first frame of a free run.
     pub(crate) const fn free(order: Order) -> Self {
         Self(ORDER.put(order.get() as u64) | KIND.put(Kind::Free as u64))

@@ -20,6 +20,8 @@ pub struct Options {
     pub exercise: Exercise,
     /// `trace=KEY`, a hexadecimal number: what is done to tables and TLBs is recorded, for a tool that finds it by the key.
     pub trace: Option<u64>,
+    /// `view=KEY`, a hexadecimal number: what is counted, and where tables are, is put where a tool finds it by the key.
+    pub view: Option<u64>,
     /// `provoke=panic|overflow|null|write-code|execute-data|undefined`: a bug to provoke, for tests of the report.
     pub provoke: Option<Provoke>,
 }
@@ -107,6 +109,7 @@ impl Options {
             "exercise" => self.exercise = named(&[("resize", Exercise::Resize)], value)?,
             "bbm" => self.bbm = named(&LEVELS, value)?,
             "trace" => self.trace = Some(u64::from_str_radix(value, 16).ok()?),
+            "view" => self.view = Some(u64::from_str_radix(value, 16).ok()?),
             "provoke" => self.provoke = Some(Provoke::parse(value)?),
             _ => return None,
         }
@@ -123,6 +126,7 @@ impl Default for Options {
             bbm: Bbm::Level3,
             exercise: Exercise::None,
             trace: None,
+            view: None,
             provoke: None,
         }
     }
@@ -158,9 +162,9 @@ mod tests {
     }
 
     #[test]
-    fn the_trace_has_a_key() {
-        let options = Options::parse("trace=5eed trace=on", |u| assert_eq!(u.0, "trace=on"));
-        assert_eq!(options.trace, Some(0x5eed));
+    fn the_trace_and_the_view_have_keys() {
+        let options = Options::parse("trace=5eed trace=on view=7", |u| assert_eq!(u.0, "trace=on"));
+        assert_eq!((options.trace, options.view), (Some(0x5eed), Some(7)));
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! trace says so ([`Kind::Stall`]). CPUs wait where they own nothing ([`make_room`]); in the middle of an operation only
 //! where one has recorded more than [`ROOM`] effects since, which is counted apart.
 //!
-//! [`record`] is the format, [`ring`] where records lie, `writer` the hypervisor's side. docs/trace.md says what the
+//! [`record`] is the format, [`ring`] where records lie, `writer` the hypervisor's side; [`view`] is something else that a tool
+//! reads in RAM, numbers and places. docs/trace.md says what the
 //! order means. Neighbours: `frames` records entries and frames, `aarch64` instructions, `monitor` the rest.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ extern crate std;
 
 pub mod record;
 pub mod ring;
+pub mod view;
 mod writer;
 
 pub use record::{Kind, Op, Reach, Record};

@@ -3,16 +3,15 @@
 //! What is kept is what the machine has: its tables, its tags, what is under way. So memory is bounded, however long the
 //! trace is. Where a rule is broken, the file is read once more for the history of the entry.
 
+use crate::tables::{Shape, Stage2};
 use crate::{File, decode, line};
 use anyhow::{Context, Result, ensure};
 use model::{Effect, Fleet, Objection};
-use stage2::{Bbm, Geometry};
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
 use trace::{Kind, Record};
-use types::{Height, MAX_CPUS, Pa};
-use vmsa::{Features, Granule4K, Vmsa};
+use types::{MAX_CPUS, Pa};
 
 /// How many lines of an entry's history are kept.
 const HISTORY: usize = 40;
@@ -119,7 +118,7 @@ pub fn check(path: &Path) -> Result<Report> {
 }
 
 /// Hands a record to the judges. The inner error is theirs.
-fn step(fleet: &mut Fleet<Vmsa<Granule4K>>, record: &Record) -> Result<Result<(), Objection>> {
+fn step(fleet: &mut Fleet<Stage2>, record: &Record) -> Result<Result<(), Objection>> {
     let Record { cpu, small, operands: [a, b, c], .. } = *record;
     let pa = Pa::new(a);
     let grace = a as usize * 2 + usize::from(small != 0); // names of two kinds
@@ -132,14 +131,8 @@ fn step(fleet: &mut Fleet<Vmsa<Granule4K>>, record: &Record) -> Result<Result<()
             Ok(())
         }
         Kind::Space => {
-            let top = Height::new((b >> 24) as u8);
-            let geometry = Geometry::new(top, u32::from((b >> 16) as u8));
-            let geometry =
-                geometry.map_err(|error| anyhow::anyhow!("a space of an impossible shape: {error:?}"))?;
-            let mut features = Features::empty();
-            features.set(Features::HARDWARE_DIRTY, c & 1 != 0);
-            features.set(Features::FWB, c & 2 != 0);
-            fleet.made(b as u16, pa, Vmsa::new(features), geometry, Bbm::from_number(small))
+            let shape = Shape::of(pa, b, c, small)?;
+            fleet.made(b as u16, pa, shape.format, shape.geometry, shape.bbm)
         }
         Kind::SpaceGone => fleet.ended(b as u16),
         Kind::Take => fleet.taken(c as u16, pa, b),

@@ -5,10 +5,9 @@
 //! or will be when that ring is read again.
 
 use crate::Writer;
-use anyhow::{Context, Result, bail, ensure};
+use crate::ram::{Ram, word};
+use anyhow::{Result, bail, ensure};
 use std::collections::VecDeque;
-use std::fs;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -42,8 +41,7 @@ impl Drain {
     /// # Errors
     /// The RAM cannot be opened.
     pub fn start(ram: &Path, key: u64, to: &Path) -> Result<Self> {
-        let ram = fs::OpenOptions::new().read(true).write(true).open(ram);
-        let ram = Ram(ram.context("cannot open the machine's memory")?);
+        let ram = Ram::open_to_write(ram)?;
         let is_over = Arc::new(AtomicBool::new(false));
         let (over, to) = (Arc::clone(&is_over), to.to_owned());
         let thread = thread::spawn(move || drain(&ram, key, &to, &over));
@@ -58,36 +56,6 @@ impl Drain {
         self.is_over.store(true, Relaxed);
         self.thread.join().map_err(|_| anyhow::anyhow!("the thread that takes the trace has panicked"))?
     }
-}
-
-struct Ram(fs::File);
-
-impl Ram {
-    fn words<const N: usize>(&self, at: u64) -> Result<[u64; N]> {
-        let mut bytes = vec![0; N * 8];
-        self.0.read_exact_at(&mut bytes, at).context("cannot read the machine's memory")?;
-        let mut words = bytes.chunks_exact(8).map(word);
-        Ok(std::array::from_fn(|_| words.next().unwrap_or(0)))
-    }
-
-    /// Reads a word that is being written: until it is the same twice.
-    fn moving(&self, at: u64) -> Result<u64> {
-        loop {
-            let [first] = self.words(at)?;
-            let [second] = self.words(at)?;
-            if first == second {
-                return Ok(first);
-            }
-        }
-    }
-
-    fn len(&self) -> Result<u64> {
-        Ok(self.0.metadata()?.len())
-    }
-}
-
-fn word(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 /// A CPU's ring.
@@ -114,16 +82,13 @@ impl Ring {
             let place = self.tail % capacity;
             let count = (head - self.tail).min(capacity - place).min(CHUNK);
             let mut bytes = vec![0; count as usize * BYTES];
-            ram.0
-                .read_exact_at(&mut bytes, self.records + place * BYTES as u64)
-                .context("cannot read the machine's memory")?;
+            ram.read(&mut bytes, self.records + place * BYTES as u64)?;
             self.queue.extend(bytes.chunks_exact(BYTES).map(|record| {
                 let mut words = record.chunks_exact(8).map(word);
                 std::array::from_fn(|_| words.next().unwrap_or(0))
             }));
             self.tail += count;
-            let tail = self.tail.to_le_bytes();
-            ram.0.write_all_at(&tail, self.line + ring::TAIL).context("cannot write the machine's memory")?;
+            ram.write(&self.tail.to_le_bytes(), self.line + ring::TAIL)?;
         }
         Ok(true)
     }
@@ -131,14 +96,8 @@ impl Ring {
 
 /// Looks for the rings.
 fn find(ram: &Ram, key: u64) -> Result<Option<(u64, [u64; header::WORDS])>> {
-    let len = ram.len()?;
-    for start in (0..len).step_by(ALIGNMENT as usize) {
-        let words: [u64; header::WORDS] = ram.words(start)?;
-        if words[header::MAGIC] == ring::MAGIC && words[header::KEY] == key {
-            return Ok(Some((start, words)));
-        }
-    }
-    Ok(None)
+    let found = ram.find([ring::MAGIC, key], ALIGNMENT)?;
+    found.map(|start| Ok((start, ram.words(start)?))).transpose()
 }
 
 fn drain(ram: &Ram, key: u64, to: &Path, is_over: &AtomicBool) -> Result<Drained> {
@@ -216,6 +175,8 @@ fn merge(rings: &mut [Ring], next: &mut u64, writer: &mut Writer) -> Result<()> 
 mod tests {
     use super::*;
     use crate::File;
+    use std::fs;
+    use std::os::unix::fs::FileExt;
     use trace::{Kind, Record};
     use types::CpuId;
 

@@ -6,8 +6,12 @@
 //! | [`File`] | reads such a file, record by record |
 //! | [`check`] | replays it through the judge of `model`, and names the first rule that is broken |
 //! | [`line`](mod@line) | a record as a person reads it |
+//! | [`replay`] | a space's tables at any record of a trace |
+//! | [`view`] | what a running machine counts, and its tables and frame records, from its RAM |
+//! | [`tables`] | goes through a space's tables, wherever they were found |
 //!
-//! Neighbours: `trace` has the format, `model` the rules, `vmsa` what an entry means; xtask uses this.
+//! Neighbours: `trace` has the formats, `model` the rules, `vmsa` what an entry means, `frames` what a frame's word means; xtask
+//! uses this.
 #![forbid(unsafe_code)]
 
 pub mod check;
@@ -15,6 +19,10 @@ mod decode;
 mod drain;
 mod file;
 pub mod line;
+mod ram;
+pub mod replay;
+pub mod tables;
+pub mod view;
 
 pub use drain::{Drain, Drained};
 pub use file::{File, Writer};

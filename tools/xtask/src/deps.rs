@@ -29,9 +29,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("bench", &["space", "frames", "vmsa", "stage2", "types"]),
     ("guest-tests", &["abi"]),
-    ("trace-tool", &["model", "trace", "vmsa", "stage2", "types"]),
+    ("trace-tool", &["model", "trace", "vmsa", "frames", "stage2", "types"]),
     ("board-file", &[]),
-    ("xtask", &["board-file", "trace-tool", "types"]),
+    ("xtask", &["board-file", "trace-tool", "stage2", "types"]),
 ];
 
 /// What a board, any crate in `platform/`, may use.

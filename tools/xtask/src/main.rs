@@ -30,7 +30,9 @@ mod stress;
 mod symbols;
 mod terminal;
 mod tests;
+mod top;
 mod trace;
+mod view;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -66,6 +68,8 @@ enum Command {
     Trace(trace::Command),
     /// Put many VMs under stress from inside, each vCPU driving its page tables at random
     Stress(stress::Args),
+    /// Show what a machine does that runs with --view, in the terminal
+    Top(top::Args),
     /// Measure, and compare with the targets
     #[command(subcommand)]
     Bench(bench::Command),
@@ -97,6 +101,7 @@ fn main() -> ExitCode {
         Command::Soak(args) => soak::run(&args),
         Command::Trace(command) => trace::run(&command),
         Command::Stress(args) => stress::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Image(args) => image::run(&args),
         Command::Bundle(args) => bundle::run(&args),

@@ -1,11 +1,16 @@
 //! A machine that QEMU emulates: what is in it, and the command line that says so.
 
+use crate::paths;
 use crate::setup::QEMU;
 use crate::size::Size;
+use anyhow::{Context, Result};
 use board_file::Emulator;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use tempfile::NamedTempFile;
 
 /// The CPU models that the project is tested on, oldest first. Together they have, and lack, VHE, 16-bit VMIDs, hardware
 /// access and dirty flags, each BBM level, TTL, range TLBI, FWB and LPA2.
@@ -13,6 +18,9 @@ pub(crate) const CPUS: [&str; 5] = ["cortex-a72", "neoverse-n1", "neoverse-v1", 
 
 /// The CPU model used where none is asked for.
 pub(crate) const DEFAULT_CPU: &str = "neoverse-n2";
+
+/// Where files are memory and nothing else.
+const MEMORY: &str = "/dev/shm";
 
 /// The exception level that the kernel is entered at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +72,27 @@ pub(crate) struct Machine {
     pub(crate) append: String,
     /// Further arguments.
     pub(crate) extra: Vec<OsString>,
+    /// The file that its RAM is mapped from, where others look at it; the file is gone when the last of those is.
+    pub(crate) ram: Option<Arc<NamedTempFile>>,
 }
 
 impl Machine {
+    /// Has a machine that is about to start map its RAM from a file, which others may map or read.
+    pub(crate) fn share_ram(&mut self) -> Result<Arc<NamedTempFile>> {
+        if let Some(ram) = &self.ram {
+            return Ok(Arc::clone(ram));
+        }
+        let run = paths::target().join("run");
+        let dir = if Path::new(MEMORY).is_dir() { Path::new(MEMORY) } else { run.as_path() };
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let file = tempfile::Builder::new().prefix("mezzanine-ram-").tempfile_in(dir);
+        let file = file.with_context(|| format!("cannot make a file in {}", dir.display()))?;
+        file.as_file().set_len(self.memory.bytes()).context("no room for the machine's memory")?;
+        let ram = Arc::new(file);
+        self.ram = Some(Arc::clone(&ram));
+        Ok(ram)
+    }
+
     /// Returns QEMU's command line for it.
     pub(crate) fn command(&self, serial: Serial) -> Command {
         let mut command = Command::new(QEMU);
@@ -104,6 +130,11 @@ impl Machine {
         if !self.append.is_empty() {
             command.args(["-append", &self.append]);
         }
+        if let Some(ram) = &self.ram {
+            let (size, path) = (self.memory.bytes() >> 10, ram.path().display());
+            let backend = format!("memory-backend-file,id=ram,size={size}K,mem-path={path},share=on");
+            command.args(["-object", &backend, "-machine", "memory-backend=ram"]);
+        }
         command.args(&self.extra);
         command
     }
@@ -139,6 +170,7 @@ mod tests {
             initrd: Some("bundle.cpio".into()),
             append: "log=info".to_owned(),
             extra: Vec::new(),
+            ram: None,
         }
     }
 
@@ -150,6 +182,16 @@ mod tests {
             "qemu-system-aarch64 -M virt,virtualization=on,gic-version=3 -cpu max,pauth-impdef=on -smp 2 -m 1179648K \
              -nodefaults -display none -serial stdio -kernel Image -initrd bundle.cpio -append log=info"
         );
+    }
+
+    #[test]
+    fn memory_that_others_look_at_is_a_file_of_its_size() {
+        let mut machine = machine();
+        let ram = machine.share_ram().unwrap();
+        assert_eq!(ram.as_file().metadata().unwrap().len(), machine.memory.bytes());
+        assert_eq!(machine.share_ram().unwrap().path(), ram.path());
+        let line = shell::line(&machine.command(Serial::Pipe));
+        assert!(line.contains("id=ram,size=1179648K") && line.ends_with("memory-backend=ram"), "{line}");
     }
 
     #[test]

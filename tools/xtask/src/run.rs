@@ -8,6 +8,7 @@ use crate::qemu::{Clock, Entered, Machine, Serial};
 use crate::setup::{self, Need};
 use crate::size::Size;
 use crate::trace::Tracing;
+use crate::view::Shown;
 use crate::{paths, payload, shell, terminal};
 use anyhow::{Context, Result, bail, ensure};
 use regex::Regex;
@@ -76,6 +77,9 @@ pub(crate) struct Args {
     /// Write what the hypervisor does to tables and TLBs to this file, for `cargo xtask trace` (docs/trace.md)
     #[arg(long, value_name = "FILE", conflicts_with = "gdb")]
     trace: Option<PathBuf>,
+    /// Show what the machine counts to `cargo xtask top` and `cargo xtask map` in another terminal (docs/seeing.md)
+    #[arg(long, conflicts_with = "gdb")]
+    view: bool,
     /// Wait for a debugger on port 1234, and print how to attach one
     #[arg(long)]
     gdb: bool,
@@ -95,8 +99,20 @@ pub(crate) struct Prepared {
     pub(crate) elf: Option<PathBuf>,
     /// Takes its trace.
     pub(crate) tracing: Option<Tracing>,
+    /// Shows what it counts.
+    pub(crate) shown: Option<Shown>,
     /// The bundle; the file is gone when this is.
     _bundle: Option<NamedTempFile>,
+}
+
+impl Prepared {
+    /// Has the machine show what it counts, where that `is_asked`.
+    pub(crate) fn show_if(&mut self, is_asked: bool) -> Result<()> {
+        if is_asked {
+            self.shown = Some(Shown::of(&mut self.machine)?);
+        }
+        Ok(())
+    }
 }
 
 /// Runs what was asked for.
@@ -115,6 +131,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 to.push(format!(".{}", payload.name()));
                 prepared.tracing = Some(Tracing::of(&mut prepared.machine, Path::new(&to))?);
             }
+            prepared.show_if(args.view)?;
             Ok(prepared)
         });
     }
@@ -132,6 +149,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("In another terminal:\n  {}", debugger(&built)?);
     }
     let tracing = args.trace.as_ref().map(|to| Tracing::of(&mut prepared.machine, to)).transpose()?;
+    prepared.show_if(args.view)?;
     let result = match &args.expect {
         Some(regex) => expect(&prepared, regex, Duration::from_secs(args.timeout.unwrap_or(120))),
         None => interact(&prepared, args.timeout.map(Duration::from_secs)),
@@ -166,8 +184,9 @@ pub(crate) fn host(
         initrd: Some(file.path().to_owned()),
         append: HYPERVISOR_APPEND.to_owned(),
         extra: Vec::new(),
+        ram: None,
     };
-    Ok(Prepared { machine, elf: Some(built.elf.clone()), tracing: None, _bundle: Some(file) })
+    Ok(Prepared { machine, elf: Some(built.elf.clone()), tracing: None, shown: None, _bundle: Some(file) })
 }
 
 /// Removes the bundles of runs that were killed: those that are a day old.
@@ -202,8 +221,9 @@ pub(crate) fn bare(board: Board, cpu: &str, cpus: u32, memory: Size, append: Str
         initrd: Some(setup::initramfs()),
         append,
         extra: Vec::new(),
+        ram: None,
     };
-    Ok(Prepared { machine, elf: None, tracing: None, _bundle: None })
+    Ok(Prepared { machine, elf: None, tracing: None, shown: None, _bundle: None })
 }
 
 /// Returns a VM called `name`, whose kernel's name is filled in with the bundle.

@@ -25,6 +25,7 @@ mod shift;
 mod statistics;
 mod tracing;
 mod turn;
+mod view;
 mod waiting;
 
 use crate::percpu::PerCpu;
@@ -85,6 +86,8 @@ struct Hypervisor {
     layout: Layout<Granule4K>,
     vmids: Vmids,
     issued: Issued,
+    /// Where a tool looks; `None` where none was announced.
+    view: Option<trace::view::View>,
     input: Input,
     engine: Engine,
     /// Guests that are on.
@@ -160,6 +163,7 @@ impl Hypervisor {
     #[inline(never)]
     fn new(machine: &'static Machine, core: &Core<'static>) -> Box<Self> {
         tracing::start_if_asked(machine);
+        let view = view::start_if_asked(machine);
         let features = &machine.features;
         let ipa_bits = IPA_BITS.min(features.pa_bits());
         let layout =
@@ -187,6 +191,7 @@ impl Hypervisor {
             layout,
             vmids: Vmids::new(if features.vmid_bits == 16 { VmidBits::Sixteen } else { VmidBits::Eight }),
             issued: Issued::default(),
+            view,
             input: Input::new(),
             engine: Engine::default(),
             on: AtomicUsize::new(0),
@@ -265,6 +270,7 @@ impl Hypervisor {
     fn guest_is_off(&self) {
         if self.on.fetch_sub(1, Relaxed) == 1 {
             statistics::print(self);
+            view::write(self);
             tracing::end();
             report::power_off();
         }

@@ -9,6 +9,7 @@ use super::interrupt::{self, Taken};
 use super::lists::Lists;
 use super::seats::{Desk, Registers, Seat};
 use super::turn::{Over, Turns};
+use super::view;
 use aarch64::barrier::{dsb_sy, wfi};
 use aarch64::cpu::Core;
 use aarch64::features::Features;
@@ -19,13 +20,15 @@ use aarch64::guest::world::Extent;
 use aarch64::sysreg::{CNTHP_CTL_EL2, CNTHP_CVAL_EL2, Writeable};
 use alloc::boxed::Box;
 use stage2::Quiescence;
-use types::{Cpu, Ticks};
+use types::{Cpu, CpuId, Ticks};
 use vm::Vcpu;
 use vm::sched::{MAX_SEATS, Queue, SeatId};
 use vm::service::Left;
 
 /// Slices in a second: ten milliseconds each, some hundred times what a switch costs.
 const SLICES: u64 = 100;
+/// How often in a second what is counted is shown, where a tool looks.
+const SHOWS: u64 = 20;
 
 /// A CPU and its vCPUs.
 pub(super) struct Shifts<'a> {
@@ -43,6 +46,8 @@ pub(super) struct Shifts<'a> {
     waits: Waits,
     /// What the hypervisor's timer is set to; `None` where it is off.
     alarm: Option<Ticks>,
+    /// When what is counted is to be shown again, where this CPU does that.
+    shows_next: Ticks,
 }
 
 impl<'a> Shifts<'a> {
@@ -66,6 +71,7 @@ impl<'a> Shifts<'a> {
             loaded: None,
             waits: Waits::Here,
             alarm: None,
+            shows_next: 0,
         }
     }
 
@@ -124,7 +130,10 @@ impl<'a> Shifts<'a> {
 
     /// Sets the hypervisor's timer to when the queue is to be asked again.
     fn set_alarm(&mut self) {
-        let alarm = self.queue.alarm();
+        let mut alarm = self.queue.alarm();
+        if self.hypervisor.view.is_some() && self.cpu.id() == CpuId::BOOT {
+            alarm = Some(self.show(alarm));
+        }
         if self.alarm != alarm {
             self.alarm = alarm;
             match alarm {
@@ -135,6 +144,18 @@ impl<'a> Shifts<'a> {
                 None => CNTHP_CTL_EL2.set(0),
             }
         }
+    }
+
+    /// Puts what is counted where a tool looks, where it is time. Returns when it is next, or `alarm`, which may be before.
+    #[cold]
+    #[inline(never)]
+    fn show(&mut self, alarm: Option<Ticks>) -> Ticks {
+        let now = self.cpu.now();
+        if now >= self.shows_next {
+            view::write(self.hypervisor);
+            self.shows_next = now + self.cpu.tick_hz() / SHOWS;
+        }
+        alarm.map_or(self.shows_next, |alarm| alarm.min(self.shows_next))
     }
 
     /// Serves transfers that this CPU was asked to; where there is none, waits for a physical interrupt.

@@ -51,14 +51,19 @@ fn this_cpu() -> CpuId {
     Local::this().cpu()
 }
 
+/// Returns what tables look like: shape and features, as [`Kind::Space`] has them.
+pub(super) fn shape(hypervisor: &Hypervisor) -> (u64, u64) {
+    let geometry = hypervisor.layout.geometry();
+    let has = hypervisor.format.features();
+    let features =
+        u64::from(has.contains(Features::HARDWARE_DIRTY)) | u64::from(has.contains(Features::FWB)) << 1;
+    (u64::from(geometry.ipa_bits()) << 16 | u64::from(geometry.top().get()) << 24, features)
+}
+
 /// Notes that a space is there.
 pub(super) fn space_is_made(hypervisor: &Hypervisor, space: &Space<'static, Format>, bbm: Bbm) {
     if trace::is_on() {
-        let geometry = hypervisor.layout.geometry();
-        let shape = u64::from(geometry.ipa_bits()) << 16 | u64::from(geometry.top().get()) << 24;
-        let has = hypervisor.format.features();
-        let features =
-            u64::from(has.contains(Features::HARDWARE_DIRTY)) | u64::from(has.contains(Features::FWB)) << 1;
+        let (shape, features) = shape(hypervisor);
         let owner = u64::from(space.owner().0);
         trace::note(Kind::Space, bbm as u8, [space.root().get(), owner | shape, features]);
     }

@@ -3,6 +3,8 @@ use crate::Writer;
 use std::path::PathBuf;
 use trace::{Op, Reach};
 use types::CpuId;
+use types::Height;
+use vmsa::{Features, Granule4K, Vmsa};
 
 const ROOT: u64 = 0x4800_0000;
 const TABLE: u64 = 0x4801_0000;

@@ -7,34 +7,22 @@ use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::BuildHasher;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tempfile::NamedTempFile;
 use tracing_tool::{Drain, Drained, Kind, check};
-
-/// Where files are memory and nothing else.
-const MEMORY: &str = "/dev/shm";
 
 /// The trace of a machine that runs, or is about to.
 pub(crate) struct Tracing {
     drain: Drain,
-    /// The machine's RAM; the file is gone when this is.
-    _ram: NamedTempFile,
+    _ram: Arc<NamedTempFile>,
     to: PathBuf,
 }
 
 impl Tracing {
     /// Has the hypervisor of a machine that is about to start make a trace, and begins to take it into the file `to`.
     pub(crate) fn of(machine: &mut Machine, to: &Path) -> Result<Self> {
-        let ram = ram(machine)?;
+        let ram = machine.share_ram()?;
         let key = RandomState::new().hash_one(ram.path()); // a new one for each machine
-        let size = machine.memory.bytes() >> 10;
-        let path = ram.path().display();
-        let backend = format!("memory-backend-file,id=ram,size={size}K,mem-path={path},share=on");
-        machine.extra.extend([
-            "-object".into(),
-            backend.into(),
-            "-machine".into(),
-            "memory-backend=ram".into(),
-        ]);
         machine.append = format!("{} trace={key:x}", machine.append).trim_start().to_owned();
         let drain = Drain::start(ram.path(), key, to)?;
         Ok(Self { drain, _ram: ram, to: to.to_owned() })
@@ -61,15 +49,4 @@ impl Tracing {
         }
         fs::remove_file(&to).with_context(|| format!("cannot remove {trace}"))
     }
-}
-
-/// Makes a file of the size of the machine's memory.
-fn ram(machine: &Machine) -> Result<NamedTempFile> {
-    let run = paths::target().join("run");
-    let dir = if Path::new(MEMORY).is_dir() { Path::new(MEMORY) } else { run.as_path() };
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let file = tempfile::Builder::new().prefix("mezzanine-ram-").tempfile_in(dir);
-    let file = file.with_context(|| format!("cannot make a file in {}", dir.display()))?;
-    file.as_file().set_len(machine.memory.bytes()).context("no room for the machine's memory")?;
-    Ok(file)
 }

@@ -1,0 +1,114 @@
+//! A machine's tables at any record of its trace.
+
+use crate::tables::{Shape, Tables};
+use anyhow::Result;
+use std::collections::{BTreeMap, HashMap};
+use trace::{Kind, Record};
+use types::{FRAME_SIZE, Pa};
+
+/// Words of a frame.
+const WORDS: usize = FRAME_SIZE as usize / 8;
+
+/// The tables, as they are after the records that were applied.
+#[derive(Debug, Default)]
+pub struct Replay {
+    frames: HashMap<u64, Box<[u64; WORDS]>>,
+    spaces: BTreeMap<u16, Shape>,
+}
+
+impl Replay {
+    /// Applies the next record.
+    ///
+    /// # Errors
+    /// It is of a space that cannot be.
+    pub fn apply(&mut self, record: &Record) -> Result<()> {
+        let Record { kind, small, operands: [a, b, c], .. } = *record;
+        match kind {
+            Kind::Space => {
+                self.spaces.insert(b as u16, Shape::of(Pa::new(a), b, c, small)?);
+            }
+            Kind::SpaceGone => {
+                self.spaces.remove(&(b as u16));
+            }
+            // What was in it is no entry; whoever takes it writes all that is to be there and not absent.
+            Kind::Take => frames(a, b).for_each(|frame| {
+                self.frames.insert(frame, Box::new([0; WORDS]));
+            }),
+            Kind::GiveBack => frames(a, b).for_each(|frame| {
+                self.frames.remove(&frame);
+            }),
+            Kind::Write => {
+                let frame = self.frames.entry(a / FRAME_SIZE).or_insert_with(|| Box::new([0; WORDS]));
+                frame[(a % FRAME_SIZE / 8) as usize] = c;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Returns the space of this owner, if it is there.
+    pub fn space(&self, owner: u16) -> Option<&Shape> {
+        self.spaces.get(&owner)
+    }
+
+    /// Goes through the owners of the spaces that are there.
+    pub fn owners(&self) -> impl Iterator<Item = u16> {
+        self.spaces.keys().copied()
+    }
+}
+
+fn frames(at: u64, bytes: u64) -> std::ops::Range<u64> {
+    at / FRAME_SIZE..(at + bytes).div_ceil(FRAME_SIZE)
+}
+
+impl Tables for Replay {
+    fn table(&self, at: Pa, count: usize) -> Result<Vec<u64>> {
+        let first = at.get() / FRAME_SIZE;
+        let words = (first..).flat_map(|frame| match self.frames.get(&frame) {
+            Some(words) => words.as_slice(),
+            None => &[0; WORDS],
+        });
+        Ok(words.copied().skip((at.get() % FRAME_SIZE / 8) as usize).take(count).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tables::{Found, each};
+    use stage2::{Attrs, Entry, Format, Leaf, Table, Why};
+    use types::{CpuId, Height};
+
+    fn record(kind: Kind, operands: [u64; 3]) -> Record {
+        Record { number: 0, cpu: CpuId::BOOT, kind, small: 2, operands }
+    }
+
+    #[test]
+    fn tables_are_what_was_written_to_them() {
+        const SHAPE: u64 = 3 | 40 << 16 | 2 << 24;
+        let mut replay = Replay::default();
+        let mut apply = |kind, operands| replay.apply(&record(kind, operands)).expect("a possible space");
+        apply(Kind::Take, [0x10_0000, 0x2000, 3]);
+        apply(Kind::Space, [0x10_0000, SHAPE, 0]);
+        let format = Shape::of(Pa::new(0), SHAPE, 0, 2).expect("a shape").format;
+        let leaf = |pa| Entry::Leaf(Leaf { pa: Pa::new(pa), attrs: Attrs::RAM });
+        let link = |pa, why| Entry::Table(Table { pa: Pa::new(pa), pending: false, why });
+        let (block, page) = (Height::new(1), Height::PAGE);
+        let mut write = |at: u64, entry, height| apply(Kind::Write, [at, 0, format.encode(entry, height)]);
+        write(0x10_0000 + 8, link(0x20_0000, Why::Alignment), Height::new(2));
+        write(0x20_0000, leaf(0x60_0000), block);
+        write(0x20_0008, link(0x30_0000, Why::Pin), block);
+        write(0x30_0010, leaf(0x9000), page);
+        let shape = *replay.space(3).expect("it is there");
+        let mut found: Vec<Found> = Vec::new();
+        let range = (0x4000_0000, 0x4040_0000);
+        each(&replay, &shape, range, &mut |one| found.push(*one)).expect("tables can be read");
+        assert_eq!(found.len(), 1 + 512);
+        assert_eq!((found[0].at, found[0].height, found[0].why), (0x4000_0000, block, Why::Alignment));
+        let mapped = found.iter().filter(|one| one.entry.live().is_some());
+        assert_eq!(mapped.map(|one| one.at).collect::<Vec<_>>(), [0x4000_0000, 0x4020_2000]);
+        assert_eq!(found[1 + 2].why, Why::Pin);
+        replay.apply(&record(Kind::SpaceGone, [0, 3, 0])).expect("it was there");
+        assert_eq!(replay.owners().count(), 0);
+    }
+}
