@@ -1,6 +1,7 @@
 //! The device tree of a virtual machine: what QEMU's `virt` says of the same devices.
 
 use crate::{
+    gic::GicVersion,
     image::Placement,
     manifest::{Granted, VmConfig},
     map,
@@ -40,7 +41,12 @@ impl core::fmt::Debug for Seed {
 /// Makes the device tree of a machine whose parts are where `placement` says.
 ///
 /// The only errors are those of what the manifest's author wrote: a command line with a zero byte in it.
-pub fn build(config: &VmConfig, placement: &Placement, seed: &Seed) -> Result<Vec<u8>, Error> {
+pub fn build(
+    config: &VmConfig,
+    version: GicVersion,
+    placement: &Placement,
+    seed: &Seed,
+) -> Result<Vec<u8>, Error> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
     fdt.property_string("compatible", "linux,dummy-virt")?;
@@ -62,8 +68,11 @@ pub fn build(config: &VmConfig, placement: &Placement, seed: &Seed) -> Result<Ve
     }
     cpus(&mut fdt, config.vcpus())?;
     psci_node(&mut fdt)?;
-    timer(&mut fdt)?;
-    gic(&mut fdt, config.vcpus())?;
+    timer(&mut fdt, version, config.vcpus())?;
+    match version {
+        GicVersion::V2 => gic_v2(&mut fdt)?,
+        GicVersion::V3 => gic(&mut fdt, config.vcpus())?,
+    }
     uart(&mut fdt)?;
     if config.hypercalls == Granted::All {
         control(&mut fdt)?;
@@ -125,12 +134,17 @@ fn psci_node(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-fn timer(fdt: &mut FdtWriter) -> Result<(), Error> {
+fn timer(fdt: &mut FdtWriter, version: GicVersion, vcpus: usize) -> Result<(), Error> {
     let node = fdt.begin_node("timer")?;
     fdt.property_string_list("compatible", ["arm,armv8-timer", "arm,armv7-timer"].map(Into::into).to_vec())?;
     fdt.property_null("always-on")?;
     let intids = [SECURE_TIMER, map::PHYSICAL_TIMER_INTID, map::VIRTUAL_TIMER_INTID, EL2_TIMER];
-    let cells: Vec<u32> = intids.iter().flat_map(|intid| [PPI, intid - 16, LEVEL_HIGH]).collect();
+    // A GICv2's specifier says which CPUs have the private interrupt.
+    let cpus = match version {
+        GicVersion::V2 => ((1_u32 << vcpus.min(8)) - 1) << 8,
+        GicVersion::V3 => 0,
+    };
+    let cells: Vec<u32> = intids.iter().flat_map(|intid| [PPI, intid - 16, cpus | LEVEL_HIGH]).collect();
     fdt.property_array_u32("interrupts", &cells)?;
     fdt.end_node(node)
 }
@@ -146,6 +160,16 @@ fn gic(fdt: &mut FdtWriter, vcpus: usize) -> Result<(), Error> {
     fdt.property_u32("#redistributor-regions", 1)?;
     let redistributors = map::GICR_SIZE * vcpus as u64;
     fdt.property_array_u64("reg", &[map::GICD.get(), map::GICD_SIZE, map::GICR.get(), redistributors])?;
+    fdt.property_phandle(GIC)?;
+    fdt.end_node(node)
+}
+
+fn gic_v2(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("intc@{:x}", map::GICD))?;
+    fdt.property_string("compatible", "arm,cortex-a15-gic")?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_u32("#interrupt-cells", 3)?;
+    fdt.property_array_u64("reg", &[map::GICD.get(), map::GICD_SIZE, map::GICC.get(), map::GICC_SIZE])?;
     fdt.property_phandle(GIC)?;
     fdt.end_node(node)
 }
@@ -194,7 +218,7 @@ mod tests {
         config.cpus = (0..vcpus).filter_map(CpuId::new).collect();
         config.regions.push(Range::with_len(Ipa::new(0x1_0000_0000), 0x400_0000).unwrap());
         let placement = plan(&config).unwrap();
-        let dtb = build(&config, &placement, &SEED).unwrap();
+        let dtb = build(&config, GicVersion::V3, &placement, &SEED).unwrap();
         (config, placement, dtb)
     }
 
@@ -254,10 +278,20 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_with_a_gicv2_has_its_cpu_interface_instead_of_redistributors() {
+        let (config, placement, _) = built(2);
+        let dtb = build(&config, GicVersion::V2, &placement, &SEED).unwrap();
+        assert_eq!(text(&dtb, "/intc@8000000", "compatible"), "arm,cortex-a15-gic");
+        let expected = [0, 0x800_0000, 0, 0x1_0000, 0, 0x801_0000, 0, 0x2000];
+        assert_eq!(cells(&dtb, "/intc@8000000", "reg"), expected);
+        assert_eq!(cells(&dtb, "/timer", "interrupts")[..6], [1, 13, 0x304, 1, 14, 0x304]);
+    }
+
+    #[test]
     fn the_largest_tree_fits_its_room() {
         let (mut config, placement, _) = built(crate::MAX_VCPUS);
         config.cmdline = "x".repeat(4096);
-        let dtb = build(&config, &placement, &SEED).unwrap();
+        let dtb = build(&config, GicVersion::V3, &placement, &SEED).unwrap();
         assert!(dtb.len() as u64 <= placement.dtb.len() / 2, "{}", dtb.len());
         assert_eq!(cells(&dtb, "/cpus/cpu@30f", "reg"), [0x30f]);
     }
@@ -266,7 +300,7 @@ mod tests {
     fn a_zero_byte_in_the_command_line_is_refused() {
         let (mut config, placement, _) = built(1);
         config.cmdline = "a\0b".into();
-        assert!(build(&config, &placement, &SEED).is_err());
+        assert!(build(&config, GicVersion::V3, &placement, &SEED).is_err());
     }
 
     #[test]

@@ -148,6 +148,8 @@ pub enum BadVm {
     VcpuCount {
         /// What it says.
         vcpus: u64,
+        /// How many a VM may have here.
+        most: usize,
     },
     /// `cpus` has not one entry per vCPU.
     PlacementCount {
@@ -288,9 +290,7 @@ impl fmt::Display for BadVm {
             Self::Overlap { range, with, other } => {
                 write!(f, "memory at {range} overlaps {with} at {other}")
             }
-            Self::VcpuCount { vcpus } => {
-                write!(f, "vcpus = {vcpus}: a VM has 1 to {}", crate::vcpu::MAX_VCPUS)
-            }
+            Self::VcpuCount { vcpus, most } => write!(f, "vcpus = {vcpus}: a VM has 1 to {most}"),
             Self::PlacementCount { cpus, vcpus } => {
                 write!(f, "cpus places {cpus} vCPUs, and it has {vcpus}")
             }

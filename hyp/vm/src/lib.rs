@@ -37,7 +37,7 @@ pub mod vm;
 pub use call::{CallOutcome, CallRegs};
 pub use dtb::Seed;
 pub use error::Error;
-pub use gic::TimerIntids;
+pub use gic::{GicModel, GicVersion, TimerIntids};
 pub use host::{Console, Line, ListRegisters, Ram, RamError, Timer};
 pub use manifest::{Granted, Largest, Limits, Populate, Role, VmConfig, configure};
 pub use pl011::{Room, Taken};

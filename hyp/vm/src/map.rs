@@ -6,6 +6,10 @@ use types::Ipa;
 pub const GICD: Ipa = Ipa::new(0x0800_0000);
 /// Bytes of the distributor's registers.
 pub const GICD_SIZE: u64 = 0x1_0000;
+/// The CPU interface of a GICv2: the hardware's virtual one is mapped there.
+pub const GICC: Ipa = Ipa::new(0x0801_0000);
+/// Bytes of a GICv2's CPU interface.
+pub const GICC_SIZE: u64 = 0x2000;
 /// The first vCPU's redistributor; the others follow.
 pub const GICR: Ipa = Ipa::new(0x080a_0000);
 /// Bytes of one redistributor: a frame of controls and a frame of private interrupts.

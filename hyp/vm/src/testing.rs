@@ -80,6 +80,8 @@ const EOI: u64 = 1 << 41;
 
 /// The physical interrupts behind the timers, other than the virtual ones on purpose.
 pub(crate) const TIMERS: crate::TimerIntids = crate::TimerIntids { virtual_timer: 19, physical_timer: 22 };
+/// A GICv3 with those.
+pub(crate) const GIC: crate::GicModel = crate::GicModel { version: crate::GicVersion::V3, timers: TIMERS };
 
 impl FakeInterface {
     pub(crate) fn new(count: usize) -> Self {

@@ -4,7 +4,7 @@ use super::{
     Gic, SPI_WORDS, VcpuSet,
     lr::{self, Link, Lr, State},
     ones,
-    private::{Latched, PPIS, Private, Slot},
+    private::{Latched, PPIS, Private, SGIS, Slot},
     spi::Spis,
     timer_of,
 };
@@ -189,14 +189,24 @@ impl<L: ListRegisters> Lists<'_, L> {
         let mut latched = irqs.latch & bit;
         if irqs.active & bit != 0 {
             let deliverable = irqs.enabled & self.gic.in_enabled_groups(irqs.group1);
+            // What is pending of an SGI that has a sender may be another sender's: it comes by itself.
+            let deliverable = if self.gic.has_senders() { deliverable & PPIS } else { deliverable };
             (state, link, latched) = active_again(link, latched, deliverable);
             irqs.active &= !bit;
         }
         irqs.latch &= !latched;
+        let mut from = 0;
+        if bit & SGIS != 0 && self.gic.has_senders() {
+            if latched != 0 {
+                irqs.next_sender(intid as usize);
+            }
+            from = irqs.senders.current[intid as usize & 15];
+        }
         irqs.resident |= bit;
         irqs.used |= 1 << slot;
         irqs.slots[slot & 15] = Slot { intid: intid as u16, latched: Latched::from_bits(latched) };
         let value = Lr::new(intid, irqs.priority[intid as usize & 31], irqs.group1 >> intid, link, state);
+        let value = value.sent_by(from);
         irqs.seen_pending = irqs.seen_pending & !bit | if value.is_pending() { bit } else { 0 };
         irqs.seen_active = irqs.seen_active & !bit | if value.is_active() { bit } else { 0 };
         self.lrs.write(slot, value.0);

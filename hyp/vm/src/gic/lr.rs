@@ -11,6 +11,8 @@ register_bitfields![u64,
         VINTID OFFSET(0) NUMBITS(32) [],
         /// With HW = 1: the physical interrupt that the guest's deactivation deactivates, too.
         PINTID OFFSET(32) NUMBITS(13) [],
+        /// Of an SGI, and with a GICv2: the CPU interface that sent it. (Bits of the field above, which nothing else uses then.)
+        SENDER OFFSET(32) NUMBITS(3) [],
         /// With HW = 0: a maintenance interrupt when the guest ends the interrupt. (A bit of the field above.)
         EOI OFFSET(41) NUMBITS(1) [],
         /// Lower is more urgent.
@@ -90,6 +92,11 @@ impl Lr {
             | (priority as u64) << LR::PRIORITY.shift
             | ((group & 1) as u64) << LR::GROUP.shift;
         Self(place | link.0 | state.0)
+    }
+
+    /// Returns the value of an SGI of CPU interface `sender`.
+    pub(super) const fn sent_by(self, sender: u8) -> Self {
+        Self(self.0 | ((sender & 7) as u64) << LR::SENDER.shift)
     }
 
     /// Tells whether it holds no interrupt (any more).

@@ -1,4 +1,8 @@
-//! A virtual GICv3: distributor and redistributors by trap, interrupts to the guest by list registers.
+//! A virtual GICv3 or GICv2: distributor and redistributors by trap, interrupts to the guest by list registers.
+//!
+//! What the two have in common is everything but the registers by which software knows it. A GICv2's guest has the
+//! hardware's virtual CPU interface mapped; its distributor ([`v2`]) stands before the same state as the GICv3's. An SGI of
+//! a GICv2 comes from a sender, and those of several senders are several.
 //!
 //! Each interrupt's state is in one of two places: here, or in a list register of the CPU that its vCPU runs on
 //! (*resident*). While it is resident the hardware changes it without telling; what others want of it meanwhile is
@@ -22,9 +26,11 @@ mod sgi;
 mod spi;
 #[cfg(test)]
 mod tests;
+mod v2;
 
 pub(crate) use private::Port;
 pub(crate) use sgi::SgiGroups;
+pub(crate) use v2::MOST_VCPUS as MOST_VCPUS_V2;
 
 use crate::{
     doorbell::Requests,
@@ -61,6 +67,24 @@ pub struct TimerIntids {
     pub physical_timer: u32,
 }
 
+/// Which interrupt controller a guest sees: the one that the machine has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GicVersion {
+    /// GICv2: up to 8 vCPUs, whose CPU interfaces are mapped.
+    V2,
+    /// GICv3: CPU interfaces by system registers.
+    V3,
+}
+
+/// What the machine's interrupt controller is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GicModel {
+    /// Its version.
+    pub version: GicVersion,
+    /// The physical interrupts of the timers.
+    pub timers: TimerIntids,
+}
+
 impl TimerIntids {
     fn get(self, timer: Timer) -> u32 {
         match timer {
@@ -94,12 +118,24 @@ pub(crate) struct Gic {
     enables: AtomicU32,
     spis: SpinMutex<Spis>,
     timers: TimerIntids,
+    version: GicVersion,
 }
 
 impl Gic {
     /// Makes an interrupt controller in its reset state.
-    pub(crate) fn new(timers: TimerIntids) -> Self {
-        Self { enables: AtomicU32::new(0), spis: SpinMutex::new(Spis::new()), timers }
+    pub(crate) fn new(model: GicModel) -> Self {
+        let GicModel { version, timers } = model;
+        Self { enables: AtomicU32::new(0), spis: SpinMutex::new(Spis::new()), timers, version }
+    }
+
+    /// Returns which interrupt controller the guest sees.
+    pub(crate) const fn version(&self) -> GicVersion {
+        self.version
+    }
+
+    /// Tells whether an SGI has a sender.
+    fn has_senders(&self) -> bool {
+        self.version == GicVersion::V2
     }
 
     /// Puts everything in its reset state. No vCPU runs, and each has had its interrupts [taken out](Self::withdraw).

@@ -56,6 +56,15 @@ pub(super) struct Slot {
     pub(super) latched: Latched,
 }
 
+/// Who sent the SGIs of a GICv2. A GICv3's have no sender.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Senders {
+    /// The CPU interfaces whose SGI is pending here, a bit each, for each of 16 SGIs. Together they are the latch.
+    pub(super) pending: [u8; 16],
+    /// The sender of the one that is in a list register, or active.
+    pub(super) current: [u8; 16],
+}
+
 /// Where the pending state in a list register came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Latched {
@@ -128,6 +137,7 @@ pub(super) struct Private {
     /// ICH_HCR_EL2 as last written.
     pub(super) hcr: u64,
     pub(super) slots: [Slot; 16],
+    pub(super) senders: Senders,
 }
 
 impl Private {
@@ -150,6 +160,7 @@ impl Private {
             used_by_spis: 0,
             hcr: 0,
             slots: [Slot { intid: 0, latched: Latched::No }; 16],
+            senders: Senders { pending: [0; 16], current: [0; 16] },
         }
     }
 
@@ -211,6 +222,52 @@ impl Private {
     pub(super) fn clear_pending(&mut self, mask: u32) {
         self.latch &= !mask;
         self.wishes.clear |= mask & self.resident;
+    }
+
+    /// Makes SGI `intid` of the CPU interfaces in `from` pending.
+    pub(super) fn send(&mut self, intid: usize, from: u8) {
+        self.senders.pending[intid & 15] |= from;
+        self.latch |= 1 << (intid & 15);
+    }
+
+    /// Makes SGI `intid` of the CPU interfaces in `from` not pending.
+    pub(super) fn unsend(&mut self, intid: usize, from: u8) {
+        let bit = 1 << (intid & 15);
+        let pending = &mut self.senders.pending[intid & 15];
+        *pending &= !from;
+        if *pending == 0 {
+            self.latch &= !bit;
+        }
+        if from >> self.senders.current[intid & 15] & 1 != 0 {
+            self.wishes.clear |= bit & self.resident;
+        }
+    }
+
+    /// Takes the next sender of an SGI of a GICv2 that goes into a list register as pending; the latch stays where there are
+    /// more.
+    pub(super) fn next_sender(&mut self, intid: usize) {
+        let pending = &mut self.senders.pending[intid & 15];
+        // Where there is none, software has made it pending, or it was so before a reset.
+        self.senders.current[intid & 15] = (pending.trailing_zeros() & 7) as u8;
+        *pending &= pending.wrapping_sub(1);
+        if *pending != 0 {
+            self.latch |= 1 << (intid & 15);
+        }
+    }
+
+    /// Has an SGI of a GICv2 that is pending in a list register stand for what its sender has sent since.
+    pub(super) fn merge_sender(&mut self, intid: usize) {
+        let current = 1 << self.senders.current[intid & 15];
+        let pending = &mut self.senders.pending[intid & 15];
+        *pending &= !current;
+        if *pending == 0 {
+            self.latch &= !(1 << (intid & 15));
+        }
+    }
+
+    /// Notes who sent an SGI of a GICv2 that was taken out of its list register while it was pending.
+    pub(super) fn keep_sender(&mut self, intid: usize) {
+        self.senders.pending[intid & 15] |= 1 << self.senders.current[intid & 15];
     }
 
     /// Makes the interrupts in `mask` active.

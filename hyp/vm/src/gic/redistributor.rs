@@ -19,7 +19,7 @@ const TYPER: u32 = 0x0008;
 const TYPER_HIGH: u32 = 0x000c;
 const WAKER: u32 = 0x0014;
 /// The frame of private interrupts.
-const SGI_FRAME: u32 = 0x1_0000;
+pub(super) const SGI_FRAME: u32 = 0x1_0000;
 const SGI_PIDR2: u32 = SGI_FRAME + PIDR2;
 const PRIORITIES: u32 = SGI_FRAME + IPRIORITYR;
 const PRIORITIES_END: u32 = PRIORITIES + 32;

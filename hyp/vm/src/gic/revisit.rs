@@ -4,7 +4,7 @@
 use super::{
     lists::{FIRST_SPI, Lists},
     lr::Lr,
-    private::{Latched, PPIS, Slot},
+    private::{Latched, PPIS, SGIS, Slot},
 };
 use crate::host::ListRegisters;
 
@@ -68,7 +68,9 @@ impl<L: ListRegisters> Lists<'_, L> {
         irqs.seen_pending = irqs.seen_pending & !bit | if value.is_pending() { bit } else { 0 };
         irqs.seen_active = irqs.seen_active & !bit | if value.is_active() { bit } else { 0 };
         let allowed = irqs.enabled & self.gic.in_enabled_groups(irqs.group1) & bit != 0;
-        let delivery = if allowed { Delivery::Allowed } else { Delivery::Barred };
+        let has_sender = bit & SGIS != 0 && self.gic.has_senders();
+        // Of an SGI that has a sender, what is pending besides may be another sender's: it comes by itself.
+        let delivery = if allowed && !has_sender { Delivery::Allowed } else { Delivery::Barred };
         let latch = Latched::from_bits(irqs.latch & bit);
         let wished = irqs.wishes.any() & bit != 0;
         if value.is_active() && !wished {
@@ -78,7 +80,11 @@ impl<L: ListRegisters> Lists<'_, L> {
                 None => {}
             }
         } else if !wished && allowed && (held.latched == Latched::Yes || latch == Latched::Yes) {
-            irqs.latch &= !bit;
+            if has_sender {
+                irqs.merge_sender(usize::from(held.intid));
+            } else {
+                irqs.latch &= !bit;
+            }
             irqs.slots[slot].latched = Latched::Yes;
         } else {
             let asserted = !wished
@@ -187,6 +193,9 @@ impl<L: ListRegisters> Lists<'_, L> {
         }
         if latched == Latched::Yes && wishes.clear & bit == 0 {
             irqs.latch |= bit;
+            if bit & SGIS != 0 && self.gic.has_senders() {
+                irqs.keep_sender(bit.trailing_zeros() as usize);
+            }
         }
         if (value.is_active() || wishes.begin & bit != 0) && wishes.end & bit == 0 {
             irqs.active |= bit;

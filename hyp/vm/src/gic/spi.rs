@@ -64,6 +64,8 @@ pub(super) struct Spis {
     pub(super) priority: [u8; SPI_COUNT],
     /// GICD_IROUTER as written.
     pub(super) router: [u32; SPI_COUNT],
+    /// A GICv2's GICD_ITARGETSR as written, without CPU interfaces that are not there.
+    pub(super) targets: [u8; SPI_COUNT],
     /// The vCPU that GICD_IROUTER names.
     target: [u8; SPI_COUNT],
     /// The vCPU in whose list registers a resident interrupt is, or which is to end an active one that is not resident.
@@ -88,6 +90,7 @@ impl Spis {
             words: [EMPTY; SPI_WORDS],
             priority: [0; SPI_COUNT],
             router: [0; SPI_COUNT],
+            targets: [1; SPI_COUNT],
             target: [0; SPI_COUNT],
             owner: [NOBODY; SPI_COUNT],
         }
@@ -212,6 +215,15 @@ impl Spis {
             Some(target) if target < vcpus.len() => target as u8,
             _ => NOBODY,
         };
+        self.changed(gic, vcpus, index / 32, 1 << (index % 32))
+    }
+
+    /// Has a GICv2's interrupt `index` go to the CPU interfaces in `targets`: to the lowest of them. Returns who must look
+    /// at it.
+    pub(super) fn aim(&mut self, gic: &Gic, vcpus: &[Vcpu], index: usize, targets: u8) -> VcpuSet {
+        let there = targets & ((1_u32 << vcpus.len().min(8)) - 1) as u8;
+        self.targets[index] = there;
+        self.target[index] = if there == 0 { NOBODY } else { there.trailing_zeros() as u8 };
         self.changed(gic, vcpus, index / 32, 1 << (index % 32))
     }
 }

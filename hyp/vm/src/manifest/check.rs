@@ -7,6 +7,7 @@ use super::{
 use crate::{
     bundle::{Bundle, File},
     error::{BadManifest, BadVm, Error},
+    gic::{self, GicVersion},
     image, map,
     sched::MAX_SEATS,
     vcpu::MAX_VCPUS,
@@ -222,12 +223,18 @@ fn role(chosen: Option<&str>) -> Result<Role, BadVm> {
 /// How many vCPUs belong to each CPU.
 struct Cpus {
     load: Vec<usize>,
+    /// The most vCPUs of a machine.
+    most: usize,
 }
 
 impl Cpus {
     /// Counts the explicit placements, so that they come before the others.
     fn new(raw: &[RawVm], limits: &Limits) -> Result<Self, Error> {
-        let mut cpus = Self { load: vec![0; limits.cpus] };
+        let most = match limits.gic {
+            GicVersion::V2 => gic::MOST_VCPUS_V2,
+            GicVersion::V3 => MAX_VCPUS,
+        };
+        let mut cpus = Self { load: vec![0; limits.cpus], most };
         for vm in raw {
             for &cpu in vm.cpus.iter().flatten() {
                 cpus.name(cpu).map_err(|fault| Error::vm(&vm.name, fault))?;
@@ -250,8 +257,8 @@ impl Cpus {
     /// Returns the CPUs of one machine's vCPUs: those it names, or for each the one that the fewest belong to, the lowest
     /// of several.
     fn place(&mut self, vm: &RawVm) -> Result<Vec<CpuId>, BadVm> {
-        let vcpus = usize::try_from(vm.vcpus).ok().filter(|&v| (1..=MAX_VCPUS).contains(&v));
-        let vcpus = vcpus.ok_or(BadVm::VcpuCount { vcpus: vm.vcpus })?;
+        let vcpus = usize::try_from(vm.vcpus).ok().filter(|&v| (1..=self.most).contains(&v));
+        let vcpus = vcpus.ok_or(BadVm::VcpuCount { vcpus: vm.vcpus, most: self.most })?;
         if let Some(cpus) = &vm.cpus {
             if cpus.len() != vcpus {
                 return Err(BadVm::PlacementCount { cpus: cpus.len(), vcpus });

@@ -13,6 +13,7 @@ pub use crate::bundle::File;
 use crate::{
     bundle::{BadBundle, Bundle},
     error::{BadManifest, Error},
+    gic::GicVersion,
     map,
 };
 use alloc::{string::String, vec::Vec};
@@ -124,6 +125,8 @@ pub struct Limits {
     pub cpus: usize,
     /// Bits of an intermediate physical address.
     pub ipa_bits: u8,
+    /// Which interrupt controller guests get.
+    pub gic: GicVersion,
 }
 
 /// Reads a bundle and checks every virtual machine in it against what this machine has.

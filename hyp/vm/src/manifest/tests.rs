@@ -8,7 +8,7 @@ use crate::{
 use proptest::prelude::*;
 use types::Ipa;
 
-const LIMITS: Limits = Limits { free: 8 << 30, cpus: 4, ipa_bits: 40 };
+const LIMITS: Limits = Limits { free: 8 << 30, cpus: 4, ipa_bits: 40, gic: GicVersion::V3 };
 
 fn configure_with(limits: &Limits, manifest: &str) -> Result<Vec<VmConfig>, String> {
     let image = arm64_image(0, 0x10_0000, 4096);
@@ -87,6 +87,14 @@ fn a_full_manifest_comes_out_as_written() {
     // The machine without `cpus` gets what the other has not named, though that came first.
     assert_eq!(payload.cpus, [0, 2].map(|cpu| CpuId::new(cpu).unwrap()));
     assert_eq!((payload.format, payload.populate, payload.initrd), (Format::Flat, Populate::Fault, None));
+}
+
+#[test]
+fn a_gicv2_has_cpu_interfaces_for_eight() {
+    let limits = Limits { gic: GicVersion::V2, ..LIMITS };
+    assert_eq!(configure_with(&limits, &vm("vcpus = 8")).map(|vms| vms.len()), Ok(1));
+    let error = configure_with(&limits, &vm("vcpus = 9")).unwrap_err();
+    assert_eq!(error.to_string(), "VM \"a\": vcpus = 9: a VM has 1 to 8");
 }
 
 /// Each line: what the manifest says, and the sentence that comes of it.
@@ -280,11 +288,11 @@ proptest! {
         let manifest = vm(&format!(
             "memory = \"{memory}\"\n[[vm.region]]\nstart = {start}\nsize = \"{size}\"",
         ));
-        let _ = configure_with(&Limits { free, cpus: 64, ipa_bits: bits }, &manifest);
+        let _ = configure_with(&Limits { free, cpus: 64, ipa_bits: bits, gic: GicVersion::V3 }, &manifest);
         let aligned = vm(&format!(
             "memory = \"{:#x}\"\n[[vm.region]]\nstart = {:#x}\nsize = \"{:#x}\"",
             memory & !0x1f_ffff, start & !0x1f_ffff, size & !0x1f_ffff,
         ));
-        let _ = configure_with(&Limits { free, cpus: 64, ipa_bits: bits }, &aligned);
+        let _ = configure_with(&Limits { free, cpus: 64, ipa_bits: bits, gic: GicVersion::V3 }, &aligned);
     }
 }

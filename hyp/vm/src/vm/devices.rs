@@ -2,7 +2,7 @@
 
 use super::Vm;
 use crate::{
-    gic,
+    gic::{self, GicVersion},
     host::{Line, ListRegisters},
     map,
     pl011::{Effect, Room, Taken},
@@ -56,13 +56,22 @@ impl Vm {
             let offset = offset as u32;
             return match access.op {
                 MmioOp::Read => {
-                    let (value, told) =
-                        self.gic.read_distributor(&self.vcpus, vcpu, offset, access.bytes, lrs);
+                    let (value, told) = match self.gic.version() {
+                        GicVersion::V2 => self.gic.read_v2(&self.vcpus, vcpu, offset, access.bytes, lrs),
+                        GicVersion::V3 => {
+                            self.gic.read_distributor(&self.vcpus, vcpu, offset, access.bytes, lrs)
+                        }
+                    };
                     gic::ring(&self.vcpus, told, vcpu, cpu);
                     MmioOutcome::Read(value)
                 }
                 MmioOp::Write(value) => {
-                    let told = self.gic.write_distributor(&self.vcpus, offset, access.bytes, value);
+                    let told = match self.gic.version() {
+                        GicVersion::V2 => self.gic.write_v2(&self.vcpus, vcpu, offset, access.bytes, value),
+                        GicVersion::V3 => {
+                            self.gic.write_distributor(&self.vcpus, offset, access.bytes, value)
+                        }
+                    };
                     gic::ring(&self.vcpus, told, vcpu, cpu);
                     MmioOutcome::Written
                 }
@@ -71,7 +80,9 @@ impl Vm {
         if let Some(offset) = offset_in(at, map::UART, map::UART_SIZE) {
             return self.uart(cpu, offset as u32, access);
         }
-        if let Some(offset) = offset_in(at, map::GICR, map::GICR_SIZE * self.vcpus.len() as u64) {
+        if let Some(offset) = offset_in(at, map::GICR, map::GICR_SIZE * self.vcpus.len() as u64)
+            && self.gic.version() == GicVersion::V3
+        {
             return match access.op {
                 MmioOp::Read => {
                     let (value, told) =

@@ -37,7 +37,7 @@ use crate::{
     doorbell::Requests,
     dtb::{self, Seed},
     error::{BadVm, Error},
-    gic::{self, Gic, SgiGroups, TimerIntids},
+    gic::{self, Gic, GicModel, SgiGroups},
     host::{Console, Line, Ram, Timer},
     image::{self, Placement},
     manifest::{Granted, VmConfig},
@@ -79,7 +79,7 @@ impl Vm {
     pub fn new(
         config: VmConfig,
         id_bits: IdBits,
-        timers: TimerIntids,
+        gic: GicModel,
         console: impl Console + Send + 'static,
     ) -> Result<Self, Error> {
         let placement = image::plan(&config).map_err(|fault| Error::vm(&config.name, fault))?;
@@ -92,7 +92,7 @@ impl Vm {
             placement,
             vcpus: gic::vcpus(config.vcpus().clamp(1, MAX_VCPUS)),
             config,
-            gic: Gic::new(timers),
+            gic: Gic::new(gic),
             uart: SpinMutex::new(Pl011::new()),
             console: Box::new(console),
             power: SpinMutex::new(PowerStates::new()),
@@ -105,7 +105,8 @@ impl Vm {
     /// [`crate::Why::Reset`]; returns how vCPU 0 starts. Nothing of the machine may run.
     pub fn load(&self, ram: &(impl Ram + ?Sized), seed: &Seed) -> Result<Start, Error> {
         let fault = |fault| Error::vm(&self.config.name, fault);
-        let dtb = dtb::build(&self.config, &self.placement, seed).map_err(|_| fault(BadVm::DeviceTree))?;
+        let dtb = dtb::build(&self.config, self.gic.version(), &self.placement, seed)
+            .map_err(|_| fault(BadVm::DeviceTree))?;
         if dtb.len() as u64 > self.placement.dtb.len() {
             return Err(fault(BadVm::DeviceTree));
         }

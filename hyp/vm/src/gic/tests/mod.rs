@@ -2,11 +2,12 @@
 
 mod flat;
 mod registers;
+mod v2;
 
-use super::{Gic, vcpus};
+use super::{Gic, GicModel, vcpus};
 use crate::{
     doorbell::Requests,
-    testing::{FakeCpu, FakeInterface, TIMERS},
+    testing::{FakeCpu, FakeInterface, GIC},
     vcpu::Vcpu,
 };
 
@@ -20,8 +21,12 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn new(count: usize, lists: usize) -> Self {
+        Self::with(GIC, count, lists)
+    }
+
+    pub(super) fn with(model: GicModel, count: usize, lists: usize) -> Self {
         let machine = Self {
-            gic: Gic::new(TIMERS),
+            gic: Gic::new(model),
             vcpus: vcpus(count),
             cpus: (0..count).map(FakeCpu::new).collect(),
             lists: (0..count).map(|_| FakeInterface::new(lists)).collect(),

@@ -11,7 +11,7 @@ use crate::{
     manifest::Format,
     map,
     power::Why,
-    testing::{FakeCpu, FakeInterface, TIMERS},
+    testing::{FakeCpu, FakeInterface, GIC},
 };
 use proptest::prelude::*;
 use std::sync::Mutex;
@@ -29,7 +29,7 @@ fn vm(vcpus: usize) -> (Vm, &'static Lines) {
     let mut config = config(Format::Image, arm64_image(0, 0x10_0000, 4096), Some(100), 64 << 20);
     config.cpus = (0..vcpus).filter_map(CpuId::new).collect();
     let console: &'static Lines = Box::leak(Box::new(Lines(Mutex::default())));
-    (Vm::new(config, IdBits { ipa_bits: 40 }, TIMERS, console).unwrap(), console)
+    (Vm::new(config, IdBits { ipa_bits: 40 }, GIC, console).unwrap(), console)
 }
 
 const SEED: Seed = Seed { rng: [1; 32], kaslr: 2 };

@@ -9,7 +9,7 @@ use crate::{
     map,
     power::Why,
     sysreg::ICC_SGI1R_EL1,
-    testing::{FakeInterface, TIMERS},
+    testing::{FakeInterface, GIC},
     vm::*,
 };
 use std::{
@@ -115,7 +115,7 @@ fn on_threads(vcpus: usize, work: impl Fn(Runner<'_>) + Sync) {
     let mut config = config(Format::Image, arm64_image(0, 0x10_0000, 4096), None, 64 << 20);
     config.cpus = (0..vcpus).filter_map(CpuId::new).collect();
     let console: &'static Lines = Box::leak(Box::new(Lines(Mutex::default())));
-    let vm = Vm::new(config, IdBits { ipa_bits: 40 }, TIMERS, console).unwrap();
+    let vm = Vm::new(config, IdBits { ipa_bits: 40 }, GIC, console).unwrap();
     let pending: Vec<_> = (0..vcpus).map(|_| AtomicBool::new(false)).collect();
     vm.start(&ThreadCpu { id: CpuId::BOOT, pending: &pending }, START);
     thread::scope(|scope| {
