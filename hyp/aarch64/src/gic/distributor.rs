@@ -1,6 +1,6 @@
 //! The distributor: shared interrupts.
 
-use super::{GicError, IntId, PRIORITY};
+use super::{GicError, GicV2, IntId, PRIORITY};
 use arm_gic::UniqueMmioPointer;
 use arm_gic::gicv3::GicDistributor;
 use arm_gic::gicv3::registers::{Gicd, GicdCtlr};
@@ -8,8 +8,11 @@ use core::ptr::NonNull;
 use types::Pa;
 
 /// The distributor's registers, in one hand.
-pub struct Distributor<'a> {
-    registers: GicDistributor<'a>,
+pub struct Distributor<'a>(Registers<'a>);
+
+enum Registers<'a> {
+    V2(GicV2),
+    V3(GicDistributor<'a>),
 }
 
 impl Distributor<'static> {
@@ -26,9 +29,14 @@ impl Distributor<'static> {
         // SAFETY: the caller's promise.
         let registers = GicDistributor::new(unsafe { UniqueMmioPointer::new(pointer) });
         match registers.pidr2().arch_rev() {
-            3 | 4 => Ok(Self { registers }),
+            3 | 4 => Ok(Self(Registers::V3(registers))),
             revision => Err(GicError::NotV3 { at, revision }),
         }
+    }
+
+    /// Takes the distributor of a GICv2, which [`super::use_v2`] has made the machine's.
+    pub fn of_v2(gic: GicV2) -> Self {
+        Self(Registers::V2(gic))
     }
 }
 
@@ -38,32 +46,44 @@ impl Distributor<'_> {
     ///
     /// Once, on the boot CPU, before any CPU takes interrupts.
     pub fn init(&mut self) {
+        let registers = match &mut self.0 {
+            Registers::V2(gic) => return gic.init_distributor(),
+            Registers::V3(registers) => registers,
+        };
         // Routing may change only while all groups are off (IHI 0069, 12.9.4 "GICD_CTLR").
-        self.registers
+        registers
             .modify_control(GicdCtlr::EnableGrp0 | GicdCtlr::EnableGrp1NS | GicdCtlr::EnableGrp1S, false);
-        self.registers.enable_all_interrupts(false);
-        self.registers.wait_for_pending_write();
+        registers.enable_all_interrupts(false);
+        registers.wait_for_pending_write();
         // In the view of a CPU in non-secure state, and where the GIC has one security state only, the bit that this
         // calls ARE_S is the one that is ours.
-        self.registers.configure_default_settings();
+        registers.configure_default_settings();
     }
 
     /// Routes a shared interrupt to the CPU with affinity `mpidr`, and turns it on.
     pub fn enable(&mut self, id: IntId, mpidr: u64) {
-        if let Some(spi) = spi(id) {
-            // Neither fails for a shared interrupt.
-            let _ = self.registers.set_interrupt_priority(spi, PRIORITY);
-            let _ = self.registers.set_routing(spi, Some(mpidr));
-            let _ = self.registers.enable_interrupt(spi, true);
+        match (&mut self.0, spi(id)) {
+            (Registers::V2(gic), _) => gic.enable(id, mpidr),
+            (Registers::V3(registers), Some(spi)) => {
+                // Neither fails for a shared interrupt.
+                let _ = registers.set_interrupt_priority(spi, PRIORITY);
+                let _ = registers.set_routing(spi, Some(mpidr));
+                let _ = registers.enable_interrupt(spi, true);
+            }
+            (Registers::V3(_), None) => {}
         }
     }
 
     /// Turns a shared interrupt off, and waits until it is.
     pub fn disable(&mut self, id: IntId) {
-        if let Some(spi) = spi(id) {
-            // Does not fail for a shared interrupt.
-            let _ = self.registers.enable_interrupt(spi, false);
-            self.registers.wait_for_pending_write();
+        match (&mut self.0, spi(id)) {
+            (Registers::V2(gic), _) => gic.disable(id),
+            (Registers::V3(registers), Some(spi)) => {
+                // Does not fail for a shared interrupt.
+                let _ = registers.enable_interrupt(spi, false);
+                registers.wait_for_pending_write();
+            }
+            (Registers::V3(_), None) => {}
         }
     }
 }

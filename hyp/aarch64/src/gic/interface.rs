@@ -1,6 +1,6 @@
 //! This CPU's interface to the GIC: taking interrupts, ending them, and sending them to others.
 
-use super::{GicError, IntId};
+use super::{GicError, IntId, v2};
 use crate::barrier::{dsb_ishst, dsb_sy, isb};
 use crate::sysreg::{
     ICC_BPR1_EL1, ICC_CTLR_EL1, ICC_DIR_EL1, ICC_EOIR1_EL1, ICC_IAR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1,
@@ -33,16 +33,22 @@ pub fn init() -> Result<(), GicError> {
 /// Takes the pending interrupt of the highest priority: it becomes active. `None` where there is none.
 #[inline(always)]
 pub fn acknowledge() -> Option<IntId> {
-    let id = ICC_IAR1_EL1.get() as u32 & 0xff_ffff;
+    let id = match v2::here() {
+        Some(gic) => gic.acknowledge(),
+        None => IntId::new(ICC_IAR1_EL1.get() as u32 & 0xff_ffff),
+    };
     if keeps(62) {
         dsb_sy(); // O62: the acknowledgement is done before the device is asked what it wants
     }
-    IntId::new(id)
+    id
 }
 
 /// Lets others of its priority come through again. `id` stays active: it does not come again until [`deactivate`].
 #[inline]
 pub fn drop_priority(id: IntId) {
+    if let Some(gic) = v2::here() {
+        return gic.drop_priority(id);
+    }
     ICC_EOIR1_EL1.set(id.get().into());
     isb();
 }
@@ -50,6 +56,9 @@ pub fn drop_priority(id: IntId) {
 /// Ends `id` for good. After [`drop_priority`].
 #[inline]
 pub fn deactivate(id: IntId) {
+    if let Some(gic) = v2::here() {
+        return gic.deactivate(id);
+    }
     ICC_DIR_EL1.set(id.get().into());
     isb();
 }
@@ -60,6 +69,9 @@ pub fn send(id: IntId, mpidr: u64) {
     if keeps(63) {
         dsb_ishst(); // O63: what the interrupt is about is stored before it is sent
     }
+    if let Some(gic) = v2::here() {
+        return gic.send(id, mpidr);
+    }
     ICC_SGI1R_EL1.set(sgi(id, mpidr));
     isb();
 }
@@ -69,6 +81,9 @@ pub fn send(id: IntId, mpidr: u64) {
 pub fn send_to_others(id: IntId) {
     if keeps(63) {
         dsb_ishst(); // O63, again
+    }
+    if let Some(gic) = v2::here() {
+        return gic.send_to_others(id);
     }
     ICC_SGI1R_EL1.set(1 << 40 | (u64::from(id.get()) & 0xf) << 24); // IRM
     isb();

@@ -1,5 +1,5 @@
-//! The machine's GICv3 (IHI 0069), as EL2 uses it: everything in non-secure group 1, one priority, end of interrupt in
-//! two steps.
+//! The machine's GICv3 (IHI 0069) or GICv2 ([`GicV2`]), as EL2 uses it: everything in non-secure group 1, one priority, end
+//! of interrupt in two steps.
 //!
 //! The two steps (ICC_CTLR_EL1.EOImode = 1) are what lets a guest have an interrupt of the hardware: the hypervisor
 //! drops the priority at once, so that others come through, and the interrupt stays active until the guest's own end of
@@ -11,10 +11,12 @@
 mod distributor;
 pub mod interface;
 mod redistributor;
+pub(crate) mod v2;
 
 pub use distributor::Distributor;
 pub use interface::{acknowledge, deactivate, drop_priority, send, send_to_others};
 pub use redistributor::{Private, Redistributors};
+pub use v2::{GicV2, use_registers as use_v2};
 
 use core::fmt;
 use types::Pa;

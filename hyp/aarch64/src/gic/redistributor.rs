@@ -1,6 +1,6 @@
 //! The redistributors: each CPU's private interrupts.
 
-use super::{GicError, IntId, PRIORITY};
+use super::{GicError, GicV2, IntId, PRIORITY};
 use arm_gic::UniqueMmioPointer;
 use arm_gic::gicv3::GicRedistributor;
 use arm_gic::gicv3::registers::GicrSgi;
@@ -53,7 +53,7 @@ impl<'r> Redistributors<'r> {
 
     /// Returns the redistributor of the CPU with affinity `mpidr`, which is the one that runs this.
     pub fn of_this_cpu(&self, mpidr: u64) -> Option<Private> {
-        self.find(mpidr).map(Private)
+        self.find(mpidr).map(|frames| Private(Whose::V3(frames)))
     }
 
     /// Finds the redistributor of the CPU with affinity `mpidr`.
@@ -79,9 +79,22 @@ impl<'r> Redistributors<'r> {
 
 /// One CPU's private interrupts, for that CPU.
 #[derive(Clone, Copy, Debug)]
-pub struct Private(NonNull<GicrSgi>);
+pub struct Private(Whose);
+
+#[derive(Clone, Copy, Debug)]
+enum Whose {
+    /// A GICv2's, which are registers of the distributor that each CPU finds its own at.
+    V2(GicV2),
+    /// A CPU's redistributor.
+    V3(NonNull<GicrSgi>),
+}
 
 impl Private {
+    /// Names those of the CPU that runs this, of a GICv2.
+    pub fn of_v2(gic: GicV2) -> Self {
+        Self(Whose::V2(gic))
+    }
+
     /// Makes `id` active, as if it had been acknowledged. On return it is: it does not come again until it is
     /// deactivated, by this CPU or by the guest that it is linked to. Does nothing where it is not private.
     pub fn activate(&self, id: IntId) {
@@ -89,10 +102,14 @@ impl Private {
         if !id.is_private() {
             return;
         }
+        let frames = match self.0 {
+            Whose::V2(gic) => return gic.activate(id),
+            Whose::V3(frames) => frames,
+        };
         let at = offset_of!(GicrSgi, sgi) + offset_of!(arm_gic::gicv3::registers::Sgi, isactiver);
         // SAFETY: GICR_ISACTIVER0 of this CPU's own redistributor, by the promise to `Redistributors::new`.
         unsafe {
-            let register = self.0.as_ptr().cast::<u32>().byte_add(at);
+            let register = frames.as_ptr().cast::<u32>().byte_add(at);
             register.write_volatile(1 << id.get());
             let _ = register.read_volatile(); // once it is read back, it has taken effect
         }

@@ -1,6 +1,8 @@
-//! The virtual CPU interface's hypervisor registers (GICv3, IHI 0069, chapter 12.5): list registers and their control.
+//! The virtual CPU interface's hypervisor registers (GICv3, IHI 0069, chapter 12.5): list registers and their control. On a
+//! machine with a GICv2 they stand for that one's, which are in memory.
 
 use crate::barrier::isb;
+use crate::gic::v2;
 use crate::sysreg::*;
 
 /// The most list registers that the architecture has.
@@ -15,6 +17,9 @@ macro_rules! list_registers {
     ($($n:literal => $reg:ident),*) => {
         /// Reads list register `index`; 0 where the architecture has no such register.
         pub fn read_lr(index: usize) -> u64 {
+            if let Some(gic) = v2::here() {
+                return gic.read_lr(index);
+            }
             match index {
                 $($n => $reg.get(),)*
                 _ => 0,
@@ -23,6 +28,9 @@ macro_rules! list_registers {
 
         /// Writes list register `index`; nothing where the architecture has no such register.
         pub fn write_lr(index: usize, value: u64) {
+            if let Some(gic) = v2::here() {
+                return gic.write_lr(index, value);
+            }
             match index {
                 $($n => $reg.set(value),)*
                 _ => {}
@@ -39,11 +47,17 @@ list_registers! {
 
 /// Returns the number of list registers this CPU has, 1 to 16 (ICH_VTR_EL2.ListRegs + 1).
 pub fn count() -> usize {
+    if let Some(gic) = v2::here() {
+        return gic.list_registers().min(MAX_LIST_REGISTERS);
+    }
     ((ICH_VTR_EL2.get() & 0x1f) as usize + 1).min(MAX_LIST_REGISTERS)
 }
 
 /// Writes ICH_HCR_EL2.
 pub fn write_hcr(value: u64) {
+    if let Some(gic) = v2::here() {
+        return gic.write_hcr(value);
+    }
     ICH_HCR_EL2.set(value);
 }
 
@@ -52,6 +66,10 @@ pub fn write_hcr(value: u64) {
 pub fn reset() {
     for index in 0..count() {
         write_lr(index, 0);
+    }
+    if let Some(gic) = v2::here() {
+        gic.write_state((0, 0));
+        return write_hcr(HCR_EN);
     }
     ICH_VMCR_EL2.set(0);
     ICH_AP0R0_EL2.set(0);
@@ -93,6 +111,10 @@ fn active_registers() -> usize {
 impl Interface {
     /// Reads the interface of the vCPU that this CPU has run last.
     pub fn read() -> Self {
+        if let Some(gic) = v2::here() {
+            let (vmcr, active) = gic.read_state();
+            return Self { vmcr, active0: [active, 0, 0, 0], ..Self::default() };
+        }
         let mut this = Self { vmcr: ICH_VMCR_EL2.get(), ..Self::default() };
         let count = active_registers();
         this.active0[0] = ICH_AP0R0_EL2.get();
@@ -112,6 +134,9 @@ impl Interface {
 
     /// Writes the interface into this CPU, whose list registers are empty.
     pub fn load(&self) {
+        if let Some(gic) = v2::here() {
+            return gic.write_state((self.vmcr, self.active0[0]));
+        }
         let count = active_registers();
         ICH_VMCR_EL2.set(self.vmcr);
         ICH_AP0R0_EL2.set(self.active0[0]);
