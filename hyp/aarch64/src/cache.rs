@@ -3,7 +3,7 @@
 //! A guest starts with its caches off and then goes past ours, to the point of coherency, unless the CPU forces its
 //! accesses to be cacheable (FEAT_S2FWB). Instruction fetches see the point of unification (DDI 0487, D7.5).
 
-use crate::barrier::{dsb_ish, isb};
+use crate::barrier::{dsb_ish, dsb_sy, isb};
 use crate::sysreg::{CLIDR_EL1, CTR_EL0, DCZID_EL0, ID_AA64MMFR2_EL1, Readable};
 use types::sync::keeps;
 use types::{FRAME_SIZE, Pa};
@@ -156,6 +156,16 @@ impl Caches {
         if keeps(66) {
             dsb_ish(); // O66: clean before the frame is published
         }
+    }
+}
+
+/// Cleans and invalidates the data cache over `bytes` bytes at `pa` to the point of coherency, for a CPU that reads them with
+/// its caches off. On return they are in memory.
+pub(crate) fn to_memory(pa: Pa, bytes: u64) {
+    let line = 4 << (CTR_EL0.get() >> 16 & 0xf);
+    lines(pa.get(), pa.get().saturating_add(bytes), line, clean_and_invalidate);
+    if keeps(201) {
+        dsb_sy(); // O201: in memory before the CPU is told to look
     }
 }
 

@@ -109,6 +109,25 @@ mz_secondary_entry:
     bl      mz_secondary
     b       mz_park
 
+// Where a spin-table sends another CPU: MMU and caches off. It waits for its slot.
+.global mz_pen_entry
+mz_pen_entry:
+    msr     daifset, #0xf
+    mrs     x1, mpidr_el1
+    ldr     x2, =0xff00ffffff   // the affinities
+    and     x1, x1, x2
+    orr     x1, x1, #(1 << 63)
+    adrp    x3, {gate}
+    add     x3, x3, #:lo12:{gate}
+10: ldr     x2, [x3]
+    cmp     x2, x1
+    b.eq    11f
+    wfe
+    b       10b
+11: dmb     sy                  // O202: the slot is read after it is this CPU's turn
+    ldr     x0, [x3, #8]
+    b       mz_secondary_entry
+
 // Waits for ever.
 .global mz_park
 mz_park:

@@ -48,6 +48,7 @@ pub const SCTLR_OFF: u64 = 0x30c5_0830;
 core::arch::global_asm!(
     include_str!("entry.S"),
     boot_slot = sym local::BOOT_SLOT,
+    gate = sym crate::pen::GATE,
     mmu = sym crate::mmu::ENABLE,
     stack_end_hi = const local::STACK_END / 4096,
     emergency_end_hi = const local::EMERGENCY_END / 4096,
@@ -62,6 +63,8 @@ core::arch::global_asm!(
 unsafe extern "C" {
     /// Where PSCI starts the other CPUs, with their slot's address as the context.
     pub safe fn mz_secondary_entry();
+    /// Where a spin-table sends them: see [`crate::pen`].
+    pub safe fn mz_pen_entry();
     fn mz_clean_invalidate(start: u64, end: u64);
     fn mz_mmu_on(unused: u64, registers: *const crate::mmu::Enable);
 }

@@ -20,6 +20,7 @@ pub mod guest;
 pub mod id;
 pub mod local;
 pub mod mmu;
+pub mod pen;
 pub mod psci;
 pub mod syndrome;
 pub mod sysreg;

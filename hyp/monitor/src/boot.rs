@@ -11,10 +11,10 @@ use crate::platform;
 use crate::provoke;
 use crate::report::{self, image};
 use crate::secondary::{self, AFFINITY};
-use crate::tree::{self, ConsoleAt, EnableMethod, Hardware};
+use crate::tree::{self, ConsoleAt, EnableMethod, GicRest, Hardware};
 use crate::{console, fatal, vms};
 use aarch64::features::Features;
-use aarch64::gic::Distributor;
+use aarch64::gic::{Distributor, GicV2};
 use aarch64::local::SlotAt;
 use aarch64::mmu::{Kind, Map};
 use aarch64::sysreg::{CNTPCT_EL0, HCR_EL2, MPIDR_EL1, Readable, fields};
@@ -39,6 +39,7 @@ fn start(dtb: u64, started: Ticks) -> ! {
     let hardware = tree::read(fdt).unwrap_or_else(|error| fatal!("{error}"));
     let tree = PaRange::with_len(Pa::new(dtb), fdt.data().len() as u64).unwrap_or(PaRange::EMPTY);
     let others = other_cpus(&hardware);
+    secondary::gather(&others);
     let layout =
         layout::plan(&hardware, image_range(), tree, others.len()).unwrap_or_else(|error| fatal!("{error}"));
     let map = enable_map(&hardware, &console, tree, &layout);
@@ -80,6 +81,10 @@ fn complete(
         features,
         map: Mutex::new(map),
         gic: Mutex::new(gic),
+        guest_interface: match hardware.gic.rest {
+            GicRest::V2 { guest, .. } => Some(guest),
+            GicRest::V3(_) => None,
+        },
         interrupts: hardware.interrupts,
         console_interrupt: console.interrupt,
         memory: hardware.memory.to_vec(),
@@ -133,11 +138,16 @@ fn find_console(fdt: Fdt<'_>) -> ConsoleAt {
     console
 }
 
-/// Returns the affinities of the CPUs to start, in the tree's order: those that PSCI starts, without the one that runs
+/// Returns the CPUs to start, in the tree's order: those that are started in a way that is known, without the one that runs
 /// this.
-fn other_cpus(hardware: &Hardware<'_>) -> ArrayVec<u64, MAX_CPUS> {
-    let by_psci = |cpu: &&tree::CpuAt| cpu.enable == EnableMethod::Psci && cpu.mpidr != own_affinity();
-    hardware.cpus.iter().filter(by_psci).map(|cpu| cpu.mpidr).take(MAX_CPUS - 1).collect()
+fn other_cpus(hardware: &Hardware<'_>) -> ArrayVec<tree::CpuAt, MAX_CPUS> {
+    let can_start = |cpu: &&tree::CpuAt| match cpu.enable {
+        EnableMethod::Psci => hardware.psci.is_some(),
+        EnableMethod::SpinTable(_) => true,
+        EnableMethod::Other => false,
+    };
+    let others = hardware.cpus.iter().filter(|cpu| cpu.mpidr != own_affinity());
+    others.filter(can_start).copied().take(MAX_CPUS - 1).collect()
 }
 
 fn image_range() -> PaRange {
@@ -159,9 +169,8 @@ fn enable_map(hardware: &Hardware<'_>, console: &ConsoleAt, tree: PaRange, layou
         (section(constants, data), Kind::Constants),
         (section(data, end), Kind::Ram),
         device(&console.registers),
-        device(&hardware.gic.distributor),
     ]);
-    for (range, kind) in ranges.chain(hardware.gic.redistributors.iter().map(device)) {
+    for (range, kind) in ranges.chain(hardware.gic.registers().map(|range| (range, Kind::Device))) {
         map.map(range, kind).unwrap_or_else(|error| fatal!("{range} cannot be mapped: {error}"));
     }
     let slots = (0..layout.slots.len() / SlotAt::SIZE)
@@ -197,7 +206,7 @@ fn say_what_was_found(hardware: &Hardware<'_>, console: &ConsoleAt, layout: &Lay
     for cpu in
         hardware.cpus.iter().filter(|cpu| cpu.enable == EnableMethod::Other && cpu.mpidr != own_affinity())
     {
-        warn!("CPU {:#x} stays off: its enable-method is not PSCI", cpu.mpidr);
+        warn!("CPU {:#x} stays off: its enable-method is neither PSCI nor a spin-table", cpu.mpidr);
     }
     if hardware.further_cpus != 0 {
         warn!("{} CPUs beyond the first {MAX_CPUS} stay off", hardware.further_cpus);
@@ -206,9 +215,20 @@ fn say_what_was_found(hardware: &Hardware<'_>, console: &ConsoleAt, layout: &Lay
 
 /// Sets up the GIC, the boot CPU's part of it, and the console's interrupt.
 fn set_up_gic(hardware: &Hardware<'_>, console: &ConsoleAt) -> Distributor<'static> {
-    // SAFETY: the device tree says that a GIC's distributor is there, the map has it, and this is the only user.
-    let distributor = unsafe { Distributor::new(hardware.gic.distributor.start()) };
-    let mut distributor = distributor.unwrap_or_else(|error| fatal!("{error}"));
+    let at = hardware.gic.distributor.start();
+    let mut distributor = match &hardware.gic.rest {
+        GicRest::V3(_) => {
+            // SAFETY: the device tree says that a GIC's distributor is there, the map has it, and this is the only user.
+            let distributor = unsafe { Distributor::new(at) };
+            distributor.unwrap_or_else(|error| fatal!("{error}"))
+        }
+        GicRest::V2 { interface, control, .. } => {
+            let gic = GicV2 { distributor: at, interface: interface.start(), control: control.start() };
+            // SAFETY: the device tree says that they are there, the map has them, and no CPU takes interrupts yet.
+            unsafe { aarch64::gic::use_v2(gic) };
+            Distributor::of_v2(gic)
+        }
+    };
     distributor.init();
     secondary::set_up_boot_cpu(hardware).unwrap_or_else(|error| fatal!("{error}"));
     match console.interrupt {

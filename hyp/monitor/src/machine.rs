@@ -18,8 +18,8 @@ pub struct Machine {
     pub platform: &'static dyn Platform,
     /// The command line.
     pub options: Options,
-    /// The firmware.
-    pub psci: Psci,
+    /// The firmware, where there is one.
+    pub psci: Option<Psci>,
     /// The affinity (MPIDR_EL1) of each CPU that runs, by number.
     pub affinities: Vec<u64>,
     /// What every CPU has.
@@ -28,6 +28,8 @@ pub struct Machine {
     pub map: Mutex<Map>,
     /// The shared interrupts: which are on, and where they go.
     pub gic: Mutex<Distributor<'static>>,
+    /// Where a GICv2's virtual CPU interface is, which guests get; `None` where the machine has a GICv3.
+    pub guest_interface: Option<PaRange>,
     /// The private interrupts that matter. They are on, on every CPU, and so is [`IntId::KICK`].
     pub interrupts: Interrupts,
     /// The console's interrupt, where it has one. It goes to the boot CPU, and is on.

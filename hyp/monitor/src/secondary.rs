@@ -4,12 +4,13 @@ use crate::layout::Layout;
 use crate::machine::Machine;
 use crate::percpu::PerCpu;
 use crate::provoke;
-use crate::tree::{Hardware, Interrupts};
+use crate::tree::{CpuAt, EnableMethod, GicRest, Hardware, Interrupts};
 use crate::vms;
 use aarch64::barrier::{dsb_ish, dsb_ishst, sev, wfe};
 use aarch64::features::Features;
-use aarch64::gic::{GicError, IntId, Private, Redistributors, interface};
+use aarch64::gic::{GicError, GicV2, IntId, Private, Redistributors, interface};
 use aarch64::local::{Local, SlotAt};
+use aarch64::pen;
 use aarch64::psci::Psci;
 use aarch64::sysreg::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTPCT_EL0, MPIDR_EL1, Readable, Writeable};
 use alloc::vec::Vec;
@@ -32,8 +33,14 @@ const GIVEN_UP: u8 = 3;
 
 /// What each CPU sets up by itself, the same on all.
 pub(crate) struct Setup {
-    redistributors: Vec<PaRange>,
+    gic: Gic,
     enabled: [IntId; 5],
+}
+
+/// Where each CPU finds its own part of the GIC.
+enum Gic {
+    V2(GicV2),
+    V3(Vec<PaRange>),
 }
 
 static SETUP: Once<Setup> = Once::new();
@@ -48,7 +55,14 @@ static MACHINE: Once<&'static Machine> = Once::new();
 pub(crate) fn set_up_boot_cpu(hardware: &Hardware<'_>) -> Result<(), GicError> {
     let Interrupts { maintenance, physical_timer, virtual_timer, hypervisor_timer } = hardware.interrupts;
     SETUP.call_once(|| Setup {
-        redistributors: hardware.gic.redistributors.to_vec(),
+        gic: match &hardware.gic.rest {
+            GicRest::V3(regions) => Gic::V3(regions.to_vec()),
+            GicRest::V2 { interface, control, .. } => Gic::V2(GicV2 {
+                distributor: hardware.gic.distributor.start(),
+                interface: interface.start(),
+                control: control.start(),
+            }),
+        },
         enabled: [IntId::KICK, maintenance, physical_timer, virtual_timer, hypervisor_timer],
     });
     set_up_this_cpu()
@@ -56,19 +70,30 @@ pub(crate) fn set_up_boot_cpu(hardware: &Hardware<'_>) -> Result<(), GicError> {
 
 /// Returns the private interrupts of the CPU that runs this.
 pub(crate) fn private_interrupts() -> Option<Private> {
-    // SAFETY: the device tree's regions, which are mapped; each CPU touches its own part.
-    let redistributors = unsafe { Redistributors::new(&SETUP.get()?.redistributors) };
-    redistributors.of_this_cpu(MPIDR_EL1.get() & AFFINITY)
+    match &SETUP.get()?.gic {
+        Gic::V2(gic) => Some(Private::of_v2(*gic)),
+        Gic::V3(regions) => {
+            // SAFETY: the device tree's regions, which are mapped; each CPU touches its own part.
+            let redistributors = unsafe { Redistributors::new(regions) };
+            redistributors.of_this_cpu(MPIDR_EL1.get() & AFFINITY)
+        }
+    }
 }
 
 /// Sets up this CPU's part of the GIC, and says what the CPU has.
 fn set_up_this_cpu() -> Result<(), GicError> {
     let setup = SETUP.wait();
-    // SAFETY: the device tree's regions, which are mapped; each CPU touches its own part.
-    let redistributors = unsafe { Redistributors::new(&setup.redistributors) };
+    let mpidr = MPIDR_EL1.get() & AFFINITY;
     CNTHP_CTL_EL2.set(0); // unknown at reset, and its interrupt comes on
-    redistributors.init_this_cpu(MPIDR_EL1.get() & AFFINITY, &setup.enabled)?;
-    interface::init()?;
+    match &setup.gic {
+        Gic::V2(gic) => gic.init_this_cpu(mpidr, &setup.enabled),
+        Gic::V3(regions) => {
+            // SAFETY: the device tree's regions, which are mapped; each CPU touches its own part.
+            let redistributors = unsafe { Redistributors::new(regions) };
+            redistributors.init_this_cpu(mpidr, &setup.enabled)?;
+            interface::init()?;
+        }
+    }
     crate::report::gic_is_on();
     FEATURES[Local::this().cpu().index()].call_once(Features::of_this_cpu);
     Ok(())
@@ -77,10 +102,10 @@ fn set_up_this_cpu() -> Result<(), GicError> {
 /// Starts the CPUs with affinities `others`, and waits until all have arrived, or [`PATIENCE`] seconds have passed since
 /// the last one did. Returns the affinities
 /// of those that arrived, which are the CPUs 1 and up, and what all of them and the boot CPU have.
-pub(crate) fn start(psci: Psci, others: &[u64], layout: &Layout) -> (Vec<u64>, Features) {
+pub(crate) fn start(psci: Option<Psci>, others: &[CpuAt], layout: &Layout) -> (Vec<u64>, Features) {
     let entry = entry_address();
     let mut waiting = Vec::new();
-    for (index, &mpidr) in others.iter().enumerate() {
+    for (index, &CpuAt { mpidr, enable }) in others.iter().enumerate() {
         // Numbers have no gaps: a CPU that firmware does not start leaves its number to the next.
         let Some(cpu) = CpuId::new(waiting.len() + 1) else { break };
         let slot = SlotAt::at(layout.slots.start().get() + SlotAt::SIZE * index as u64);
@@ -90,9 +115,18 @@ pub(crate) fn start(psci: Psci, others: &[u64], layout: &Layout) -> (Vec<u64>, F
         if keeps(60) {
             dsb_ish(); // O60: the slot is written before the CPU that reads it starts
         }
-        match psci.cpu_on(mpidr, entry, slot.address()) {
-            Ok(()) => waiting.push((cpu, mpidr)),
-            Err(error) => error!("CPU {mpidr:#x} not started: PSCI says: {error}"),
+        match (enable, psci) {
+            (EnableMethod::Psci, Some(psci)) => match psci.cpu_on(mpidr, entry, slot.address()) {
+                Ok(()) => waiting.push((cpu, mpidr)),
+                Err(error) => error!("CPU {mpidr:#x} not started: PSCI says: {error}"),
+            },
+            (EnableMethod::SpinTable(_), _) => {
+                pen::let_out(mpidr, slot);
+                waiting.push((cpu, mpidr));
+                // One after the other: the pen has one gate.
+                comes(cpu);
+            }
+            _ => error!("CPU {mpidr:#x} not started: nothing is known that starts it"),
         }
     }
     let mut features = *FEATURES[0].wait();
@@ -113,15 +147,31 @@ pub(crate) fn start(psci: Psci, others: &[u64], layout: &Layout) -> (Vec<u64>, F
 /// Seconds that a CPU has to arrive.
 const PATIENCE: u64 = 5;
 
-/// Waits until `cpu` has arrived, for [`PATIENCE`] seconds at most.
+/// Has the CPUs that a spin-table starts come into the pen, where they wait for their slots. With the MMU off: the table may be
+/// where nothing is mapped.
+pub(crate) fn gather(others: &[CpuAt]) {
+    for cpu in others {
+        if let EnableMethod::SpinTable(at) = cpu.enable {
+            // SAFETY: the device tree says that the CPU polls this address, and the MMU is off.
+            unsafe { pen::gather(at) };
+        }
+    }
+}
+
+/// Waits until `cpu` has arrived, for [`PATIENCE`] seconds at most; if not, it is given up.
 fn has_arrived(cpu: CpuId) -> bool {
+    comes(cpu);
+    STATES[cpu.index()].compare_exchange(STARTING, GIVEN_UP, Relaxed, Relaxed).is_err()
+}
+
+/// Waits until `cpu` has arrived, for [`PATIENCE`] seconds at most.
+fn comes(cpu: CpuId) {
     let patience = PATIENCE * (CNTFRQ_EL0.get() & 0xffff_ffff);
     let since = CNTPCT_EL0.get();
     let state = &STATES[cpu.index()];
     while state.load(Relaxed) == STARTING && CNTPCT_EL0.get().wrapping_sub(since) < patience {
         core::hint::spin_loop();
     }
-    state.compare_exchange(STARTING, GIVEN_UP, Relaxed, Relaxed).is_err()
 }
 
 /// Lets the CPUs that have arrived go on.
@@ -211,7 +261,11 @@ mod tests {
         let layout = Layout { taken: ArrayVec::new(), slots, heap: PaRange::EMPTY };
         effect::answer(-2_i64 as u64);
         effect::answer(-4_i64 as u64);
-        let (arrived, _) = super::start(Psci::new(Conduit::Smc), &[0x101, 0x102], &layout);
+        let (arrived, _) = super::start(
+            Some(Psci::new(Conduit::Smc)),
+            &[0x101, 0x102].map(|mpidr| CpuAt { mpidr, enable: EnableMethod::Psci }),
+            &layout,
+        );
         assert!(arrived.is_empty());
         let second = start.get() + SlotAt::SIZE;
         assert_eq!(

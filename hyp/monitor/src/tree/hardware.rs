@@ -21,7 +21,7 @@ const MAX_REDISTRIBUTOR_REGIONS: usize = 8;
 pub struct CpuAt {
     /// Its affinity, as MPIDR_EL1 has it.
     pub mpidr: u64,
-    /// Whether its enable-method is PSCI.
+    /// How it is started.
     pub enable: EnableMethod,
 }
 
@@ -30,17 +30,46 @@ pub struct CpuAt {
 pub enum EnableMethod {
     /// By PSCI's CPU_ON.
     Psci,
+    /// It polls the doubleword at this address for one to jump to.
+    SpinTable(Pa),
     /// By something we do not know, or by nothing.
     Other,
 }
 
-/// A GICv3.
+/// The interrupt controller.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GicAt {
     /// The distributor's registers.
     pub distributor: PaRange,
-    /// The regions in which the redistributors' registers are.
-    pub redistributors: ArrayVec<PaRange, MAX_REDISTRIBUTOR_REGIONS>,
+    /// The others.
+    pub rest: GicRest,
+}
+
+/// What a GIC has besides its distributor.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum GicRest {
+    /// A GICv3: the regions in which the redistributors' registers are.
+    V3(ArrayVec<PaRange, MAX_REDISTRIBUTOR_REGIONS>),
+    /// A GICv2 with the Virtualization Extensions.
+    V2 {
+        /// The CPU interface's registers.
+        interface: PaRange,
+        /// The virtual CPU interface's, for the hypervisor.
+        control: PaRange,
+        /// The virtual CPU interface, which a guest gets as its own.
+        guest: PaRange,
+    },
+}
+
+impl GicAt {
+    /// Goes through the registers that the hypervisor uses.
+    pub fn registers(&self) -> impl Iterator<Item = PaRange> {
+        let others: ArrayVec<PaRange, MAX_REDISTRIBUTOR_REGIONS> = match &self.rest {
+            GicRest::V3(regions) => regions.clone(),
+            GicRest::V2 { interface, control, .. } => [*interface, *control].into_iter().collect(),
+        };
+        [self.distributor].into_iter().chain(others)
+    }
 }
 
 /// The private interrupts that the hypervisor needs.
@@ -88,8 +117,8 @@ pub struct Hardware<'a> {
     pub gic: GicAt,
     /// Private interrupts.
     pub interrupts: Interrupts,
-    /// The firmware.
-    pub psci: Psci,
+    /// The firmware; there is none where no CPU is started by it.
+    pub psci: Option<Psci>,
     /// Where the bundle is, if the loader gave one.
     pub initrd: Option<Initrd>,
     /// The command line; empty where there is none.
@@ -129,11 +158,11 @@ impl Entropy {
 pub enum TreeError {
     /// There is no RAM.
     NoMemory,
-    /// There is no GICv3.
+    /// There is no GIC.
     NoGic,
-    /// There is a GICv2, and no GICv3.
-    OldGic,
-    /// The GIC's node has no distributor or no redistributors.
+    /// The node of a GICv2 has no virtual CPU interface.
+    NoVirtualInterface,
+    /// The node of a GICv3 has no distributor or no redistributors.
     BadGic,
     /// There is no PSCI 0.2 or later.
     NoPsci,
@@ -149,12 +178,18 @@ impl fmt::Display for TreeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let why = match self {
             Self::NoMemory => "the device tree has no memory (a node with device_type \"memory\" and a reg)",
-            Self::NoGic => "the device tree has no GICv3 interrupt controller (compatible \"arm,gic-v3\")",
-            Self::OldGic => {
-                "the interrupt controller is a GICv2 and a GICv3 is needed: start QEMU with gic-version=3"
+            Self::NoGic => {
+                "the device tree has no interrupt controller that is known: a GICv3 (compatible \"arm,gic-v3\") or a \
+                 GICv2 (\"arm,gic-400\" and others)"
+            }
+            Self::NoVirtualInterface => {
+                "the GICv2 in the device tree has no virtual CPU interface: its reg must have GICD, GICC, GICH and GICV"
             }
             Self::BadGic => "the GICv3 in the device tree has no distributor or no redistributor registers",
-            Self::NoPsci => "the device tree has no PSCI firmware (compatible \"arm,psci-0.2\" or later)",
+            Self::NoPsci => {
+                "the device tree has no PSCI firmware (compatible \"arm,psci-0.2\" or later), and no CPU that a \
+                 spin-table starts"
+            }
             Self::PsciByHvc => {
                 "the device tree has PSCI called by HVC, which cannot be called from EL2: it must be SMC"
             }
@@ -204,8 +239,7 @@ pub fn read(fdt: Fdt<'_>) -> Result<Hardware<'_>, TreeError> {
     if let Some(error) = failed {
         return Err(error);
     }
-    let psci = find_psci(fdt).ok_or(TreeError::NoPsci)?;
-    reader.finish(psci)
+    reader.finish(find_psci(fdt))
 }
 
 #[derive(Default)]
@@ -216,7 +250,6 @@ struct Reader<'a> {
     cpus: ArrayVec<CpuAt, MAX_CPUS>,
     further_cpus: usize,
     gic: Option<GicAt>,
-    old_gic: bool,
     interrupts: Interrupts,
     initrd: Option<Initrd>,
     bootargs: &'a str,
@@ -266,7 +299,8 @@ impl<'a> Reader<'a> {
             "arm,cortex-a9-gic",
             "arm,cortex-a7-gic",
         ]) {
-            self.old_gic = true;
+            self.gic = Some(gic_v2(place)?);
+            self.interrupts.maintenance = place.interrupts().next().unwrap_or(self.interrupts.maintenance);
         }
         if place.is_compatible(&["arm,armv8-timer"]) {
             // In the binding's order: secure, EL1 physical, virtual, EL2 physical.
@@ -284,6 +318,10 @@ impl<'a> Reader<'a> {
         let Some(mpidr) = place.address() else { return };
         let enable = match place.string("enable-method") {
             Some("psci") => EnableMethod::Psci,
+            Some("spin-table") => match place.number("cpu-release-addr") {
+                Some(at) if at.is_multiple_of(8) => EnableMethod::SpinTable(Pa::new(at)),
+                _ => EnableMethod::Other,
+            },
             _ => EnableMethod::Other,
         };
         if self.cpus.try_push(CpuAt { mpidr, enable }).is_err() {
@@ -291,17 +329,21 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn finish(self, psci: Psci) -> Result<Hardware<'a>, TreeError> {
+    fn finish(self, psci: Option<Psci>) -> Result<Hardware<'a>, TreeError> {
         if self.memory.is_empty() {
             return Err(TreeError::NoMemory);
         }
         if self.cpus.is_empty() {
             return Err(TreeError::NoCpus);
         }
-        if psci.conduit() == Conduit::Hvc {
-            return Err(TreeError::PsciByHvc);
+        match psci.map(Psci::conduit) {
+            Some(Conduit::Hvc) => return Err(TreeError::PsciByHvc),
+            None if self.cpus.iter().all(|cpu| !matches!(cpu.enable, EnableMethod::SpinTable(_))) => {
+                return Err(TreeError::NoPsci);
+            }
+            _ => {}
         }
-        let gic = self.gic.ok_or(if self.old_gic { TreeError::OldGic } else { TreeError::NoGic })?;
+        let gic = self.gic.ok_or(TreeError::NoGic)?;
         Ok(Hardware {
             memory: self.memory,
             reserved: self.reserved,
@@ -327,5 +369,21 @@ fn gic(place: &Place<'_, '_>) -> Result<GicAt, TreeError> {
     for _ in 0..regions.min(MAX_REDISTRIBUTOR_REGIONS as u64) {
         redistributors.push(ranges.next().ok_or(TreeError::BadGic)??);
     }
-    if redistributors.is_empty() { Err(TreeError::BadGic) } else { Ok(GicAt { distributor, redistributors }) }
+    if redistributors.is_empty() {
+        return Err(TreeError::BadGic);
+    }
+    Ok(GicAt { distributor, rest: GicRest::V3(redistributors) })
+}
+
+/// Reads a GICv2's node: distributor, CPU interface, and the virtual one's two sides.
+fn gic_v2(place: &Place<'_, '_>) -> Result<GicAt, TreeError> {
+    let mut ranges = place.ranges().map_while(|range| range.filter(|r| !r.is_empty()));
+    let mut next = || ranges.next().ok_or(TreeError::NoVirtualInterface);
+    let (distributor, interface, control, guest) = (next()?, next()?, next()?, next()?);
+    // DIR has a page of its own.
+    let whole = |range: PaRange| range.len() >= 0x2000 && range.start().is_aligned(types::FRAME_SIZE);
+    if !whole(interface) || !whole(guest) {
+        return Err(TreeError::NoVirtualInterface);
+    }
+    Ok(GicAt { distributor, rest: GicRest::V2 { interface, control, guest } })
 }

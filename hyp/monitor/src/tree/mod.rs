@@ -15,8 +15,8 @@ pub(crate) mod tests;
 pub use console::{ConsoleAt, find_console};
 pub use form::Malformed;
 pub use hardware::{
-    CpuAt, EnableMethod, Entropy, GicAt, Hardware, Initrd, Interrupts, MAX_BANKS, MAX_RESERVED, TreeError,
-    find_psci, read,
+    CpuAt, EnableMethod, Entropy, GicAt, GicRest, Hardware, Initrd, Interrupts, MAX_BANKS, MAX_RESERVED,
+    TreeError, find_psci, read,
 };
 
 use dtoolkit::fdt::Fdt;

@@ -2,7 +2,7 @@
 
 use super::*;
 use aarch64::gic::IntId;
-use aarch64::psci::Conduit;
+use aarch64::psci::{Conduit, Psci};
 use proptest::prelude::*;
 use std::vec::Vec;
 use types::{MAX_CPUS, Pa, PaRange};
@@ -20,6 +20,9 @@ pub(crate) struct Machine {
     stdout: &'static str,
     uart: &'static str,
 }
+
+/// A GICv2 that has all its registers.
+const V2: &str = "arm,gic-400";
 
 /// As QEMU 10's `virt` with virtualization=on,gic-version=3.
 pub(crate) const VIRT: Machine = Machine {
@@ -85,6 +88,7 @@ impl Machine {
                     node(f, &std::format!("cpu@{cpu:x}"), |f| {
                         f.property_string("device_type", "cpu")?;
                         f.property_u32("reg", cpu)?;
+                        f.property_u64("cpu-release-addr", 0xd8 + 8 * u64::from(cpu))?;
                         f.property_string("enable-method", if cpu == 3 { "spin-table" } else { "psci" })
                     })?;
                 }
@@ -102,6 +106,11 @@ impl Machine {
                 f.property_string("compatible", self.gic)?;
                 f.property_u32("#redistributor-regions", self.regions)?;
                 f.property_array_u32("interrupts", &[1, 9, 4])?;
+                if self.gic == V2 {
+                    let reg =
+                        [0x800_0000, 0x1_0000, 0x801_0000, 0x2000, 0x803_0000, 0x1_0000, 0x804_0000, 0x2000];
+                    return f.property_array_u64("reg", &reg);
+                }
                 f.property_array_u64(
                     "reg",
                     &[0x800_0000, 0x1_0000, 0x80a_0000, 0xf6_0000, 0x40_0000_0000, 0x400_0000],
@@ -138,6 +147,13 @@ impl Machine {
     }
 }
 
+fn regions(hardware: &Hardware<'_>) -> Vec<PaRange> {
+    match &hardware.gic.rest {
+        GicRest::V3(regions) => regions.to_vec(),
+        GicRest::V2 { .. } => panic!("a GICv2"),
+    }
+}
+
 fn range(start: u64, bytes: u64) -> PaRange {
     PaRange::with_len(Pa::new(start), bytes).expect("does not wrap")
 }
@@ -152,9 +168,9 @@ fn everything_on_virt_is_found() {
     assert_eq!(hardware.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(), [0, 1, 2, 3]);
     assert_eq!(hardware.cpus.iter().filter(|cpu| cpu.enable == EnableMethod::Psci).count(), 3);
     assert_eq!(hardware.gic.distributor, range(0x800_0000, 0x1_0000));
-    assert_eq!(hardware.gic.redistributors.as_slice(), [range(0x80a_0000, 0xf6_0000)]);
+    assert_eq!(regions(&hardware), [range(0x80a_0000, 0xf6_0000)]);
     assert_eq!(hardware.interrupts, Interrupts::default());
-    assert_eq!(hardware.psci.conduit(), Conduit::Smc);
+    assert_eq!(hardware.psci.map(Psci::conduit), Some(Conduit::Smc));
     assert_eq!(hardware.initrd, Some(range(0x4800_0000, 0x4000)));
     assert_eq!(hardware.bootargs, "log=debug");
     assert_eq!(
@@ -187,9 +203,31 @@ fn a_gic_has_as_many_regions_as_it_says() {
     let bytes = Machine { regions: 2, ..VIRT }.tree();
     let hardware = read(parse(&bytes).expect("well-formed")).expect("complete");
     let second = range(0x40_0000_0000, 0x400_0000);
-    assert_eq!(hardware.gic.redistributors.as_slice(), [range(0x80a_0000, 0xf6_0000), second]);
+    assert_eq!(regions(&hardware), [range(0x80a_0000, 0xf6_0000), second]);
     assert_eq!(Machine { regions: 3, ..VIRT }.error(), Some(TreeError::BadGic));
     assert_eq!(Machine { regions: 0, ..VIRT }.error(), Some(TreeError::BadGic));
+}
+
+#[test]
+fn a_gicv2_has_four_sets_of_registers_and_the_guest_gets_the_last() {
+    let bytes = Machine { gic: V2, ..VIRT }.tree();
+    let hardware = read(parse(&bytes).expect("well-formed")).expect("complete");
+    let expected = GicRest::V2 {
+        interface: range(0x801_0000, 0x2000),
+        control: range(0x803_0000, 0x1_0000),
+        guest: range(0x804_0000, 0x2000),
+    };
+    assert_eq!((hardware.gic.distributor, &hardware.gic.rest), (range(0x800_0000, 0x1_0000), &expected));
+    let own: Vec<PaRange> = hardware.gic.registers().collect();
+    assert_eq!(own.len(), 3, "the guest's is not the hypervisor's: {own:?}");
+}
+
+#[test]
+fn without_firmware_a_spin_table_starts_the_others() {
+    let bytes = Machine { psci: "arm,psci", ..VIRT }.tree();
+    let hardware = read(parse(&bytes).expect("well-formed")).expect("complete");
+    assert_eq!(hardware.psci, None);
+    assert_eq!(hardware.cpus[3].enable, EnableMethod::SpinTable(Pa::new(0xf0)));
 }
 
 #[test]
@@ -198,9 +236,9 @@ fn what_is_missing_is_named() {
     assert_eq!(Machine { memory: &[0x4000_0000, 0], ..VIRT }.error(), Some(TreeError::NoMemory));
     assert_eq!(Machine { cpus: 0, ..VIRT }.error(), Some(TreeError::NoCpus));
     assert_eq!(Machine { gic: "arm,xyz", ..VIRT }.error(), Some(TreeError::NoGic));
-    assert_eq!(Machine { gic: "arm,cortex-a15-gic", ..VIRT }.error(), Some(TreeError::OldGic));
-    assert_eq!(Machine { psci: "arm,psci", ..VIRT }.error(), Some(TreeError::NoPsci));
-    assert_eq!(Machine { method: "mail", ..VIRT }.error(), Some(TreeError::NoPsci));
+    assert_eq!(Machine { gic: "arm,cortex-a15-gic", ..VIRT }.error(), Some(TreeError::NoVirtualInterface));
+    assert_eq!(Machine { psci: "arm,psci", cpus: 2, ..VIRT }.error(), Some(TreeError::NoPsci));
+    assert_eq!(Machine { method: "mail", cpus: 2, ..VIRT }.error(), Some(TreeError::NoPsci));
     assert_eq!(Machine { method: "hvc", ..VIRT }.error(), Some(TreeError::PsciByHvc));
 }
 

@@ -3,6 +3,7 @@
 use super::exercise::Exercise;
 use super::outlet::Outlet;
 use super::{Format, Hypervisor, Load, tracing};
+use crate::Machine;
 use aarch64::cpu::Core;
 use aarch64::guest::controls::Identity;
 use aarch64::guest::tlb::{Stage2, Tag, before_tables_change, flush_all, forget_sibling};
@@ -19,7 +20,10 @@ use stage2::{Format as _, Presence, Quiescence, Section};
 use types::{Cpu, CpuId, Height, Ipa, Pa, Range};
 use vm::sched::{Left, Siblings};
 use vm::service::borrowed_window;
-use vm::{Error, Granted, IdBits, Largest, Populate, Ram, RamError, Start, TimerIntids, Vcpu, Vm, VmConfig};
+use vm::{
+    Error, GicModel, GicVersion, Granted, IdBits, Largest, Populate, Ram, RamError, Start, TimerIntids, Vcpu,
+    Vm, VmConfig,
+};
 
 /// A virtual machine with its memory.
 pub(super) struct Guest {
@@ -168,7 +172,9 @@ impl Guest {
         let machine = hypervisor.machine;
         let memory: Vec<Range> = config.memory().collect();
         let borrows = (config.hypercalls == Granted::All).then(borrowed_window);
-        let regions: Vec<Range> = memory.iter().copied().chain(borrows).collect();
+        let interface = machine.guest_interface.map(|at| guest_interface(at.start()));
+        let regions: Vec<Range> =
+            memory.iter().copied().chain(borrows).chain(interface.map(|region| region.range)).collect();
         let geometry = hypervisor.layout.geometry();
         let unfit = |error| Unfit::Space { name: config.name.clone(), error };
         let mut space = space(hypervisor, Owner(number + 1), &regions).map_err(unfit)?;
@@ -178,7 +184,8 @@ impl Guest {
             Largest::Block1G => Height::new(2),
         });
         let mut section = hypervisor.waiting.enter(cpu);
-        for region in memory.into_iter().map(Region::ram).chain(borrows.map(Region::borrowed)) {
+        let memory = memory.into_iter().map(Region::ram);
+        for region in memory.chain(borrows.map(Region::borrowed)).chain(interface) {
             space.add_region(&mut section, region).map_err(unfit)?;
         }
         drop(section);
@@ -186,9 +193,10 @@ impl Guest {
             virtual_timer: machine.interrupts.virtual_timer.get(),
             physical_timer: machine.interrupts.physical_timer.get(),
         };
+        let gic = GicModel { version: gic_version(machine), timers };
         let id_bits = IdBits { ipa_bits: geometry.ipa_bits() as u8 };
         let outlet = Outlet::new(number, &config.name);
-        let vm = Vm::new(config, id_bits, timers, outlet)?;
+        let vm = Vm::new(config, id_bits, gic, outlet)?;
         Ok(Self {
             vm,
             space,
@@ -308,6 +316,18 @@ impl Guest {
         debug!("{}: starts at {:#x}, device tree at {:#x}", config.name, start.entry, start.argument);
         Ok(start)
     }
+}
+
+/// Returns which interrupt controller guests get: what the machine has.
+pub(super) fn gic_version(machine: &Machine) -> GicVersion {
+    if machine.guest_interface.is_some() { GicVersion::V2 } else { GicVersion::V3 }
+}
+
+/// Gives a guest the virtual CPU interface of a GICv2 at `pa` as its CPU interface.
+fn guest_interface(pa: Pa) -> Region {
+    let end = vm::map::GICC.wrapping_add(vm::map::GICC_SIZE);
+    let range = Range::new(vm::map::GICC, end).unwrap_or(Range::block_around(vm::map::GICC, 0x1000));
+    Region::device(range, pa)
 }
 
 /// Makes a space without regions, and with tables enough for `regions`.

@@ -171,8 +171,12 @@ impl Hypervisor {
                 .unwrap_or_else(|error| {
                     fatal!("this CPU cannot translate {ipa_bits} bits of guest addresses: {error:?}")
                 });
-        let limits =
-            Limits { free: for_guests(machine), cpus: machine.affinities.len(), ipa_bits: ipa_bits as u8 };
+        let limits = Limits {
+            free: for_guests(machine),
+            cpus: machine.affinities.len(),
+            ipa_bits: ipa_bits as u8,
+            gic: guest::gic_version(machine),
+        };
         let configs = vm::configure(machine.bundle, &limits).unwrap_or_else(|error| fatal!("{error}"));
         let mut hypervisor = Box::new(Self {
             machine,
