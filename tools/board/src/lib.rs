@@ -9,6 +9,7 @@ mod generate;
 pub use generate::generate;
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,14 @@ pub struct Emulator {
     pub el2: String,
     /// Options of the machine that have a kernel entered at EL1, as on a machine without a hypervisor; absent where it has none.
     pub el1: Option<String>,
+    /// Other machines that the same image is for, each by a name and its options instead of `el2`.
+    #[serde(default)]
+    pub variants: BTreeMap<String, String>,
+    /// Whether the machine can be turned off by software.
+    #[serde(default = "yes")]
+    pub power_off: bool,
+    /// The device tree, where QEMU makes none: a file of Debian's arm64 kernel package, below its folder of device trees.
+    pub device_tree: Option<String>,
     /// The CPU model where none is asked for; absent where the machine has one model only.
     pub cpu: Option<String>,
     /// The fewest CPUs that the machine has.
@@ -100,6 +109,10 @@ pub struct Emulator {
     /// Further arguments.
     #[serde(default)]
     pub args: Vec<String>,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 const fn one() -> u32 {

@@ -25,6 +25,8 @@ struct Known {
     folder: PathBuf,
     /// What its `board.toml` says.
     description: Description,
+    /// The variant of the machine that is meant, where it is not the board's own.
+    variant: Option<String>,
 }
 
 /// What building a board leaves.
@@ -39,8 +41,13 @@ pub(crate) struct Built {
 impl FromStr for Board {
     type Err = anyhow::Error;
 
-    /// Finds a board by the name of its folder in `platform/`, or by a path to its folder.
+    /// Finds a board by the name of its folder in `platform/`, or by a path to its folder; and a variant of its machine
+    /// behind a colon.
     fn from_str(name: &str) -> Result<Self> {
+        let (name, variant) = match name.split_once(':') {
+            Some((name, variant)) => (name, Some(variant)),
+            None => (name, None),
+        };
         let own = folder().join(name);
         let path = if name.contains(['/', '\\']) { Path::new(name) } else { &own };
         let name = path.file_name().context("a board is named by its folder")?.to_string_lossy();
@@ -53,16 +60,28 @@ impl FromStr for Board {
                 known.join(", ")
             );
         }
-        let description = board_file::read(path)?;
+        let mut description = board_file::read(path)?;
+        if let Some(variant) = variant {
+            let emulator = description.emulator.as_mut();
+            let variants = emulator.map(|emulator| (&emulator.variants, &mut emulator.el2));
+            let chosen = variants.and_then(|(variants, el2)| Some((variants.get(variant)?, el2)));
+            let (options, el2) = chosen.with_context(|| format!("{name} has no variant {variant}"))?;
+            el2.clone_from(options);
+        }
+        let variant = variant.map(str::to_owned);
         // A board lives as long as the program: there are few.
-        let known = Known { name: name.into_owned(), folder: paths::clean(path), description };
+        let known = Known { name: name.into_owned(), folder: paths::clean(path), description, variant };
         Ok(Self(Box::leak(Box::new(known))))
     }
 }
 
 impl fmt::Display for Board {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.name)
+        f.write_str(&self.0.name)?;
+        match &self.0.variant {
+            Some(variant) => write!(f, ":{variant}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -102,6 +121,12 @@ impl Board {
     pub(crate) fn emulator(self) -> Result<&'static Emulator> {
         let emulator = self.0.description.emulator.as_ref();
         emulator.with_context(|| format!("{self} has no emulator: its board.toml names none"))
+    }
+
+    /// Returns the variants of its machine.
+    pub(crate) fn variants(self) -> Result<Vec<Self>> {
+        let names = self.0.description.emulator.iter().flat_map(|emulator| emulator.variants.keys());
+        names.map(|variant| format!("{self}:{variant}").parse()).collect()
     }
 
     /// Returns the CPU model to emulate: the one that is asked for, or the board's own choice; none where the machine has
@@ -171,6 +196,22 @@ mod tests {
         let board: Board = folder.to_str().unwrap().parse().unwrap();
         assert_eq!((board.to_string().as_str(), board.description().description.as_str()), ("mine", "mine"));
         assert!(board.emulator().unwrap_err().to_string().contains("mine has no emulator"));
+    }
+
+    #[test]
+    fn a_variant_is_the_same_board_on_another_machine() {
+        let gicv2: Board = "qemu-virt:gicv2".parse().unwrap();
+        assert_eq!(gicv2.to_string(), "qemu-virt:gicv2");
+        assert!(gicv2.emulator().unwrap().el2.contains("gic-version=2"));
+        assert!(
+            Board::virt()
+                .unwrap()
+                .variants()
+                .unwrap()
+                .iter()
+                .any(|board| board.to_string() == "qemu-virt:gicv2")
+        );
+        assert!(Board::from_str("qemu-virt:gicv9").unwrap_err().to_string().contains("no variant gicv9"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A machine that QEMU emulates: what is in it, and the command line that says so.
 
 use crate::paths;
-use crate::setup::QEMU;
+use crate::setup::{self, QEMU};
 use crate::size::Size;
 use anyhow::{Context, Result};
 use board_file::Emulator;
@@ -120,6 +120,9 @@ impl Machine {
         if self.clock == Clock::Instructions {
             command.args(["-icount", "shift=0,sleep=off,align=off", "-seed", "1"]);
             command.args(["-rtc", "base=2024-01-01T00:00:00,clock=vm"]);
+        }
+        if let Some(tree) = &emulator.device_tree {
+            command.arg("-dtb").arg(setup::device_tree(tree));
         }
         if let Some(kernel) = &self.kernel {
             command.arg("-kernel").arg(kernel);

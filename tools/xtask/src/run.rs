@@ -168,13 +168,17 @@ pub(crate) fn host(
     cpus: u32,
     vm_memory: Size,
 ) -> Result<Prepared> {
+    let emulator = board.emulator()?;
+    if emulator.device_tree.is_some() {
+        setup::ensure(&[Need::Trees])?;
+    }
     let dir = paths::target().join("run");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     remove_stale(&dir)?;
     let mut file = tempfile::Builder::new().prefix("bundle-").suffix(".cpio").tempfile_in(&dir)?;
     file.write_all(bundle).context("cannot write the bundle")?;
     let machine = Machine {
-        emulator: board.emulator()?.clone(),
+        emulator: emulator.clone(),
         cpu: cpu.to_owned(),
         cpus,
         memory: vm_memory.plus(OVERHEAD),

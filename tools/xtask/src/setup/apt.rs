@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io::{IsTerminal, stdout};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Debian's own mirror.
 pub(crate) const MIRROR: &str = "http://deb.debian.org/debian";
@@ -47,23 +47,50 @@ impl Debian {
 
     /// Downloads a package and unpacks it into a folder of its name, whose old contents go.
     pub(super) fn unpack(&mut self, package: &str, folder: &str) -> Result<Unpacked> {
+        let (version, deb) = self.download(package)?;
+        let root = empty(folder)?;
+        shell::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
+        Ok(Unpacked { version, deb, root })
+    }
+
+    /// Downloads a package and unpacks those of its files that match `pattern` into a folder, whose old contents go, without
+    /// the first `depth` folders of their names. Returns the package's version, and the package.
+    pub(super) fn extract(
+        &mut self,
+        package: &str,
+        folder: &str,
+        pattern: &str,
+        depth: usize,
+    ) -> Result<(String, PathBuf)> {
+        let (version, deb) = self.download(package)?;
+        let root = empty(folder)?;
+        fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
+        let mut whole = Command::new("dpkg-deb");
+        whole.arg("--fsys-tarfile").arg(&deb).stdout(Stdio::piped());
+        let mut whole = whole.spawn().context("cannot start dpkg-deb")?;
+        let archive = whole.stdout.take().context("dpkg-deb has no output")?;
+        let mut tar = Command::new("tar");
+        tar.arg("-x").arg("-C").arg(&root).arg(format!("--strip-components={depth}"));
+        let result = shell::run(tar.args(["--wildcards", pattern]).stdin(archive));
+        let status = whole.wait().context("waiting for dpkg-deb")?;
+        result?;
+        anyhow::ensure!(status.success(), "dpkg-deb could not read {} ({status})", deb.display());
+        Ok((version, deb))
+    }
+
+    /// Downloads a package. Returns its version and where it is, until the next one is downloaded.
+    fn download(&mut self, package: &str) -> Result<(String, PathBuf)> {
         self.update()?;
         let debs = state().join("debs");
         fs::remove_dir_all(&debs).or_else(ignore_missing).context("cannot empty the download folder")?;
         fs::create_dir_all(&debs).context("cannot make the download folder")?;
         shell::run(apt("apt-get").args(["download", package]).current_dir(&debs))?;
-
         let deb = match fs::read_dir(&debs)?.next() {
             Some(entry) => entry?.path(),
             None => bail!("apt-get download {package} left no file"),
         };
         let version = shell::output(Command::new("dpkg-deb").arg("-f").arg(&deb).arg("Version"))?;
-        let root = paths::guest().join(folder);
-        fs::remove_dir_all(&root)
-            .or_else(ignore_missing)
-            .with_context(|| format!("cannot empty {folder}"))?;
-        shell::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
-        Ok(Unpacked { version: version.trim().to_owned(), deb, root })
+        Ok((version.trim().to_owned(), deb))
     }
 
     fn update(&mut self) -> Result<()> {
@@ -89,6 +116,13 @@ impl Debian {
         self.fetched = true;
         Ok(())
     }
+}
+
+/// Removes what is in a folder below the guest images, and returns where it is.
+fn empty(folder: &str) -> Result<PathBuf> {
+    let root = paths::guest().join(folder);
+    fs::remove_dir_all(&root).or_else(ignore_missing).with_context(|| format!("cannot empty {folder}"))?;
+    Ok(root)
 }
 
 fn state() -> PathBuf {

@@ -96,9 +96,10 @@ fn gunzip(bytes: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Orders package names by the numbers of the kernel's version: 6.12.95 comes after 6.1.0-50.
-fn version_key(name: &str) -> Vec<u64> {
+pub(super) fn version_key(name: &str) -> Vec<u64> {
     let version = name.trim_start_matches("linux-image-");
     let version = version.split("-cloud").next().unwrap_or(version);
+    let version = version.split("-arm64").next().unwrap_or(version);
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 

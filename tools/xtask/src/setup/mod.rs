@@ -10,6 +10,7 @@ mod kernel;
 mod nightly;
 mod qemu;
 mod rust;
+mod trees;
 mod used;
 
 pub(crate) use initramfs::path as initramfs;
@@ -17,6 +18,7 @@ pub(crate) use kernel::path as kernel;
 pub(crate) use nightly::NIGHTLY;
 pub(crate) use qemu::PROGRAM as QEMU;
 pub(crate) use rust::TARGET;
+pub(crate) use trees::path as device_tree;
 
 use crate::paths;
 use anyhow::{Context, Result};
@@ -42,6 +44,8 @@ pub(crate) enum Need {
     Qemu,
     /// The guest's kernel and initramfs.
     Guest,
+    /// Device trees of boards, for those only whose emulator makes none.
+    Trees,
     /// A nightly compiler with Miri, for those tests only that need one.
     Nightly,
 }
@@ -67,6 +71,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!(
         "  later  {NIGHTLY} with miri and rust-src: `cargo xtask miri`, `tsan`, and `test`, which runs both, install it"
     );
+    println!(
+        "  later  boards' device trees: `cargo xtask run --board` and `test` fetch them for a board that needs one"
+    );
     print!("\n{}", used::read()?);
     Ok(())
 }
@@ -91,6 +98,10 @@ fn steps(needs: &[Need], say: Say, args: &Args) -> Result<()> {
             }
             Need::Qemu => step(say, "QEMU", qemu::find, qemu::install)?,
             Need::Nightly => step(say, "nightly compiler with Miri", nightly::find, nightly::install)?,
+            Need::Trees => {
+                let mut debian = apt::Debian::new(&args.mirror);
+                step(say, "device trees", || trees::find(args.refresh), || trees::fetch(&mut debian))?;
+            }
             Need::Guest => {
                 let mut debian = apt::Debian::new(&args.mirror);
                 let refresh = args.refresh;

@@ -14,6 +14,9 @@ pub(super) fn run(cases: &mut Cases, every: bool) -> Result<()> {
         let is_promised = every || description.tier.number() == 1;
         description.emulator.is_some() && is_promised && board.to_string() != DEFAULT_BOARD
     });
+    for board in board::all()? {
+        chosen.extend(board.variants()?);
+    }
     cases.group("Boards", chosen.len() + 1);
     for board in chosen {
         linux::boots_on(cases, &format!("Linux boots and powers off on the board {board}"), board);

@@ -177,7 +177,14 @@ pub(super) fn boots_on(cases: &mut Cases, name: &str, board: Board) {
         let (bundle, _) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initrd) })?;
         host(board, &board.build()?, &board.cpu(None)?, &bundle, shape.smp, shape.memory)
     };
-    cases.boot(name, prepare, |console| boots_and_powers_off(console, shape));
+    let turns_off = board.emulator().is_ok_and(|emulator| emulator.power_off);
+    cases.boot(name, prepare, |console| {
+        if turns_off {
+            return boots_and_powers_off(console, shape);
+        }
+        comes_up(console, shape)?;
+        says_statistics(console)
+    });
 }
 
 fn boots_and_powers_off(console: &mut Console, shape: Shape) -> Result<()> {
@@ -202,10 +209,16 @@ fn comes_up(console: &mut Console, shape: Shape) -> Result<()> {
 }
 
 fn powers_off(console: &mut Console) -> Result<()> {
+    says_statistics(console)?;
+    ends(console)
+}
+
+/// Powers the guest off, and waits until the hypervisor has said what there is to say.
+fn says_statistics(console: &mut Console) -> Result<()> {
     console.send("poweroff -f\n")?;
     expect(console, &format!("^{}", regex::escape(STATS)))?;
     expect(console, &format!("^{}", regex::escape(END)))?;
-    ends(console)
+    Ok(())
 }
 
 /// Waits for the machine's end, which must be a clean one.
