@@ -11,6 +11,7 @@ mod nightly;
 mod qemu;
 mod rust;
 mod trees;
+mod uboot;
 mod used;
 
 pub(crate) use initramfs::path as initramfs;
@@ -19,6 +20,7 @@ pub(crate) use nightly::NIGHTLY;
 pub(crate) use qemu::PROGRAM as QEMU;
 pub(crate) use rust::TARGET;
 pub(crate) use trees::path as device_tree;
+pub(crate) use uboot::path as uboot;
 
 use crate::paths;
 use anyhow::{Context, Result};
@@ -46,6 +48,8 @@ pub(crate) enum Need {
     Guest,
     /// Device trees of boards, for those only whose emulator makes none.
     Trees,
+    /// U-Boot, for the test that boots through it.
+    UBoot,
     /// A nightly compiler with Miri, for those tests only that need one.
     Nightly,
 }
@@ -101,6 +105,10 @@ fn steps(needs: &[Need], say: Say, args: &Args) -> Result<()> {
             Need::Trees => {
                 let mut debian = apt::Debian::new(&args.mirror);
                 step(say, "device trees", || trees::find(args.refresh), || trees::fetch(&mut debian))?;
+            }
+            Need::UBoot => {
+                let mut debian = apt::Debian::new(&args.mirror);
+                step(say, "U-Boot", || uboot::find(args.refresh), || uboot::fetch(&mut debian))?;
             }
             Need::Guest => {
                 let mut debian = apt::Debian::new(&args.mirror);

@@ -26,7 +26,7 @@ const PROMPT: &str = r"guest:\S* *# ";
 
 /// One combination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape {
+pub(super) struct Shape {
     cpu: &'static str,
     smp: u32,
     memory: Size,
@@ -168,26 +168,39 @@ fn linux_as(built: &Built, shape: Shape, vm: Vm) -> Result<Prepared> {
     host(Board::virt()?, built, shape.cpu, &bundle, shape.smp, shape.memory)
 }
 
-/// Boots Linux with two CPUs on a board, and powers off.
-pub(super) fn boots_on(cases: &mut Cases, name: &str, board: Board) {
-    let shape = Shape { cpu: "", smp: 2, memory: MEMORY[0] };
-    let prepare = || {
-        let vm = vm("linux", shape.smp, shape.memory, Some(linux_cmdline(None)));
-        let (kernel, initrd) = (setup::kernel(), setup::initramfs());
-        let (bundle, _) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initrd) })?;
-        host(board, &board.build()?, &board.cpu(None)?, &bundle, shape.smp, shape.memory)
-    };
-    let turns_off = board.emulator().is_ok_and(|emulator| emulator.power_off);
-    cases.boot(name, prepare, |console| {
-        if turns_off {
-            return boots_and_powers_off(console, shape);
-        }
-        comes_up(console, shape)?;
-        says_statistics(console)
-    });
+impl Shape {
+    /// Returns two CPUs, of the board's own model, and little memory.
+    pub(super) const fn smallest() -> Self {
+        Self { cpu: "", smp: 2, memory: MEMORY[0] }
+    }
 }
 
-fn boots_and_powers_off(console: &mut Console, shape: Shape) -> Result<()> {
+/// Makes a machine of a board that has Linux in a VM.
+pub(super) fn prepared(board: Board, shape: Shape) -> Result<Prepared> {
+    let vm = vm("linux", shape.smp, shape.memory, Some(linux_cmdline(None)));
+    let (kernel, initrd) = (setup::kernel(), setup::initramfs());
+    let (bundle, _) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initrd) })?;
+    host(board, &board.build()?, &board.cpu(None)?, &bundle, shape.smp, shape.memory)
+}
+
+/// Boots Linux with two CPUs on a board, and powers off.
+pub(super) fn boots_on(cases: &mut Cases, name: &str, board: Board) {
+    let shape = Shape::smallest();
+    let turns_off = board.emulator().is_ok_and(|emulator| emulator.power_off);
+    cases.boot(
+        name,
+        || prepared(board, shape),
+        |console| {
+            if turns_off {
+                return boots_and_powers_off(console, shape);
+            }
+            comes_up(console, shape)?;
+            says_statistics(console)
+        },
+    );
+}
+
+pub(super) fn boots_and_powers_off(console: &mut Console, shape: Shape) -> Result<()> {
     comes_up(console, shape)?;
     powers_off(console)
 }

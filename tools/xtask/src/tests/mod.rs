@@ -15,6 +15,7 @@ mod machines;
 mod payloads;
 mod reports;
 mod summary;
+mod uboot;
 
 use crate::setup::{self, Need};
 use crate::{lab, nightly};
@@ -49,7 +50,7 @@ enum Group {
     Host,
     /// Linux in a VM
     Linux,
-    /// Linux in a VM on other boards than QEMU's virt
+    /// Linux in a VM on other boards than QEMU's virt, and loaded by U-Boot
     Boards,
     /// Payloads in a VM
     Payloads,
@@ -97,7 +98,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Host => host::run(&mut cases),
             Group::Linux => linux::run(&mut cases, extent),
             Group::Boards if extent == Extent::Quick => Ok(()),
-            Group::Boards => boards::run(&mut cases, extent == Extent::All),
+            Group::Boards => {
+                boards::run(&mut cases, extent == Extent::All).and_then(|()| uboot::run(&mut cases))
+            }
             Group::Payloads if extent == Extent::Quick => Ok(()),
             Group::Payloads => payloads::run(&mut cases),
             Group::Machines if extent == Extent::Quick => Ok(()),
