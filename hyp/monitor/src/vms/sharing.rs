@@ -9,10 +9,12 @@ use super::{Format, Hypervisor, Tagged};
 use aarch64::cpu::Core;
 use aarch64::guest::tlb::Stage2;
 use abi::Status;
+use core::sync::atomic::Ordering::Relaxed;
+use log::error;
 use stage2::{Quiescence, Section};
-use types::Cpu;
+use types::{Cpu, FRAME_SIZE};
 use vm::CallRegs;
-use vm::service::{Ending, Party, Service, Wants, answer_find, end_offer, is_sharing, share};
+use vm::service::{Ended, Ending, Party, Service, Wants, answer_find, end_for_good, is_sharing, share};
 
 /// How this CPU invalidates a guest's translations.
 type Tlb<'h, 'm> = Stage2<'h, Tagged<'h>, Core<'m>>;
@@ -116,7 +118,11 @@ fn end_one(
             let (tlb, others_tlb) = (from.tlb(hypervisor, core), to.tlb(hypervisor, core));
             let owner = party(from, its, from_number, &tlb);
             let other = party(to, others, to_number, &others_tlb);
-            let _: (Status, u64) = end_offer(&mut section, core, &owner, &other, offer);
+            if let Ended::GivenUp { status, bytes } = end_for_good(&mut section, core, &owner, &other, offer)
+            {
+                error!("{bytes:#x} bytes that were lent do not come back: {status:?}");
+                hypervisor.leaked.fetch_add(bytes / FRAME_SIZE, Relaxed);
+            }
         }
         // Who is not granted the calls has accepted nothing.
         (Some(its), None) => {

@@ -28,7 +28,8 @@ pub use dma::{Company, Left};
 pub use memory::Memory;
 pub use page::{PageAccess, on_page};
 pub use sharing::{
-    Ending, Found, Party, Wants, answer_find, end_offer, is_sharing, share, window as borrowed_window,
+    Ended, Ending, Found, Party, Wants, answer_find, end_for_good, is_sharing, share,
+    window as borrowed_window,
 };
 
 use crate::call::CallRegs;

@@ -100,7 +100,7 @@ pub(super) struct Loans {
 pub enum Ending {
     /// There is none left.
     Done,
-    /// One is ended by [`end_offer`], which the other machine of this number takes part in.
+    /// One is ended by [`end_for_good`], which the other machine of this number takes part in.
     Next {
         /// The offer.
         offer: u64,
@@ -296,6 +296,15 @@ impl Service {
             Err(status) => status,
         }
     }
+
+    /// Gives up an offer that cannot be ended. What is lent stays lent; returns how many bytes that are.
+    fn give_up(&self, offer: u64) -> u64 {
+        let mut places = self.loans.places.lock();
+        let Some(place) = find(&mut places, offer) else { return 0 };
+        let stays = place.state.offer().map_or(0, |offer| offer.done);
+        place.state = State::Free;
+        stays
+    }
 }
 
 /// Answers `FIND`: `found` is the place of the machine that offers, with what [`Service::find_offer`] found there.
@@ -400,7 +409,7 @@ fn bring<F: Format, S: Section, C: Cpu, I: Invalidate>(
 /// Ends an offer of `from`'s to `to`, or a part of what was lent by it: answers `TAKE_BACK` and `RETURN`. Passes quiescent
 /// points.
 #[inline(never)] // likewise
-pub fn end_offer<F: Format, S: Section, C: Cpu, I: Invalidate>(
+fn end_offer<F: Format, S: Section, C: Cpu, I: Invalidate>(
     section: &mut S,
     cpu: &C,
     from: &Party<'_, '_, F, I>,
@@ -430,6 +439,37 @@ pub fn end_offer<F: Format, S: Section, C: Cpu, I: Invalidate>(
     };
     loans.settle(offer, (status != Status::Success).then_some(taken));
     (status, if status == Status::Success { 0 } else { taken.done })
+}
+
+/// What became of an offer whose end has been gone on with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Ended {
+    /// It has ended, or another step of its end may follow.
+    AsItShould,
+    /// It could not be ended, which is a bug, and is given up.
+    GivenUp {
+        /// Why it could not.
+        status: Status,
+        /// How many bytes stay lent.
+        bytes: u64,
+    },
+}
+
+/// Does a step of the end of an offer of `from`'s to `to`, one of which has stopped. While others let go, it is a step in vain;
+/// but there is no error with which the offer stays for ever. Passes quiescent points.
+pub fn end_for_good<F: Format, S: Section, C: Cpu, I: Invalidate>(
+    section: &mut S,
+    cpu: &C,
+    from: &Party<'_, '_, F, I>,
+    to: &Party<'_, '_, F, I>,
+    offer: u64,
+) -> Ended {
+    match end_offer(section, cpu, from, to, offer).0 {
+        // `Busy`: another CPU does a step, or is about to let go. `NoHandle`: another CPU has done the last one.
+        Status::Success | Status::Continue | Status::Busy | Status::NoHandle => Ended::AsItShould,
+        status => Ended::GivenUp { status, bytes: from.service.give_up(offer) },
+    }
 }
 
 fn between<'p, 'f, F: Format, I: Invalidate>(

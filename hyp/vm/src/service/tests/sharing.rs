@@ -1,7 +1,9 @@
 //! Offers, loans and gifts between two machines.
 
 use super::*;
-use crate::service::{Ending, Party, Wants, answer_find, borrowed_window, end_offer, share as share_with};
+use crate::service::{
+    Ended, Ending, Party, Wants, answer_find, borrowed_window, end_for_good, share as share_with,
+};
 use abi::share;
 
 /// The numbers of the two, and of one that there is not.
@@ -34,7 +36,7 @@ fn with_pair(test: impl FnOnce(&Pair<'_>)) {
     let pair = Pair { machines };
     test(&pair);
     for number in [ONE, OTHER] {
-        pair.end(number);
+        assert_eq!(pair.end(number), 0);
     }
     for rig in pair.machines {
         rig.with_memory(0, |memory| rig.service.end(memory));
@@ -100,12 +102,16 @@ impl<'f> Pair<'f> {
         results[0]
     }
 
-    /// Ends all offers of and to a machine, as `monitor` does when it stops.
-    fn end(&self, number: u64) {
-        let end = |from: u64, to: u64, offer| {
+    /// Ends all offers of and to a machine, as `monitor` does when it stops. Returns how many bytes stay lent, which is a bug.
+    fn end(&self, number: u64) -> u64 {
+        let mut stays = 0;
+        let mut end = |from: u64, to: u64, offer| {
             let cpu = FakeCpu(0, self.rig(from).machine);
             let mut section = self.rig(from).epoch.enter(CpuId::BOOT);
-            let _ = end_offer(&mut section, &cpu, &self.party(from), &self.party(to), offer);
+            match end_for_good(&mut section, &cpu, &self.party(from), &self.party(to), offer) {
+                Ended::AsItShould => {}
+                Ended::GivenUp { bytes, .. } => stays += bytes,
+            }
         };
         while let Ending::Next { offer, to } = self.rig(number).service.next_to_end(None) {
             match to {
@@ -117,6 +123,7 @@ impl<'f> Pair<'f> {
         while let Ending::Next { offer, .. } = self.rig(other).service.next_to_end(Some(number)) {
             end(other, number, offer);
         }
+        stays
     }
 
     /// Returns whether a machine may do something at an address where memory is mapped.
@@ -251,13 +258,32 @@ fn a_machine_that_stops_has_lent_and_borrowed_nothing() {
             assert_eq!(pair.whole(OTHER, share::ACCEPT, &[ONE, there, share::WINDOW]).0, Status::Success);
             assert_eq!(pair.whole(ONE, share::ACCEPT, &[OTHER, back, share::WINDOW]).0, Status::Success);
             pair.offer(ONE, share::GIVE, RAM + BLOCK, PAGE, 0);
-            pair.end(ends);
+            assert_eq!(pair.end(ends), 0);
             for number in [ONE, OTHER] {
                 assert!(!pair.may(number, share::WINDOW, Access::READ));
                 assert_eq!(pair.call(number, share::FIND, &[0]).0, Status::NoHandle);
                 let moved = pair.rig(number).call(calls::MOVE, &[RAM, PAGE, 0, 0]);
                 assert_eq!(moved.0, Status::Success, "it is its own alone");
             }
+        });
+    }
+}
+
+#[test]
+fn an_offer_that_cannot_be_ended_is_given_up() {
+    for ends in [ONE, OTHER] {
+        with_pair(|pair| {
+            (0..2).for_each(|n| pair.rig(ONE).store(RAM + n * PAGE, n));
+            let offer = pair.offer(ONE, share::LEND, RAM, 2 * PAGE, 3);
+            assert_eq!(pair.whole(OTHER, share::ACCEPT, &[ONE, offer, share::WINDOW]).0, Status::Success);
+            // Nothing takes the window away; this stands for a bug that would.
+            let borrower = pair.rig(OTHER);
+            let mut stay = borrower.epoch.enter(CpuId::BOOT);
+            borrower.space.remove_region(&mut stay, borrowed_window().start()).expect("it is there");
+            drop(stay);
+            assert_eq!(pair.end(ends), 2 * PAGE, "and said so");
+            assert_eq!(pair.end(ends), 0, "there is no such offer");
+            assert_eq!(pair.call(ONE, share::TAKE_BACK, &[offer]).0, Status::NoHandle);
         });
     }
 }
