@@ -59,7 +59,10 @@ const FINDINGS: [Finding; SEEDS.len()] = [
     Finding { scene: Scene::Drive("balloon", PLAIN), says: &["its range does not cover the entry"] },
     Finding { scene: Scene::Siblings, says: &["may hold what vCPU"] },
     Finding { scene: Scene::Drive("dirty", DEFAULT_CPU), says: &["a step ends and owes"] },
-    Finding { scene: Scene::Drive("balloon", PLAIN), says: &["since the write"] },
+    Finding {
+        scene: Scene::Drive("balloon", PLAIN),
+        says: &["since the write", "new entries are not visible to table walkers: no DSB"],
+    },
     Finding { scene: Scene::Drive("balloon", PLAIN), says: &["stage-2 entries may be there still"] },
     Finding { scene: Scene::Drive("balloon", PLAIN), says: &["other CPUs may hold the entry"] },
     Finding {
@@ -68,7 +71,7 @@ const FINDINGS: [Finding; SEEDS.len()] = [
     },
     Finding {
         scene: Scene::Drive("balloon", PLAIN),
-        says: &["given back before walk caches forgot it", "is free"],
+        says: &["owes Tables", "given back before walk caches forgot it"],
     },
     Finding { scene: Scene::Drive("balloon", PLAIN), says: &["given back before its grace period was over"] },
     Finding { scene: Scene::Drive("resize", PLAIN), says: &["it must be broken first", "without nT"] },
