@@ -156,9 +156,16 @@ pub const DMA_CHECKSUM: u32 = RANGE_64 | 0x42;
 /// Other status: it has ended with that; what it has written stays. With these the ticket is given back. `NoHandle`.
 pub const DMA_POLL: u32 = RANGE_64 | 0x43;
 
-/// Reserved for starting the trace. `NotSupported`: there is none yet.
+/// Begins to record what is done to tables and TLBs, of all machines. `X1`: a cursor, 0 at first.
+///
+/// It begins with the first call; each call tells the trace some of what is there by then, which machines' tables hold. With
+/// `Continue`, `X1` is the cursor to pass next. `Success`: all is told, or it was before.
+///
+/// Offered to machines that are granted it. `Busy`: another machine has begun and not told all; passing 0 takes it over from
+/// one that has ended. `InvalidParameter`: no such cursor. `NoMemory`: the hypervisor's command line has set no memory aside
+/// for a trace.
 pub const TRACE_START: u32 = RANGE_64 | 0x50;
-/// Reserved for stopping the trace. `NotSupported`: there is none yet.
+/// Stops recording. As [`TRACE_START`]; also where nothing is recorded.
 pub const TRACE_STOP: u32 = RANGE_64 | 0x51;
 
 /// The first number of the range behind those of calls on memory; [`control`](crate::control) has some of what follows.
@@ -188,6 +195,9 @@ pub const OFFERED: [u32; 21] = [
     DMA_CHECKSUM,
     DMA_POLL,
 ];
+
+/// Every function that is offered besides where the trace is granted.
+pub const OF_THE_TRACE: [u32; 2] = [TRACE_START, TRACE_STOP];
 
 /// Bytes of the buffer that a bitmap is answered in: a bit for each of 65,536 pages.
 pub const BITMAP_BYTES: u64 = 8192;
@@ -262,6 +272,8 @@ mod tests {
             assert!((RANGE_64..END).contains(&call));
             assert!(!OFFERED[..n].contains(&call));
         }
-        assert!(!OFFERED.contains(&TRACE_START) && !OFFERED.contains(&TRACE_STOP));
+        for call in OF_THE_TRACE {
+            assert!((RANGE_64..END).contains(&call) && !OFFERED.contains(&call));
+        }
     }
 }

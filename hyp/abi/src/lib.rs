@@ -39,7 +39,7 @@ pub const UUID: [u8; 16] =
 /// Changes when a call changes its meaning: a guest must not go on with a number it does not know.
 pub const REVISION_MAJOR: u32 = 0;
 /// Changes when calls are added.
-pub const REVISION_MINOR: u32 = 3;
+pub const REVISION_MINOR: u32 = 4;
 
 /// SMCCC's "this function does not exist", in `W0` or `X0`.
 pub const NOT_SUPPORTED: i64 = -1;

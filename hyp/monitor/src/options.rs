@@ -4,6 +4,7 @@ use crate::provoke::Provoke;
 use aarch64::guest::tlb::Style;
 use log::LevelFilter;
 use stage2::Bbm;
+use trace::Since;
 
 /// What the command line says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,8 +19,9 @@ pub struct Options {
     pub bbm: Bbm,
     /// `exercise=resize`: work for these mechanisms while guests run; none where it does not say.
     pub exercise: Exercise,
-    /// `trace=KEY`, a hexadecimal number: what is done to tables and TLBs is recorded, for a tool that finds it by the key.
-    pub trace: Option<u64>,
+    /// `trace=KEY`, a hexadecimal number: what is done to tables and TLBs is recorded, for a tool that finds it by the key;
+    /// `trace-later=KEY`: when a guest asks for it.
+    pub trace: Option<(u64, Since)>,
     /// `view=KEY`, a hexadecimal number: what is counted, and where tables are, is put where a tool finds it by the key.
     pub view: Option<u64>,
     /// `provoke=panic|overflow|null|write-code|execute-data|undefined`: a bug to provoke, for tests of the report.
@@ -108,7 +110,8 @@ impl Options {
             "wait" => self.wait = named(&Way::NAMES, value)?,
             "exercise" => self.exercise = named(&[("resize", Exercise::Resize)], value)?,
             "bbm" => self.bbm = named(&LEVELS, value)?,
-            "trace" => self.trace = Some(u64::from_str_radix(value, 16).ok()?),
+            "trace" => self.trace = Some((u64::from_str_radix(value, 16).ok()?, Since::Start)),
+            "trace-later" => self.trace = Some((u64::from_str_radix(value, 16).ok()?, Since::Begin)),
             "view" => self.view = Some(u64::from_str_radix(value, 16).ok()?),
             "provoke" => self.provoke = Some(Provoke::parse(value)?),
             _ => return None,
@@ -164,7 +167,9 @@ mod tests {
     #[test]
     fn the_trace_and_the_view_have_keys() {
         let options = Options::parse("trace=5eed trace=on view=7", |u| assert_eq!(u.0, "trace=on"));
-        assert_eq!((options.trace, options.view), (Some(0x5eed), Some(7)));
+        assert_eq!((options.trace, options.view), (Some((0x5eed, Since::Start)), Some(7)));
+        let options = Options::parse("trace-later=5eed", |u| panic!("{u:?}"));
+        assert_eq!(options.trace, Some((0x5eed, Since::Begin)));
     }
 
     #[test]

@@ -118,6 +118,12 @@ impl Presence {
         CpuSet::from_bits(self.entered.load(Relaxed)).without(me)
     }
 
+    /// Returns the CPUs that ever were about to hold translations of the space, to say so: who relies on it asks for
+    /// [`Presence::others`].
+    pub fn entered(&self) -> CpuSet {
+        CpuSet::from_bits(self.entered.load(Relaxed))
+    }
+
     /// Says that `me` is about to enter the guest, and has it forget what was taken away since it was there last. The
     /// guest's tables are loaded. Nothing but the entry follows: no lock, no wait.
     pub fn enter(&self, me: CpuId, cpu: &impl Interrupt) {

@@ -94,9 +94,14 @@ impl<F: Format> Visit<F> {
         Place { table: self.table, index: self.index, height: self.height() }
     }
 
+    /// Returns where the entry itself is.
+    pub fn address(&self) -> Pa {
+        self.table.pa().wrapping_add(8 * self.index as u64)
+    }
+
     /// Returns the entry's word as it was read.
     #[inline(always)]
-    pub(crate) fn raw(&self) -> u64 {
+    pub fn raw(&self) -> u64 {
         self.found.raw()
     }
 

@@ -4,6 +4,8 @@
 //! effect ─▶ [`note`], [`exchange`], [`swap`] ─▶ the CPU's ring in RAM ─▶ tool: takes records, moves the tail
 //! ```
 //!
+//! Recording begins when the machine starts, or when a guest asks for it; then what there is by then is told first.
+//!
 //! Off, it costs a load and a branch where something would be recorded ([`is_on`]). On, every effect has a number that is
 //! its place in one order for the whole machine: a lock is held around an entry's exchange and the number that it gets,
 //! and around the number of anything else. Nothing is ever dropped: a CPU whose ring is full waits for the tool, and the
@@ -25,4 +27,6 @@ pub mod view;
 mod writer;
 
 pub use record::{Kind, Op, Reach, Record};
-pub use writer::{ROOM, exchange, is_on, make_room, new_name, note, rests, start, swap};
+pub use writer::{
+    ROOM, Since, begin, exchange, has_rings, is_on, make_room, new_name, note, rests, start, stop, swap,
+};

@@ -20,7 +20,7 @@ pub const BYTES: usize = WORDS * 8;
 /// The first word of a file: "mzntrace", the first letter in the lowest byte.
 pub const FILE_MAGIC: u64 = u64::from_le_bytes(*b"mzntrace");
 /// Changes with the format.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 /// The bits of a number: enough for a year of records.
 const NUMBER_BITS: u32 = 40;
 
@@ -52,7 +52,8 @@ codes! {
     /// What was done. `s` is the small operand, `a` to `c` are words 1 to 3; what is not named is zero.
     Kind {
         /// The trace begins. `s`: 1 where CPUs are made to forget by interrupts, 0 where by broadcast. `a`: the way of
-        /// waiting for readers, in its order on the command line; `b`: how many CPUs.
+        /// waiting for readers, in its order on the command line; `b`: how many CPUs; `c`: 1 where nothing is recorded
+        /// before the first [`Kind::Begin`].
         Start = 1,
         /// A space is there: its root was taken and is empty. `s`: the break-before-make level; `a`: the root; `b`: the
         /// owner's number in bits 15:0, the address bits in 23:16, the height of the root's entries in 31:24; `c`: the
@@ -92,6 +93,17 @@ codes! {
         Stall = 16,
         /// The machine is about to be off: nothing is missing at the end.
         End = 17,
+        /// From here on everything is recorded, of a machine that has run before.
+        Begin = 18,
+        /// From here on nothing is recorded, up to the next [`Kind::Begin`]. What still comes was under way.
+        Stop = 19,
+        /// A space was made before the [`Kind::Begin`]. As [`Kind::Space`].
+        There = 20,
+        /// An entry of such a space. `a`: its address; `b`: what it was at some time since the [`Kind::Begin`], not zero.
+        Known = 21,
+        /// No more is to be told of such a space. `a`: what VTTBR_EL2 is where TLBs may hold something of it, 0 where none
+        /// does; `b`: the owner; `c`: the CPUs that may, a bit for each.
+        Told = 22,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::record::{Kind, Reach, Record, VERSION, WORDS};
 use crate::ring::{self, CAPACITY, header};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::Once;
 use types::{CpuId, MAX_CPUS};
 
@@ -17,7 +17,9 @@ static WRITER: Once<Writer> = Once::new();
 /// After as many looks in vain a CPU says that it waits.
 const LONG: u64 = 1 << 28;
 /// What a CPU has recorded since its last barrier.
-const SOMETHING: u8 = u8::MAX;
+const SOMETHING: u64 = 0xff;
+/// Where in such a word it stands how often recording had begun.
+const BEGUN: u32 = 8;
 
 struct Writer {
     memory: &'static [AtomicU64],
@@ -27,8 +29,11 @@ struct Writer {
     next: AtomicU64,
     /// How many names were given.
     names: AtomicU64,
-    /// The strongest barrier of each CPU that nothing was recorded after, or [`SOMETHING`].
-    waited: [AtomicU8; MAX_CPUS],
+    /// How often recording has begun.
+    begun: AtomicU64,
+    /// The strongest barrier of each CPU that nothing was recorded after, or [`SOMETHING`]; and above [`BEGUN`] how often
+    /// recording had begun then.
+    waited: [AtomicU64; MAX_CPUS],
     /// Whether the CPU has recorded anything since it last rested.
     is_busy: [AtomicBool; MAX_CPUS],
 }
@@ -37,6 +42,15 @@ struct Writer {
 #[inline(always)]
 pub fn is_on() -> bool {
     ON.load(Relaxed)
+}
+
+/// From when on a trace is recorded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Since {
+    /// From the start.
+    Start,
+    /// From when somebody asks for it ([`begin`]).
+    Begin,
 }
 
 /// Starts the trace, once: records of `cpus` CPUs go to `memory`, whose size is [`ring::bytes`], all zero. `this_cpu` tells
@@ -50,10 +64,33 @@ pub fn start(
     key: u64,
     this_cpu: fn() -> CpuId,
     (small, first): (u8, u64),
+    since: Since,
 ) {
     assert!(memory.len() as u64 * 8 >= ring::bytes(cpus), "a ring for every CPU");
-    WRITER.call_once(|| Writer::new(memory, cpus, key, this_cpu)).note(Kind::Start, small, [first, cpus, 0]);
-    ON.store(true, Relaxed);
+    let writer = WRITER.call_once(|| Writer::new(memory, cpus, key, this_cpu));
+    writer.note(Kind::Start, small, [first, cpus, u64::from(since == Since::Begin)]);
+    ON.store(since == Since::Start, Relaxed);
+}
+
+/// Tells whether there are rings to record into.
+pub fn has_rings() -> bool {
+    WRITER.get().is_some()
+}
+
+/// Has everything be recorded from here on. Another CPU may go on without it until it next enters a read section: who tells
+/// what the machine is like waits for a grace period first.
+pub fn begin() {
+    if let Some(writer) = WRITER.get() {
+        writer.begun.fetch_add(1, Relaxed);
+        writer.note(Kind::Begin, 0, [0; 3]);
+        ON.store(true, Relaxed);
+    }
+}
+
+/// Has nothing be recorded from here on, but for what others are in the middle of.
+pub fn stop() {
+    note(Kind::Stop, 0, [0; 3]);
+    ON.store(false, Relaxed);
 }
 
 /// Records an effect. For what is waited for (a barrier), afterwards; for what others may wait for
@@ -169,7 +206,8 @@ impl Writer {
             lock: AtomicBool::new(false),
             next: AtomicU64::new(0),
             names: AtomicU64::new(0),
-            waited: [const { AtomicU8::new(SOMETHING) }; MAX_CPUS],
+            begun: AtomicU64::new(0),
+            waited: [const { AtomicU64::new(SOMETHING) }; MAX_CPUS],
             is_busy: [const { AtomicBool::new(false) }; MAX_CPUS],
         }
     }
@@ -181,9 +219,10 @@ impl Writer {
     fn note(&self, kind: Kind, small: u8, operands: [u64; 3]) {
         let cpu = (self.this_cpu)();
         let waited = &self.waited[cpu.index()];
+        let now = self.begun.load(Relaxed) << BEGUN;
         if kind == Kind::Dsb {
-            let before = waited.load(Relaxed);
-            if before != SOMETHING && includes(before, small) {
+            let before = waited.load(Relaxed) ^ now;
+            if before < SOMETHING && includes(before as u8, small) {
                 return;
             }
         }
@@ -192,7 +231,7 @@ impl Writer {
         self.put(cpu, kind, small, operands);
         drop(held);
         if kind == Kind::Dsb {
-            waited.store(small, Relaxed);
+            waited.store(now | u64::from(small), Relaxed);
         }
     }
 
@@ -359,5 +398,10 @@ mod tests {
         dsb(Reach::Ish);
         dsb(Reach::Ish);
         assert_eq!(take(&writer, 0).len(), 3);
+        // What has been recorded in between, nobody knows.
+        writer.begun.fetch_add(1, Relaxed);
+        dsb(Reach::Ish);
+        dsb(Reach::Ish);
+        assert_eq!(take(&writer, 0).len(), 1);
     }
 }

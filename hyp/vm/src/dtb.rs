@@ -74,7 +74,7 @@ pub fn build(
         GicVersion::V3 => gic(&mut fdt, config.vcpus())?,
     }
     uart(&mut fdt)?;
-    if config.hypercalls == Granted::All {
+    if config.hypercalls != Granted::Nothing {
         control(&mut fdt)?;
     }
 

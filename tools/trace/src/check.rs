@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
 use trace::{Kind, Record};
-use types::{MAX_CPUS, Pa};
+use types::{CpuSet, MAX_CPUS, Pa};
 
 /// How many lines of an entry's history are kept.
 const HISTORY: usize = 40;
@@ -23,7 +23,9 @@ pub struct Report {
     pub counts: Counts,
     /// Spaces that there were.
     pub spaces: u64,
-    /// Whether the machine was turned off in the end, so that nothing is missing there.
+    /// Records that came after a guest had stopped the trace, of what was under way.
+    pub unjudged: u64,
+    /// Whether the machine was turned off in the end, or the trace stopped, so that nothing is missing there.
     pub is_whole: bool,
     /// The first rule that is broken.
     pub broken: Option<Broken>,
@@ -89,18 +91,31 @@ impl fmt::Display for Counts {
 pub fn check(path: &Path) -> Result<Report> {
     let mut file = File::open(path)?;
     let mut counts = Counts::new(file.cpus());
-    let mut fleet = Fleet::new();
+    let mut fleet = None;
     let mut last = None;
     let mut broken = None;
+    let (mut spaces, mut unjudged) = (0, 0);
     while let Some(record) = file.read()? {
         ensure!(
             record.number > 0 || record.kind == Kind::Start,
             "the trace does not begin with the machine's start"
         );
         counts.count(&record);
-        if let Err(objection) = step(&mut fleet, &record).with_context(|| line::line(&record))? {
-            broken = Some((record, objection));
-            break;
+        match (record.kind, &mut fleet) {
+            (Kind::Start | Kind::Begin, before) => {
+                spaces += before.as_ref().map_or(0, spaces_of);
+                fleet = begins(&record)?;
+            }
+            (Kind::Stop, before) => {
+                spaces += before.take().as_ref().map_or(0, spaces_of);
+            }
+            (_, None) => unjudged += 1,
+            (_, Some(fleet)) => {
+                if let Err(objection) = step(fleet, &record).with_context(|| line::line(&record))? {
+                    broken = Some((record, objection));
+                    break;
+                }
+            }
         }
         last = Some(record.kind);
     }
@@ -113,30 +128,55 @@ pub fn check(path: &Path) -> Result<Report> {
         let history = history(path, &record, objection.entry)?;
         anyhow::Ok(Broken { record, objection, history })
     });
-    let (_, spaces) = fleet.spaces();
-    Ok(Report { counts, spaces, is_whole: last == Some(Kind::End), broken: broken.transpose()? })
+    spaces += fleet.as_ref().map_or(0, spaces_of);
+    let is_whole = matches!(last, Some(Kind::End | Kind::Stop)) || (fleet.is_none() && unjudged > 0);
+    Ok(Report { counts, spaces, unjudged, is_whole, broken: broken.transpose()? })
+}
+
+/// All spaces of a machine with 4 KiB granules.
+type Machine = Fleet<Stage2>;
+
+fn spaces_of(fleet: &Machine) -> u64 {
+    fleet.spaces().1
+}
+
+/// Begins with a machine that starts, or that has run before; `None` where it starts and nothing is recorded yet.
+fn begins(record: &Record) -> Result<Option<Machine>> {
+    let Record { small, operands: [_, _, later], .. } = *record;
+    ensure!(
+        small == 0,
+        "the machine does not invalidate by broadcast; of the style of interrupts no rules are here"
+    );
+    Ok(match record.kind {
+        Kind::Begin => Some(Fleet::of_a_running_machine()),
+        _ if later != 0 => None,
+        _ => Some(Fleet::new()),
+    })
 }
 
 /// Hands a record to the judges. The inner error is theirs.
-fn step(fleet: &mut Fleet<Stage2>, record: &Record) -> Result<Result<(), Objection>> {
+fn step(fleet: &mut Machine, record: &Record) -> Result<Result<(), Objection>> {
     let Record { cpu, small, operands: [a, b, c], .. } = *record;
     let pa = Pa::new(a);
     let grace = a as usize * 2 + usize::from(small != 0); // names of two kinds
     Ok(match record.kind {
-        Kind::Start => {
-            ensure!(
-                small == 0,
-                "the machine does not invalidate by broadcast; of the style of interrupts no rules are here"
-            );
+        Kind::Space | Kind::There => {
+            let Shape { format, geometry, bbm, .. } = Shape::of(pa, b, c, small)?;
+            if record.kind == Kind::Space {
+                fleet.made(b as u16, pa, format, geometry, bbm)
+            } else {
+                fleet.there(b as u16, pa, format, geometry, bbm);
+                Ok(())
+            }
+        }
+        Kind::Known => {
+            fleet.known(pa, b);
             Ok(())
         }
-        Kind::Space => {
-            let shape = Shape::of(pa, b, c, small)?;
-            fleet.made(b as u16, pa, shape.format, shape.geometry, shape.bbm)
-        }
+        Kind::Told => fleet.told(b as u16, (a != 0).then(|| decode::vmid(a)), CpuSet::from_bits(c)),
         Kind::SpaceGone => fleet.ended(b as u16),
         Kind::Take => fleet.taken(c as u16, pa, b),
-        Kind::GiveBack => fleet.given_back(pa),
+        Kind::GiveBack => fleet.given_back(pa, b),
         Kind::Write => fleet.wrote(cpu, pa, b, c),
         Kind::Dsb => fleet.waited(cpu, decode::reach(record).context("an unknown barrier")?),
         Kind::Tlbi => fleet.invalidates(cpu, decode::tlbi(record).context("an unknown invalidation")?),
@@ -148,7 +188,7 @@ fn step(fleet: &mut Fleet<Stage2>, record: &Record) -> Result<Result<(), Objecti
         Kind::GraceOver => fleet.all(Effect::GraceOver { id: grace }),
         Kind::Unread => fleet.all(Effect::Unread { cpu }),
         Kind::Rests => fleet.all(Effect::Rests { cpu }),
-        Kind::Stall | Kind::End => Ok(()),
+        Kind::Start | Kind::Begin | Kind::Stop | Kind::Stall | Kind::End => Ok(()),
     })
 }
 

@@ -8,10 +8,11 @@ pub fn line(record: &Record) -> String {
     let [a, b, c] = record.operands;
     let what = match record.kind {
         Kind::Start => format!("start, {b} CPUs"),
-        Kind::Space => {
+        Kind::Space | Kind::There => {
             let (owner, bits, top) = (b & 0xffff, b >> 16 & 0xff, b >> 24 & 0xff);
+            let is = if record.kind == Kind::Space { "is made" } else { "is there" };
             format!(
-                "space {owner} is made: root {a:#x}, {bits} bits, root's height {top}, level {}",
+                "space {owner} {is}: root {a:#x}, {bits} bits, root's height {top}, level {}",
                 record.small
             )
         }
@@ -34,6 +35,14 @@ pub fn line(record: &Record) -> String {
         Kind::Stall if record.small == 0 => format!("waited for room, {a} looks"),
         Kind::Stall => format!("waited for room in the middle of an operation, {a} looks"),
         Kind::End => "end".into(),
+        Kind::Begin => "begins".into(),
+        Kind::Stop => "stops".into(),
+        Kind::Known => format!("entry {a:#x} is {b:#x}"),
+        Kind::Told if a == 0 => format!("no more of space {b}; no TLB holds anything of it"),
+        Kind::Told => {
+            let vmid = decode::vmid(a).0;
+            format!("no more of space {b}; CPUs {c:#b} may hold something of it under VMID {vmid}")
+        }
     };
     format!("{:>9}  CPU {}  {what}", record.number, record.cpu.index())
 }

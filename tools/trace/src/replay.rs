@@ -24,7 +24,9 @@ impl Replay {
     pub fn apply(&mut self, record: &Record) -> Result<()> {
         let Record { kind, small, operands: [a, b, c], .. } = *record;
         match kind {
-            Kind::Space => {
+            // What is there by then is told.
+            Kind::Begin => *self = Self::default(),
+            Kind::Space | Kind::There => {
                 self.spaces.insert(b as u16, Shape::of(Pa::new(a), b, c, small)?);
             }
             Kind::SpaceGone => {
@@ -40,6 +42,12 @@ impl Replay {
             Kind::Write => {
                 let frame = self.frames.entry(a / FRAME_SIZE).or_insert_with(|| Box::new([0; WORDS]));
                 frame[(a % FRAME_SIZE / 8) as usize] = c;
+            }
+            Kind::Known => {
+                let frame = self.frames.entry(a / FRAME_SIZE).or_insert_with(|| Box::new([0; WORDS]));
+                let word = &mut frame[(a % FRAME_SIZE / 8) as usize];
+                // What was written meanwhile is later.
+                *word = if *word == 0 { b } else { *word };
             }
             _ => {}
         }

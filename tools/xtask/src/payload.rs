@@ -3,7 +3,7 @@
 use crate::board::Board;
 use crate::bundle::{self, One};
 use crate::console::{Console, Echo};
-use crate::run::{GRANTED, Prepared, host, vm};
+use crate::run::{GRANTED, GRANTED_TRACE, Prepared, host, vm};
 use crate::setup::{self, Need, TARGET};
 use crate::size::Size;
 use crate::tests::{AlreadySaid, PAYLOAD, Summary};
@@ -61,7 +61,9 @@ impl Payload {
         append: &str,
     ) -> Result<Prepared> {
         let mut vm = vm("payload", smp, memory, Some(append.to_owned()));
-        vm.hypercalls = GRANTED_TO.contains(&self.name().as_str()).then(|| GRANTED.to_owned());
+        let name = self.name();
+        let granted = if name == DRIVES { GRANTED_TRACE } else { GRANTED };
+        vm.hypercalls = GRANTED_TO.contains(&name.as_str()).then(|| granted.to_owned());
         let (bundle, _) = bundle::of_one(One { vm, kernel: &self.0, initrd: None })?;
         host(board, &board.build()?, cpu, &bundle, cpus, memory)
     }

@@ -27,6 +27,9 @@ pub(crate) const HYPERVISOR_APPEND: &str = "log=info";
 /// What the manifest says of a VM that may make the calls on its own memory.
 pub(crate) const GRANTED: &str = "all";
 
+/// The same, of one that may begin and stop the trace as well.
+pub(crate) const GRANTED_TRACE: &str = "trace";
+
 /// The guest's console, first on its command line.
 const GUEST_CONSOLE: &str = "console=ttyAMA0";
 
@@ -77,6 +80,9 @@ pub(crate) struct Args {
     /// Write what the hypervisor does to tables and TLBs to this file, for `cargo xtask trace` (docs/trace.md)
     #[arg(long, value_name = "FILE", conflicts_with = "gdb")]
     trace: Option<PathBuf>,
+    /// With --trace: record nothing until a guest asks for it; with --hypercalls it may
+    #[arg(long, requires = "trace")]
+    trace_later: bool,
     /// Show what the machine counts to `cargo xtask top` and `cargo xtask map` in another terminal (docs/seeing.md)
     #[arg(long, conflicts_with = "gdb")]
     view: bool,
@@ -129,7 +135,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 // A file for each payload.
                 let mut to = to.clone().into_os_string();
                 to.push(format!(".{}", payload.name()));
-                prepared.tracing = Some(Tracing::of(&mut prepared.machine, Path::new(&to))?);
+                prepared.tracing = Some(tracing(args, &mut prepared.machine, Path::new(&to))?);
             }
             prepared.show_if(args.view)?;
             Ok(prepared)
@@ -148,7 +154,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         prepared.machine.extra.extend(["-s".into(), "-S".into()]);
         println!("In another terminal:\n  {}", debugger(&built)?);
     }
-    let tracing = args.trace.as_ref().map(|to| Tracing::of(&mut prepared.machine, to)).transpose()?;
+    let tracing = args.trace.as_ref().map(|to| tracing(args, &mut prepared.machine, to)).transpose()?;
     prepared.show_if(args.view)?;
     let result = match &args.expect {
         Some(regex) => expect(&prepared, regex, Duration::from_secs(args.timeout.unwrap_or(120))),
@@ -157,6 +163,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Whatever became of the machine: what it did is there.
     let taken = tracing.map(Tracing::finish).transpose();
     result.and(taken.map(|_| ()))
+}
+
+fn tracing(args: &Args, machine: &mut Machine, to: &Path) -> Result<Tracing> {
+    if args.trace_later { Tracing::later(machine, to) } else { Tracing::of(machine, to) }
 }
 
 /// Makes the machine that hosts a bundle: as many CPUs as are asked for, and memory for the VMs and [`OVERHEAD`].
@@ -279,7 +289,8 @@ fn bundle_and_size(args: &Args) -> Result<(Vec<u8>, u32, Size)> {
         None => ("linux", &linux, Some(&initramfs), Some(linux_cmdline(args.append.as_deref()))),
     };
     let mut vm = vm(name, vcpus, memory, cmdline);
-    vm.hypercalls = args.hypercalls.then(|| GRANTED.to_owned());
+    let granted = if args.trace_later { GRANTED_TRACE } else { GRANTED };
+    vm.hypercalls = args.hypercalls.then(|| granted.to_owned());
     let (bundle, _) = bundle::of_one(One { vm, kernel, initrd: initrd.map(PathBuf::as_path) })?;
     Ok((bundle, vcpus, memory))
 }

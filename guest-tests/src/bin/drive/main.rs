@@ -14,6 +14,7 @@ mod permissions;
 mod pinning;
 mod resize;
 mod sharing;
+mod tracing;
 mod translation;
 mod words;
 
@@ -57,6 +58,9 @@ guest_tests! {
     }
     aging {
         what_was_used_is_young_and_the_rest_is_not,
+    }
+    tracing {
+        the_trace_begins_and_stops_while_memory_changes,
     }
     fuzz {
         random_calls_from_all_vcpus_do_no_harm,

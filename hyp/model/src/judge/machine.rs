@@ -11,6 +11,10 @@
 //! A CPU may hold something under a tag from when it loads it, and until an invalidation of all of the tag is complete that
 //! was begun since; whoever loads it meanwhile may hold something again. Only the CPU that invalidates may have it loaded
 //! for that: it runs no guest then, and no walk begins for tables of a regime that is not in use (DDI 0487, D8.2).
+//!
+//! Who comes to a machine that has run before ([`Fleet::of_a_running_machine`]) is told of each space that is there, entry by
+//! entry, while others change them ([`Fleet::there`], [`Fleet::known`], [`Fleet::told`]). From the end of that on the space is
+//! judged; what was under way then is not. Nothing is objected to of spaces that it was not told of.
 
 use super::{Judge, Violation};
 use crate::{Effect, Reach, Tlbi};
@@ -77,10 +81,33 @@ impl Flush {
     }
 }
 
-/// All spaces of a machine, from its start on, on CPUs that broadcast.
+/// A space that was there before, of which not all is known yet.
+#[derive(Debug)]
+struct Newcomer<F> {
+    root: Pa,
+    format: F,
+    geometry: Geometry<F>,
+    bbm: Bbm,
+    serial: u64,
+    /// Who has loaded its tables meanwhile, and under which tags.
+    loads: BTreeMap<Vmid, CpuSet>,
+}
+
+/// From when on what a machine does is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Since {
+    Start,
+    Later,
+}
+
+/// All spaces of a machine, on CPUs that broadcast.
 #[derive(Debug)]
 pub struct Fleet<F> {
+    since: Since,
     spaces: BTreeMap<u16, Member<F>>,
+    newcomers: BTreeMap<u16, Newcomer<F>>,
+    /// Entries of tables of which no space is judged, as they are, where that is known.
+    words: BTreeMap<Pa, u64>,
     /// How many spaces there ever were.
     count: u64,
     /// Every table: its bytes, and its space.
@@ -99,7 +126,10 @@ pub struct Fleet<F> {
 impl<F> Default for Fleet<F> {
     fn default() -> Self {
         Self {
+            since: Since::Start,
             spaces: BTreeMap::new(),
+            newcomers: BTreeMap::new(),
+            words: BTreeMap::new(),
             count: 0,
             tables: BTreeMap::new(),
             roots: BTreeMap::new(),
@@ -120,9 +150,14 @@ fn object(space: Option<u16>, what: String) -> Objection {
 }
 
 impl<F: Format> Fleet<F> {
-    /// Makes a machine without spaces.
+    /// Makes a machine that has just started, without spaces.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Makes a machine that has run before, of whose spaces nothing is known yet.
+    pub fn of_a_running_machine() -> Self {
+        Self { since: Since::Later, ..Self::default() }
     }
 
     /// Returns how many spaces there are, and how many there ever were.
@@ -137,6 +172,7 @@ impl<F: Format> Fleet<F> {
     pub fn made(&mut self, owner: u16, root: Pa, format: F, geometry: Geometry<F>, bbm: Bbm) -> Judged {
         self.count += 1;
         let judge = Judge::new(format, geometry, bbm, root).entered_by_nobody();
+        self.newcomers.remove(&owner);
         self.roots.insert(root, owner);
         self.gone.remove(&root);
         let member = Member { judge, root, serial: self.count, tag: None };
@@ -152,7 +188,14 @@ impl<F: Format> Fleet<F> {
     /// There is none, or a table of its is still there.
     pub fn ended(&mut self, owner: u16) -> Judged {
         let Some(member) = self.spaces.remove(&owner) else {
-            return Err(object(Some(owner), "the end of a space that is not there".into()));
+            if self.since == Since::Start {
+                return Err(object(Some(owner), "the end of a space that is not there".into()));
+            }
+            if let Some(newcomer) = self.newcomers.remove(&owner) {
+                self.roots.remove(&newcomer.root);
+            }
+            self.tables.retain(|_, (_, of)| *of != owner);
+            return Ok(());
         };
         self.roots.remove(&member.root);
         self.gone.insert(member.root);
@@ -170,8 +213,9 @@ impl<F: Format> Fleet<F> {
     /// It is one already.
     pub fn taken(&mut self, owner: u16, table: Pa, bytes: u64) -> Judged {
         let size = TableSize::from_shift(bytes.trailing_zeros()).unwrap_or(Geometry::<F>::table_size());
-        if let Some(member) = self.spaces.get_mut(&owner) {
-            step(owner, member, Effect::Take { table, size })?;
+        match self.spaces.get_mut(&owner) {
+            Some(member) => step(owner, member, Effect::Take { table, size })?,
+            None => self.forget_words(table, bytes),
         }
         match self.tables.insert(table, (bytes, owner)) {
             None => Ok(()),
@@ -181,15 +225,28 @@ impl<F: Format> Fleet<F> {
         }
     }
 
-    /// A table is about to be given back.
+    /// What was in this memory is nothing any more.
+    fn forget_words(&mut self, table: Pa, bytes: u64) {
+        let mut after = self.words.split_off(&table);
+        self.words.append(&mut after.split_off(&table.wrapping_add(bytes)));
+    }
+
+    /// A table of `bytes` is about to be given back.
     ///
     /// # Errors
     /// The rule that it breaks.
-    pub fn given_back(&mut self, table: Pa) -> Judged {
+    pub fn given_back(&mut self, table: Pa, bytes: u64) -> Judged {
         let Some((_, owner)) = self.tables.remove(&table) else {
-            return Err(object(None, format!("{table:?} given back, which is no table")));
+            self.forget_words(table, bytes);
+            return match self.since {
+                Since::Start => Err(object(None, format!("{table:?} given back, which is no table"))),
+                Since::Later => Ok(()),
+            };
         };
-        let Some(member) = self.spaces.get_mut(&owner) else { return Ok(()) };
+        let Some(member) = self.spaces.get_mut(&owner) else {
+            self.forget_words(table, bytes);
+            return Ok(());
+        };
         let serial = member.serial;
         step(owner, member, Effect::GiveBack { table })?;
         match self.loaded.iter().find(|(_, (_, of))| *of == serial && table == member.root) {
@@ -210,9 +267,18 @@ impl<F: Format> Fleet<F> {
         let found = self.tables.range(..=address).next_back();
         let inside = found.filter(|(table, (bytes, _))| address.get() - table.get() < *bytes);
         let Some((&table, &(_, owner))) = inside else {
-            return Err(object(None, format!("an entry at {address:?} was written, and there is no table")));
+            self.words.insert(address, new);
+            return match self.since {
+                Since::Start => {
+                    Err(object(None, format!("an entry at {address:?} was written, and there is no table")))
+                }
+                Since::Later => Ok(()),
+            };
         };
-        let Some(member) = self.spaces.get_mut(&owner) else { return Ok(()) };
+        let Some(member) = self.spaces.get_mut(&owner) else {
+            self.words.insert(address, new);
+            return Ok(());
+        };
         let index = ((address.get() - table.get()) / 8) as usize;
         step(owner, member, Effect::Write { cpu, table, index, old, new })
     }
@@ -281,6 +347,12 @@ impl<F: Format> Fleet<F> {
             }
             return Ok(()); // what the register was at reset
         };
+        if let Some(newcomer) = self.newcomers.get_mut(&owner) {
+            let holders = newcomer.loads.entry(tag).or_insert(CpuSet::EMPTY);
+            *holders = holders.with(cpu);
+            self.loaded.insert(cpu, (tag, newcomer.serial));
+            return Ok(());
+        }
         let Some(member) = self.spaces.get_mut(&owner) else { return Ok(()) };
         if let Some(before) = self.tags.get(&tag)
             && before.serial != member.serial
@@ -331,6 +403,10 @@ impl<F: Format> Fleet<F> {
     pub fn runs(&mut self, cpu: CpuId, owner: u16, vcpu: u64) -> Judged {
         let serial = self.spaces.get(&owner).map(|member| member.serial);
         let Some(&(tag, _)) = self.loaded.get(&cpu).filter(|(_, of)| Some(*of) == serial) else {
+            // What was loaded before, or which space that was, may not be known.
+            if self.since == Since::Later && (serial.is_none() || !self.loaded.contains_key(&cpu)) {
+                return Ok(());
+            }
             let what = format!("CPU {} runs vCPU {vcpu}, and other tables are loaded", cpu.index());
             return Err(object(Some(owner), what));
         };
@@ -346,6 +422,57 @@ impl<F: Format> Fleet<F> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A space was there before, and is told of from now on. As [`Fleet::made`].
+    pub fn there(&mut self, owner: u16, root: Pa, format: F, geometry: Geometry<F>, bbm: Bbm) {
+        if self.spaces.contains_key(&owner) {
+            return; // made since: all of it is known
+        }
+        self.count += 1;
+        let newcomer = Newcomer { root, format, geometry, bbm, serial: self.count, loads: BTreeMap::new() };
+        self.roots.insert(root, owner);
+        self.gone.remove(&root);
+        self.newcomers.insert(owner, newcomer);
+    }
+
+    /// An entry was `word` at some time since all that is done is known: it is so still, unless it was written since.
+    pub fn known(&mut self, address: Pa, word: u64) {
+        let table = self.tables.range(..=address).next_back();
+        let inside = table.filter(|(table, (bytes, _))| address.get() - table.get() < *bytes);
+        if !inside.is_some_and(|(_, (_, owner))| self.spaces.contains_key(owner)) {
+            self.words.entry(address).or_insert(word);
+        }
+    }
+
+    /// Of the space of `owner` no more is told: it is judged from here on. TLBs of `holders` may hold something of it under
+    /// `tag`; nobody does where there is none.
+    ///
+    /// # Errors
+    /// Its tables are no tree.
+    pub fn told(&mut self, owner: u16, tag: Option<Vmid>, holders: CpuSet) -> Judged {
+        let Some(newcomer) = self.newcomers.remove(&owner) else { return Ok(()) };
+        let Newcomer { root, format, geometry, bbm, serial, loads } = newcomer;
+        let mut judge = Judge::new(format, geometry, bbm, root).entered_by_nobody();
+        let taken: Vec<Pa> =
+            self.tables.iter().filter(|(_, (_, of))| *of == owner).map(|(table, _)| *table).collect();
+        let adopted = judge.adopt(root, &self.words, &taken);
+        let tables = adopted.map_err(|violation| Objection { violation, space: Some(owner), entry: None })?;
+        for (table, bytes) in tables {
+            self.tables.insert(table, (bytes, owner));
+        }
+        let its: Vec<_> =
+            self.tables.iter().filter(|(_, (_, of))| *of == owner).map(|(t, (b, _))| (*t, *b)).collect();
+        its.into_iter().for_each(|(table, bytes)| self.forget_words(table, bytes));
+        let mut member = Member { judge, root, serial, tag };
+        if let Some(tag) = tag {
+            let meanwhile = loads.get(&tag).copied().unwrap_or(CpuSet::EMPTY);
+            let holders = CpuSet::from_bits(holders.bits() | meanwhile.bits());
+            self.tags.insert(tag, Tagged { serial, owner, holders });
+            member.judge.hold(Some(tag), holders);
+        }
+        self.spaces.insert(owner, member);
+        Ok(())
     }
 
     /// Something else was done, on every space.

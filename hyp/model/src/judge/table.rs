@@ -3,8 +3,8 @@
 use super::cleaning::{Cleaning, Fate};
 use super::entry::Leads;
 use super::{Judge, Spot, Style, Unclean, Unlinked, Violation, require};
-use stage2::{Class, Format, Live, Table, span};
-use std::collections::BTreeSet;
+use stage2::{Class, Format, Geometry, Live, Table, span};
+use std::collections::{BTreeMap, BTreeSet};
 use types::{CpuId, CpuSet, Height, Pa, Range};
 
 impl<F: Format> Judge<F> {
@@ -34,18 +34,64 @@ impl<F: Format> Judge<F> {
         require!(!elsewhere, "a link to {:?}, which was unlinked", link.pa);
         let spot = Spot { ipa: range.start(), height: below, parent: Some(parent) };
         self.linked.insert(link.pa, spot);
-        let words: Vec<_> = self.words[&link.pa].iter().map(|(index, raw)| (*index, *raw)).collect();
+        self.reach(link.pa, below)
+    }
+
+    /// All that is in a table, which is linked, becomes reachable.
+    fn reach(&mut self, table: Pa, height: Height) -> Result<(), Violation> {
+        let words: Vec<_> = self.words[&table].iter().map(|(index, raw)| (*index, *raw)).collect();
         for (index, raw) in words {
-            let key = (link.pa, index);
-            self.lead(key, below, raw, Leads::There);
-            self.own(key, below, raw, None);
+            let key = (table, index);
+            self.lead(key, height, raw, Leads::There);
+            self.own(key, height, raw, None);
             if let (Some(live), Some((range, height))) =
-                (self.format.decode(raw, below).live(), self.place(key))
+                (self.format.decode(raw, height).live(), self.place(key))
             {
                 self.link(live, key, range, height)?;
             }
         }
         Ok(())
+    }
+
+    /// Begins with the tree at `root`, which is there: `words` has its entries by their addresses, absent ones left out. `taken`: tables
+    /// of its that are linked nowhere, among others. Returns its tables and their bytes.
+    pub(super) fn adopt(
+        &mut self,
+        root: Pa,
+        words: &BTreeMap<Pa, u64>,
+        taken: &[Pa],
+    ) -> Result<Vec<(Pa, u64)>, Violation> {
+        let top = self.geometry.top();
+        let mut tables = Vec::new();
+        self.gather(words, root, top, self.geometry.root_size().bytes(), &mut tables);
+        for &table in taken.iter().filter(|table| !tables.iter().any(|(known, _)| known == *table)) {
+            self.gather(words, table, Height::PAGE, Geometry::<F>::table_size().bytes(), &mut Vec::new());
+        }
+        self.reach(root, top)?;
+        Ok(tables)
+    }
+
+    /// Takes the words of a table, and of those below it.
+    fn gather(
+        &mut self,
+        words: &BTreeMap<Pa, u64>,
+        table: Pa,
+        height: Height,
+        bytes: u64,
+        tables: &mut Vec<(Pa, u64)>,
+    ) {
+        let its = words.range(table..table.wrapping_add(bytes));
+        let its: BTreeMap<_, _> =
+            its.map(|(at, raw)| (((at.get() - table.get()) / 8) as usize, *raw)).collect();
+        tables.push((table, bytes));
+        if let Some(below) = height.below() {
+            for raw in its.values() {
+                if let Some(Live::Table(link)) = self.format.decode(*raw, height).live() {
+                    self.gather(words, link.pa, below, Geometry::<F>::table_size().bytes(), tables);
+                }
+            }
+        }
+        self.words.insert(table, its);
     }
 
     /// Everything below a link that was taken away waits for invalidation and grace period.

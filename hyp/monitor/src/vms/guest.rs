@@ -17,7 +17,7 @@ use frames::{Frames, Owner};
 use log::debug;
 use space::{Progress, Region, Space, SpaceError, table_budget};
 use stage2::{Format as _, Presence, Quiescence, Section};
-use types::{Cpu, CpuId, Height, Ipa, Pa, Range};
+use types::{Cpu, CpuId, CpuSet, Height, Ipa, Pa, Range};
 use vm::sched::{Left, Siblings};
 use vm::service::borrowed_window;
 use vm::{
@@ -171,7 +171,7 @@ impl Guest {
     ) -> Result<Self, Unfit> {
         let machine = hypervisor.machine;
         let memory: Vec<Range> = config.memory().collect();
-        let borrows = (config.hypercalls == Granted::All).then(borrowed_window);
+        let borrows = (config.hypercalls != Granted::Nothing).then(borrowed_window);
         let interface = machine.guest_interface.map(|at| guest_interface(at.start()));
         let regions: Vec<Range> =
             memory.iter().copied().chain(borrows).chain(interface.map(|region| region.range)).collect();
@@ -266,6 +266,11 @@ impl Guest {
         tlb(hypervisor, cpu, self.space.tag(), self.space.root(), &self.presence)
     }
 
+    /// Returns the CPUs whose TLBs may hold its translations.
+    pub(super) fn has_entered(&self) -> CpuSet {
+        self.presence.entered()
+    }
+
     /// Makes `cpu`, which is the one that runs this, `vcpu`'s.
     pub(super) fn identity(&self, hypervisor: &Hypervisor, cpu: CpuId, vcpu: &Vcpu) -> Identity {
         /// MPIDR_EL1's bit 31 is RES1.
@@ -342,7 +347,7 @@ pub(super) fn space(
     let bbm = machine.features.bbm.min(machine.options.bbm);
     let budget = table_budget::<Format>(&geometry, regions);
     let space = Box::new(Space::new(&machine.frames, owner, format, geometry, bbm, budget)?);
-    tracing::space_is_made(hypervisor, &space, bbm);
+    tracing::space_is_made(hypervisor, &space);
     Ok(space)
 }
 

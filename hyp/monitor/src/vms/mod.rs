@@ -55,6 +55,7 @@ use shift::Shifts;
 use space::{Space, VmidBits, Vmids};
 use spin::Once;
 use spin::mutex::SpinMutex;
+use tracing::Teller;
 use types::{Cpu, CpuId, Height, Range, Ticks, Vmid};
 use vm::{Limits, Role, Seed, VmConfig};
 use vmsa::{Granule4K, Layout, Vmsa};
@@ -90,6 +91,7 @@ struct Hypervisor {
     view: Option<trace::view::View>,
     input: Input,
     engine: Engine,
+    teller: Teller,
     /// Guests that are on.
     on: AtomicUsize,
     /// The system counter at the first entry to a guest; 0 before.
@@ -198,6 +200,7 @@ impl Hypervisor {
             view,
             input: Input::new(),
             engine: Engine::default(),
+            teller: Teller::new(),
             on: AtomicUsize::new(0),
             first_entry: AtomicU64::new(0),
             random: SpinMutex::new(ChaCha20Rng::from_seed(machine.entropy)),

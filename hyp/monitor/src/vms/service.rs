@@ -6,7 +6,7 @@
 //! Neighbours: `vm` knows what the calls mean; `turn` calls this where a guest was left.
 
 use super::guest::Guest;
-use super::{Format, Hypervisor, Tagged};
+use super::{Format, Hypervisor, Tagged, tracing};
 use aarch64::cpu::Core;
 use aarch64::features::Features;
 use aarch64::guest::tlb::Stage2;
@@ -121,7 +121,7 @@ pub(super) fn call(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, regs
         Some(service) if vm::service::is_call(regs[0] as u32) => {
             match serve_call(service, guest, hypervisor, core, regs) {
                 After::Yield => Answered::GivesWay,
-                After::Nothing | After::Serve => Answered::Yes,
+                After::Nothing | After::Serve | After::Trace => Answered::Yes,
             }
         }
         _ => Answered::No,
@@ -147,8 +147,10 @@ fn serve_call(
     regs: &mut CallRegs,
 ) -> After {
     let after = with_memory(guest, hypervisor, core, |memory| service.call(memory, regs));
-    if after == After::Serve {
-        hypervisor.engine.ask(core);
+    match after {
+        After::Serve => hypervisor.engine.ask(core),
+        After::Trace => tracing::answer(guest, hypervisor, core, regs),
+        After::Nothing | After::Yield => {}
     }
     after
 }

@@ -206,7 +206,10 @@ fn hypercalls(chosen: Option<&str>) -> Result<Granted, BadVm> {
     match chosen {
         None | Some("none") => Ok(Granted::Nothing),
         Some("all") => Ok(Granted::All),
-        Some(other) => Err(BadVm::BadChoice { key: "hypercalls", value: other.into(), choices: "none, all" }),
+        Some("trace") => Ok(Granted::Trace),
+        Some(other) => {
+            Err(BadVm::BadChoice { key: "hypercalls", value: other.into(), choices: "none, all, trace" })
+        }
     }
 }
 

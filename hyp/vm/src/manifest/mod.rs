@@ -101,8 +101,10 @@ pub enum Largest {
 pub enum Granted {
     /// None: there are no such functions, and no control page.
     Nothing,
-    /// All of them.
+    /// All on its own memory.
     All,
+    /// These, and those that begin and stop the machine's trace.
+    Trace,
 }
 
 /// What a machine is to the others.

@@ -198,7 +198,7 @@ fn each_mistake_gets_its_own_sentence() {
         ),
         (vm("role = \"king\""), "VM \"a\": role = \"king\": it must be one of guest, controller, template"),
         (vm("role = \"template\""), "manifest.toml lists no VM: it needs at least one [[vm]]"),
-        (vm("hypercalls = \"some\""), "VM \"a\": hypercalls = \"some\": it must be one of none, all"),
+        (vm("hypercalls = \"some\""), "VM \"a\": hypercalls = \"some\": it must be one of none, all, trace"),
         (vm("populate = \"later\""), "VM \"a\": populate = \"later\": it must be one of fault, ahead"),
         (vm("largest = \"64K\""), "VM \"a\": largest = \"64K\": it must be one of 4K, 2M, 1G"),
         (vm("kernel = \"vmlinuz\""), "VM \"a\": kernel = \"vmlinuz\" is not in the bundle"),

@@ -33,6 +33,7 @@ pub use sharing::{
 };
 
 use crate::call::CallRegs;
+use crate::manifest::Granted;
 use abi::{Status, calls};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -54,6 +55,7 @@ use types::{Access, Cpu, Range};
 pub struct Service {
     /// The machine's memory.
     ram: Vec<Range>,
+    granted: Granted,
     handles: SpinMutex<Handles>,
     transfers: Transfers,
     loans: Loans,
@@ -74,6 +76,8 @@ pub enum After {
     Serve,
     /// The guest offers its CPU.
     Yield,
+    /// The call is one to begin or to stop the trace, which is not this machine's alone: the caller answers it.
+    Trace,
 }
 
 /// Tells whether a function is one of these calls, granted or not.
@@ -83,9 +87,10 @@ pub const fn is_call(function: u32) -> bool {
 
 impl Service {
     /// Makes the service of a machine with this memory.
-    pub(crate) fn new(ram: impl Iterator<Item = Range>) -> Self {
+    pub(crate) fn new(ram: impl Iterator<Item = Range>, granted: Granted) -> Self {
         Self {
             ram: ram.collect(),
+            granted,
             handles: SpinMutex::new(Handles::new()),
             transfers: Transfers::new(),
             loans: Loans::default(),
@@ -107,7 +112,7 @@ impl Service {
         let arguments = Arguments::of(regs);
         let mut after = After::Nothing;
         let answer = match regs[0] as u32 {
-            calls::FEATURES => features(arguments),
+            calls::FEATURES => self.features(arguments),
             calls::STATISTICS => self.statistics(memory, arguments),
             calls::SURVEY => self.on_range(arguments, |part| memory.survey(part)),
             calls::SELF_CHECK => self.on_range(arguments, |part| memory.check(part)),
@@ -134,6 +139,7 @@ impl Service {
             calls::DMA_FILL => self.submit(memory.cpu, arguments, Job::Fill, &mut after),
             calls::DMA_CHECKSUM => self.submit(memory.cpu, arguments, Job::Checksum, &mut after),
             calls::DMA_POLL => self.poll(arguments, &mut after),
+            calls::TRACE_START | calls::TRACE_STOP if self.granted == Granted::Trace => return After::Trace,
             _ => Answer::from(Status::NotSupported),
         };
         answer.write(regs);
@@ -168,15 +174,19 @@ impl Service {
         let answer = arguments.part(&self.ram).and_then(serve);
         answer.unwrap_or_else(|status| arguments.refused(status))
     }
-}
 
-/// Answers whether a function is offered.
-fn features(arguments: Arguments) -> Answer {
-    let revision = u64::from(abi::REVISION_MAJOR) << 16 | u64::from(abi::REVISION_MINOR);
-    let asked = u32::try_from(arguments.x(1)).ok();
-    let is_offered = |function: &u32| calls::OFFERED.contains(function) || abi::share::ALL.contains(function);
-    match asked.filter(is_offered) {
-        Some(_) => Answer::SUCCESS.with(1, revision),
-        None => Answer::from(Status::NotSupported),
+    /// Answers whether a function is offered.
+    fn features(&self, arguments: Arguments) -> Answer {
+        let revision = u64::from(abi::REVISION_MAJOR) << 16 | u64::from(abi::REVISION_MINOR);
+        let asked = u32::try_from(arguments.x(1)).ok();
+        let is_offered = |function: &u32| {
+            calls::OFFERED.contains(function)
+                || abi::share::ALL.contains(function)
+                || (self.granted == Granted::Trace && calls::OF_THE_TRACE.contains(function))
+        };
+        match asked.filter(is_offered) {
+            Some(_) => Answer::SUCCESS.with(1, revision),
+            None => Answer::from(Status::NotSupported),
+        }
     }
 }

@@ -85,7 +85,7 @@ impl Vm {
         let placement = image::plan(&config).map_err(|fault| Error::vm(&config.name, fault))?;
         let service = match config.hypercalls {
             Granted::Nothing => None,
-            Granted::All => Some(Box::new(Service::new(config.memory()))),
+            granted => Some(Box::new(Service::new(config.memory(), granted))),
         };
         Ok(Self {
             service,

@@ -24,11 +24,7 @@ struct Story {
 impl Story {
     /// A machine with one space, whose root has entries of height 2, which CPU 0 runs under VMID 1, and in it one block.
     fn begins() -> Self {
-        let dir = tempfile::tempdir().expect("room");
-        let path = dir.path().join("trace");
-        let writer = Writer::create(&path, 2).expect("room");
-        let mut story = Self { _dir: dir, path, writer: Some(writer), number: 0 };
-        story.then(0, Kind::Start, 0, [0, 2, 0]);
+        let mut story = Self::empty(0);
         story.then(0, Kind::Take, 0, [ROOT, 0x2000, OWNER]);
         story.then(0, Kind::Space, 0, [ROOT, OWNER | 40 << 16 | 2 << 24, 0]);
         story.then(0, Kind::Take, 0, [TABLE, 0x1000, OWNER]);
@@ -39,6 +35,31 @@ impl Story {
         story.then(0, Kind::Vttbr, 0, [1 << 48 | ROOT, 0, 0]);
         story.then(0, Kind::Runs, 0, [OWNER, 0, 0]);
         story
+    }
+
+    /// The same machine as [`Story::begins`] makes, which runs by then: recording begins, and it is told of.
+    fn joins() -> Self {
+        let mut story = Self::empty(1);
+        story.then(0, Kind::Begin, 0, [0; 3]);
+        story.then(0, Kind::There, 0, [ROOT, OWNER | 40 << 16 | 2 << 24, 0]);
+        story.then(0, Kind::Known, 0, [ROOT, LINK, 0]);
+        story.then(0, Kind::Known, 0, [TABLE, BLOCK, 0]);
+        story
+    }
+
+    /// A machine of two CPUs.
+    fn empty(later: u64) -> Self {
+        let dir = tempfile::tempdir().expect("room");
+        let path = dir.path().join("trace");
+        let writer = Writer::create(&path, 2).expect("room");
+        let mut story = Self { _dir: dir, path, writer: Some(writer), number: 0 };
+        story.then(0, Kind::Start, 0, [0, 2, later]);
+        story
+    }
+
+    /// No more is told: CPUs `holders` have it under VMID 1.
+    fn told(&mut self, holders: u64) {
+        self.then(0, Kind::Told, 0, [1 << 48 | ROOT, OWNER, holders]);
     }
 
     fn then(&mut self, cpu: usize, kind: Kind, small: u8, operands: [u64; 3]) {
@@ -233,4 +254,85 @@ fn a_trace_that_begins_later_is_refused() {
 fn frozen() -> u64 {
     use stage2::{Entry, Format};
     Vmsa::<Granule4K>::new(Features::empty()).encode(Entry::Frozen, Height::new(1))
+}
+
+#[test]
+fn good_a_machine_is_joined_while_it_runs() {
+    let mut story = Story::joins();
+    // Of what is written while it is told of, the later word counts, whichever is told first.
+    story.then(1, Kind::Write, 0, [TABLE + 8, 0, BLOCK + 0x20_0000]);
+    story.then(0, Kind::Known, 0, [TABLE + 8, BLOCK, 0]);
+    story.then(1, Kind::Runs, 0, [OWNER, 1, 0]);
+    story.then(1, Kind::GiveBack, 0, [0x4900_0000, 0x1000, OWNER]);
+    story.then(1, Kind::SpaceGone, 0, [0, 77, 0]);
+    story.told(0b11);
+    for (at, was) in [(TABLE, BLOCK), (TABLE + 8, BLOCK + 0x20_0000)] {
+        story.then(0, Kind::Write, 0, [at, was, frozen()]);
+        story.dsb(0, Reach::Ishst);
+        story.tlbi(0, Op::Ipas2e1is, ((at - TABLE) / 8) << 9);
+        story.dsb(0, Reach::Ish);
+        story.tlbi(0, Op::Vmalle1is, 0);
+        story.dsb(0, Reach::Ish);
+        story.then(0, Kind::Write, 0, [at, frozen(), 0]);
+    }
+    story.then(0, Kind::Rests, 0, [0; 3]);
+    story.then(0, Kind::Stop, 0, [0; 3]);
+    story.then(0, Kind::Write, 0, [TABLE, 0, 5]);
+    let report = story.ends();
+    assert!(report.broken.is_none(), "{:?}", report.broken);
+    assert_eq!((report.spaces, report.unjudged), (1, 2));
+}
+
+#[test]
+fn bad_what_a_running_machine_does_once_it_is_known() {
+    let broken = |holders: u64, then: &dyn Fn(&mut Story)| {
+        let mut story = Story::joins();
+        story.told(holders);
+        then(&mut story);
+        story.ends()
+    };
+    let report = broken(0b11, &|story| story.then(0, Kind::Write, 0, [TABLE, BLOCK, 0]));
+    says(&report, "stored over a live entry");
+    let report = broken(0b11, &|story| {
+        story.then(0, Kind::Write, 0, [TABLE, BLOCK, frozen()]);
+        story.dsb(0, Reach::Ishst);
+        story.tlbi(0, Op::Ipas2e1, 0);
+        story.then(0, Kind::Rests, 0, [0; 3]);
+    });
+    says(&report, "other CPUs may hold the entry");
+    let report = broken(0b01, &|story| story.then(0, Kind::Freed, 0, [0x5000_0000, 0x1000, 0]));
+    says(&report, "is free, and an entry leads there");
+    let report = broken(0b01, &|story| story.then(0, Kind::Write, 0, [TABLE, BLOCK + 0x20_0000, 0]));
+    says(&report, "nobody wrote");
+    // Another space gets the tag.
+    let report = broken(0b01, &|story| {
+        story.then(1, Kind::Take, 0, [0x4a00_0000, 0x2000, 9]);
+        story.then(1, Kind::Space, 0, [0x4a00_0000, 9 | 40 << 16 | 2 << 24, 0]);
+        story.then(1, Kind::Vttbr, 0, [1 << 48 | 0x4a00_0000, 0, 0]);
+    });
+    says(&report, "may hold translations of space 3");
+    // Whoever has loaded it while it was told of may hold something of it, too.
+    let mut story = Story::joins();
+    story.then(1, Kind::Vttbr, 0, [1 << 48 | ROOT, 0, 0]);
+    story.told(0b01);
+    story.then(1, Kind::Runs, 0, [OWNER, 1, 0]);
+    story.then(1, Kind::Runs, 0, [OWNER, 0, 0]);
+    says(&story.ends(), "may hold what vCPU 1 has left");
+}
+
+#[test]
+fn recording_begins_anew_with_nothing_known() {
+    let mut story = Story::joins();
+    story.told(0b01);
+    story.then(0, Kind::Stop, 0, [0; 3]);
+    story.then(0, Kind::Begin, 0, [0; 3]);
+    story.then(0, Kind::There, 0, [ROOT, OWNER | 40 << 16 | 2 << 24, 0]);
+    // Meanwhile the block was unmapped.
+    story.then(0, Kind::Known, 0, [ROOT, LINK, 0]);
+    story.told(0);
+    story.then(0, Kind::Freed, 0, [0x5000_0000, 0x1000, 0]);
+    story.then(0, Kind::Stop, 0, [0; 3]);
+    let report = story.ends();
+    assert!(report.broken.is_none() && report.is_whole, "{:?}", report.broken);
+    assert_eq!(report.spaces, 2);
 }

@@ -1,9 +1,9 @@
 //! `cargo xtask test`: every test there is, and one line at the end, `N passed, N failed`.
 //!
-//! Groups: unit tests on the host; Linux booted under the hypervisor, on every board; payloads that run inside a VM and count their own
-//! tests; bad input, which must be refused with a message of its own; bugs, which must be reported; each ordering weakened
-//! and each mutant of the protocol, which must be caught; tests under Miri and ThreadSanitizer. One boot is one test, and
-//! so is one ordering or one mutant.
+//! Groups: unit tests on the host; Linux booted under the hypervisor, on every board; payloads that run inside a VM and
+//! count their own tests; traces, in which bugs on purpose must be found; bad input, which must be refused with a message of
+//! its own; bugs, which must be reported; each ordering weakened and each mutant of the protocol, which must be caught; tests
+//! under Miri and ThreadSanitizer. One boot is one test, and so is one ordering or one mutant.
 
 mod bad_input;
 mod boards;
@@ -18,7 +18,7 @@ mod summary;
 mod uboot;
 
 use crate::setup::{self, Need};
-use crate::{lab, nightly};
+use crate::{lab, nightly, trace};
 use anyhow::Result;
 use clap::ValueEnum;
 use std::fmt;
@@ -56,6 +56,8 @@ enum Group {
     Payloads,
     /// Several VMs on few CPUs, and VMs that come and go
     Machines,
+    /// Traces of hypervisors with a bug on purpose, and without
+    Traces,
     /// Bad input
     BadInput,
     /// Bugs of the hypervisor
@@ -105,6 +107,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Payloads => payloads::run(&mut cases),
             Group::Machines if extent == Extent::Quick => Ok(()),
             Group::Machines => machines::run(&mut cases, extent),
+            Group::Traces if extent == Extent::Quick => Ok(()),
+            Group::Traces => trace::run_few_seeds(&mut cases),
             Group::BadInput if extent == Extent::Quick => Ok(()),
             Group::BadInput => bad_input::run(&mut cases),
             Group::Reports if extent == Extent::Quick => Ok(()),

@@ -3,6 +3,7 @@
 mod seeds;
 mod tracing;
 
+pub(crate) use seeds::run_few as run_few_seeds;
 pub(crate) use tracing::Tracing;
 
 use anyhow::{Context, Result, bail};

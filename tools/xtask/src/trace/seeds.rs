@@ -10,7 +10,7 @@ use crate::bundle::{self, One, Vm};
 use crate::console::{Console, Echo};
 use crate::payload::{self, Payload};
 use crate::qemu::DEFAULT_CPU;
-use crate::run::{GRANTED, Prepared, host, vm};
+use crate::run::{GRANTED, GRANTED_TRACE, Prepared, host, vm};
 use crate::setup::{self, Need};
 use crate::size::Size;
 use crate::tests::{AlreadySaid, Cases};
@@ -40,6 +40,8 @@ const PLAIN: &str = "cortex-a72";
 enum Scene {
     /// The payload that drives its own page tables, only tests of this name, on this model.
     Drive(&'static str, &'static str),
+    /// The same payload, which begins and stops the trace while memory changes, on this model.
+    Later(&'static str),
     /// A payload whose two vCPUs share a CPU.
     Siblings,
     /// Machines that come and go until VMIDs begin anew.
@@ -63,7 +65,7 @@ const FINDINGS: [Finding; SEEDS.len()] = [
         scene: Scene::Drive("balloon", PLAIN),
         says: &["since the write", "new entries are not visible to table walkers: no DSB"],
     },
-    Finding { scene: Scene::Drive("balloon", PLAIN), says: &["stage-2 entries may be there still"] },
+    Finding { scene: Scene::Later(PLAIN), says: &["stage-2 entries may be there still"] },
     Finding { scene: Scene::Drive("balloon", PLAIN), says: &["other CPUs may hold the entry"] },
     Finding {
         scene: Scene::Drive("balloon", PLAIN),
@@ -77,6 +79,14 @@ const FINDINGS: [Finding; SEEDS.len()] = [
     Finding { scene: Scene::Drive("resize", PLAIN), says: &["it must be broken first", "without nT"] },
     Finding { scene: Scene::Visitors(3), says: &["is free", "given back before walk caches forgot it"] },
 ];
+
+/// Those that [`run_few`] runs: quick ones, whose scenes are of two kinds.
+const FEW: [usize; 2] = [3, 6];
+
+/// Adds a few of the seeds to other tests.
+pub(crate) fn run_few(cases: &mut Cases) -> Result<()> {
+    add(cases, &FEW)
+}
 
 /// Checks the seeds.
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -140,7 +150,10 @@ fn trace(scene: Scene, built: &Built, payloads: &[Payload], name: &str) -> Resul
     let mut prepared = machine(scene, built, payloads)?;
     let dir = crate::paths::target().join("run");
     let to: PathBuf = dir.join(format!("trace-{name}"));
-    let tracing = Tracing::of(&mut prepared.machine, &to)?;
+    let tracing = match scene {
+        Scene::Later(_) => Tracing::later(&mut prepared.machine, &to)?,
+        _ => Tracing::of(&mut prepared.machine, &to)?,
+    };
     let mut console = Console::piped(&prepared.machine, Echo::Kept)?;
     // However it ends: what the bug has done is in the trace, and a machine may not survive it.
     let _ = console.end(Some(PATIENCE));
@@ -156,18 +169,24 @@ fn find<'p>(payloads: &'p [Payload], name: &str) -> Result<&'p Path> {
     found.map(Payload::file).with_context(|| format!("there is no payload {name}"))
 }
 
+/// Returns a VM whose vCPUs belong to `cpus`.
+fn on(name: &str, cpus: &[u32], memory: Size, cmdline: &str) -> Vm {
+    let vm = vm(name, cpus.len() as u32, memory, Some(cmdline.to_owned()));
+    Vm { cpus: Some(cpus.to_vec()), ..vm }
+}
+
+/// Returns the VM that drives its own page tables.
+fn drives<'p>(payloads: &'p [Payload], test: &str, granted: &str) -> Result<One<'p>> {
+    let vm = on("payload", &[0, 1, 2, 3], payload::MEMORY, &format!("test={test}"));
+    let vm = Vm { hypercalls: Some(granted.to_owned()), ..vm };
+    Ok(One { vm, kernel: find(payloads, "drive")?, initrd: None })
+}
+
 fn machine(scene: Scene, built: &Built, payloads: &[Payload]) -> Result<Prepared> {
     let find = |name| find(payloads, name);
-    let on = |name: &str, cpus: &[u32], memory, cmdline: &str| {
-        let vm = vm(name, cpus.len() as u32, memory, Some(cmdline.to_owned()));
-        Vm { cpus: Some(cpus.to_vec()), ..vm }
-    };
     let (cpu, cpus, vms) = match scene {
-        Scene::Drive(test, cpu) => {
-            let vm = on("payload", &[0, 1, 2, 3], payload::MEMORY, &format!("test={test}"));
-            let vm = Vm { hypercalls: Some(GRANTED.to_owned()), ..vm };
-            (cpu, 4, vec![One { vm, kernel: find("drive")?, initrd: None }])
-        }
+        Scene::Drive(test, cpu) => (cpu, 4, vec![drives(payloads, test, GRANTED)?]),
+        Scene::Later(cpu) => (cpu, 4, vec![drives(payloads, "tracing", GRANTED_TRACE)?]),
         Scene::Siblings => {
             let vm = on("payload", &[0, 0], Size::mib(64), "");
             (DEFAULT_CPU, 1, vec![One { vm, kernel: find("memory")?, initrd: None }])

@@ -21,9 +21,18 @@ pub(crate) struct Tracing {
 impl Tracing {
     /// Has the hypervisor of a machine that is about to start make a trace, and begins to take it into the file `to`.
     pub(crate) fn of(machine: &mut Machine, to: &Path) -> Result<Self> {
+        Self::since(machine, to, "trace")
+    }
+
+    /// The same, from when a guest asks for it.
+    pub(crate) fn later(machine: &mut Machine, to: &Path) -> Result<Self> {
+        Self::since(machine, to, "trace-later")
+    }
+
+    fn since(machine: &mut Machine, to: &Path, word: &str) -> Result<Self> {
         let ram = machine.share_ram()?;
         let key = RandomState::new().hash_one(ram.path()); // a new one for each machine
-        machine.append = format!("{} trace={key:x}", machine.append).trim_start().to_owned();
+        machine.append = format!("{} {word}={key:x}", machine.append).trim_start().to_owned();
         let drain = Drain::start(ram.path(), key, to)?;
         Ok(Self { drain, _ram: ram, to: to.to_owned() })
     }

@@ -103,3 +103,20 @@ fn handles_and_tickets_that_were_never_given_out_are_refused() {
         }
     });
 }
+
+#[test]
+fn the_trace_is_offered_where_it_is_granted_and_answered_by_the_caller() {
+    with_rig(|rig| {
+        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::Trace);
+        for function in calls::OF_THE_TRACE {
+            let call = |function: u32, argument: u64| {
+                let mut regs: CallRegs = [0; 18];
+                (regs[0], regs[1]) = (function.into(), argument);
+                (rig.with_memory(0, |memory| service.call(memory, &mut regs)), regs)
+            };
+            let (after, regs) = call(function, 7);
+            assert_eq!((after, regs[0], regs[1]), (After::Trace, function.into(), 7), "untouched");
+            assert_eq!(call(calls::FEATURES, function.into()).1[0], Status::Success.value());
+        }
+    });
+}

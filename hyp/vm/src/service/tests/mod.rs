@@ -10,6 +10,7 @@ mod transfers;
 
 use super::{After, Company, Left, Memory, Service};
 use crate::call::CallRegs;
+use crate::manifest::Granted;
 use abi::{Status, calls};
 use frames::fake::Machine;
 use frames::{Frames, Owner};
@@ -97,7 +98,8 @@ fn with_rig(test: impl FnOnce(&Rig<'_>)) {
     for range in ram {
         space.add_region(&mut epoch.enter(CpuId::BOOT), Region::ram(range)).unwrap();
     }
-    let rig = Rig { machine: &machine, space, service: Service::new(ram.into_iter()), epoch: &epoch };
+    let rig =
+        Rig { machine: &machine, space, service: Service::new(ram.into_iter(), Granted::All), epoch: &epoch };
     test(&rig);
     rig.with_memory(0, |memory| rig.service.end(memory));
     let Rig { space, .. } = rig;
