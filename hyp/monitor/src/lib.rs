@@ -25,6 +25,7 @@ mod secondary;
 pub mod tree;
 pub mod vms;
 
+pub use aarch64::psci::Psci;
 pub use machine::Machine;
 pub use percpu::PerCpu;
 pub use platform::{Described, Platform};

@@ -16,7 +16,7 @@ use std::process::Command;
 const SUMMARY: &str = "SUMMARY.md";
 
 /// Packages that exist on the host only.
-const HOST_ONLY: [&str; 4] = ["mezzanine-bench", "mezzanine-model", "trace-tool", "xtask"];
+const HOST_ONLY: [&str; 5] = ["mezzanine-bench", "board-file", "mezzanine-model", "trace-tool", "xtask"];
 
 /// Builds the documentation and checks the book.
 pub(crate) fn run() -> Result<()> {
