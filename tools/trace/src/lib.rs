@@ -26,4 +26,4 @@ pub mod view;
 
 pub use drain::{Drain, Drained};
 pub use file::{File, Writer};
-pub use trace::Kind;
+pub use trace::{Kind, Record};

@@ -14,6 +14,7 @@ mod console;
 mod deps;
 mod image;
 mod lab;
+mod map;
 mod nightly;
 mod paths;
 mod payload;
@@ -70,6 +71,8 @@ enum Command {
     Stress(stress::Args),
     /// Show what a machine does that runs with --view, in the terminal
     Top(top::Args),
+    /// Draw what a VM's addresses are mapped with, of a machine that runs with --view or out of a trace
+    Map(map::Args),
     /// Measure, and compare with the targets
     #[command(subcommand)]
     Bench(bench::Command),
@@ -102,6 +105,7 @@ fn main() -> ExitCode {
         Command::Trace(command) => trace::run(&command),
         Command::Stress(args) => stress::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::Map(args) => map::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Image(args) => image::run(&args),
         Command::Bundle(args) => bundle::run(&args),

@@ -7,6 +7,7 @@
 use crate::board::Board;
 use crate::bundle::{self, One, Vm};
 use crate::console::{Console, Echo};
+use crate::map;
 use crate::payload;
 use crate::qemu::DEFAULT_CPU;
 use crate::report;
@@ -246,7 +247,17 @@ pub(crate) fn short() -> Result<(Prepared, impl FnOnce(&mut Console) -> Result<(
     Ok((prepared, move |console: &mut Console| {
         until_off(console, &args, SECONDS, &ProgressBar::hidden())?;
         judge(console.log(), &args)?;
-        is_shown(&Sample::of(&shown.open()?)?.json(), console.log(), &args)
+        let view = shown.open()?;
+        is_shown(&Sample::of(&view)?.json(), console.log(), &args)?;
+        for vm in view.look()?.vms {
+            let (drawn, counted) = (map::leaves(&view, &vm)?, [vm.leaves[0], vm.leaves[1]]);
+            ensure!(
+                drawn == counted,
+                "{}: the map shows {drawn:?} pages and blocks, of {counted:?}",
+                vm.name
+            );
+        }
+        Ok(())
     }))
 }
 
