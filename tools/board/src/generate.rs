@@ -28,7 +28,7 @@ pub fn generate() {
     let cfg = |name| env::var(name).unwrap_or_default();
     if (cfg("CARGO_CFG_TARGET_OS"), cfg("CARGO_CFG_TARGET_ARCH")) == ("none".into(), "aarch64".into()) {
         for argument in LINKED {
-            println!("cargo::rustc-link-arg-bins={argument}");
+            println!("cargo::rustc-link-arg-bin={}={argument}", cfg("CARGO_PKG_NAME"));
         }
     }
     let folder = |name| env::var_os(name).map(PathBuf::from).unwrap_or_default();

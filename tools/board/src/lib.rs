@@ -109,6 +109,26 @@ pub struct Emulator {
     /// Further arguments.
     #[serde(default)]
     pub args: Vec<String>,
+    /// Flash with firmware of the board's own, where QEMU brings none and enters no kernel by itself.
+    pub flash: Option<Flash>,
+}
+
+/// What is in flash, and where the rest is put into RAM.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Flash {
+    /// The firmware: a binary of the board's crate, linked at 0, which is the first byte of flash.
+    pub firmware: String,
+    /// The source of the device tree, in the board's folder.
+    pub device_tree: String,
+    /// Where the firmware expects the device tree: an offset in flash.
+    pub tree_at: u64,
+    /// The size of flash in bytes.
+    pub size: u64,
+    /// The physical address of the image, a multiple of 2 MiB, where the firmware enters it.
+    pub image_at: u64,
+    /// The physical address of the bundle.
+    pub bundle_at: u64,
 }
 
 const fn yes() -> bool {

@@ -72,11 +72,13 @@ enum Reached {
 impl Console {
     /// Starts the machine with a program at its serial line.
     pub(crate) fn piped(machine: &Machine, echo: Echo) -> Result<Self> {
+        machine.get_ready()?;
         Self::start(machine.command(Serial::Pipe), Stdio::piped(), echo)
     }
 
     /// Starts the machine with the user's keyboard at its serial line.
     pub(crate) fn interactive(machine: &Machine) -> Result<Self> {
+        machine.get_ready()?;
         Self::start(machine.command(Serial::Terminal), Stdio::inherit(), Echo::Shown)
     }
 

@@ -64,7 +64,25 @@ pub(crate) fn flatten(elf: &Path, image: &Path) -> Result<u64> {
     Ok(flat.len() as u64)
 }
 
+/// Returns what the segments of an ELF file that is linked at 0 put into memory: firmware.
+pub(crate) fn contents(elf: &Path) -> Result<Vec<u8>> {
+    let bytes = fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
+    Ok(loaded(&bytes).with_context(|| format!("cannot flatten {}", elf.display()))?.0)
+}
+
 fn flat(elf: &[u8]) -> Result<Vec<u8>> {
+    let (flat, end) = loaded(elf)?;
+    let header = Header::read(&flat)?;
+    ensure!(
+        header.image_size >= end,
+        "the header claims {:#x} bytes of memory, the segments need {end:#x}",
+        header.image_size
+    );
+    Ok(flat)
+}
+
+/// Returns what the segments put into memory from address 0 on, and where they end.
+fn loaded(elf: &[u8]) -> Result<(Vec<u8>, u64)> {
     let file = ElfBytes::<LittleEndian>::minimal_parse(elf)?;
     let mut flat = Vec::new();
     let mut end = 0;
@@ -85,13 +103,7 @@ fn flat(elf: &[u8]) -> Result<Vec<u8>> {
         }
         flat[start..start + data.len()].copy_from_slice(data);
     }
-    let header = Header::read(&flat)?;
-    ensure!(
-        header.image_size >= end,
-        "the header claims {:#x} bytes of memory, the segments need {end:#x}",
-        header.image_size
-    );
-    Ok(flat)
+    Ok((flat, end))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod cargo;
 mod ci;
 mod console;
 mod deps;
+mod flash;
 mod image;
 mod lab;
 mod map;

@@ -1,8 +1,8 @@
 //! A machine that QEMU emulates: what is in it, and the command line that says so.
 
-use crate::paths;
 use crate::setup::{self, QEMU};
 use crate::size::Size;
+use crate::{flash, paths};
 use anyhow::{Context, Result};
 use board_file::Emulator;
 use std::ffi::OsString;
@@ -70,6 +70,8 @@ pub(crate) struct Machine {
     pub(crate) initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub(crate) append: String,
+    /// Flash, where the board's firmware is in it.
+    pub(crate) flash: Option<flash::Parts>,
     /// Further arguments.
     pub(crate) extra: Vec<OsString>,
     /// The file that its RAM is mapped from, where others look at it; the file is gone when the last of those is.
@@ -91,6 +93,14 @@ impl Machine {
         let ram = Arc::new(file);
         self.ram = Some(Arc::clone(&ram));
         Ok(ram)
+    }
+
+    /// Writes what the machine reads when it starts, and QEMU does not make.
+    pub(crate) fn get_ready(&self) -> Result<()> {
+        match &self.flash {
+            Some(flash) => flash.write(self.initrd.as_deref(), &self.append),
+            None => Ok(()),
+        }
     }
 
     /// Returns QEMU's command line for it.
@@ -124,14 +134,18 @@ impl Machine {
         if let Some(tree) = &emulator.device_tree {
             command.arg("-dtb").arg(setup::device_tree(tree));
         }
-        if let Some(kernel) = &self.kernel {
-            command.arg("-kernel").arg(kernel);
-        }
-        if let Some(initrd) = &self.initrd {
-            command.arg("-initrd").arg(initrd);
-        }
-        if !self.append.is_empty() {
-            command.args(["-append", &self.append]);
+        if let Some(flash) = &self.flash {
+            command.args(flash.arguments(self.kernel.as_deref(), self.initrd.as_deref()));
+        } else {
+            if let Some(kernel) = &self.kernel {
+                command.arg("-kernel").arg(kernel);
+            }
+            if let Some(initrd) = &self.initrd {
+                command.arg("-initrd").arg(initrd);
+            }
+            if !self.append.is_empty() {
+                command.args(["-append", &self.append]);
+            }
         }
         if let Some(ram) = &self.ram {
             let (size, path) = (self.memory.bytes() >> 10, ram.path().display());
@@ -172,6 +186,7 @@ mod tests {
             kernel: Some("Image".into()),
             initrd: Some("bundle.cpio".into()),
             append: "log=info".to_owned(),
+            flash: None,
             extra: Vec::new(),
             ram: None,
         }

@@ -3,6 +3,7 @@
 use crate::board::{Board, Built, DEFAULT_BOARD};
 use crate::bundle::{self, Manifest, One, Vm};
 use crate::console::{Console, Echo, Trouble};
+use crate::flash::Parts;
 use crate::image::Header;
 use crate::qemu::{Clock, Entered, Machine, Serial};
 use crate::setup::{self, Need};
@@ -182,6 +183,13 @@ pub(crate) fn host(
     if emulator.device_tree.is_some() {
         setup::ensure(&[Need::Trees])?;
     }
+    let flash = match &emulator.flash {
+        Some(flash) => {
+            setup::ensure(&[Need::Dtc])?;
+            Some(Parts::of(flash, board.folder())?)
+        }
+        None => None,
+    };
     let dir = paths::target().join("run");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     remove_stale(&dir)?;
@@ -197,6 +205,7 @@ pub(crate) fn host(
         kernel: Some(built.image.clone()),
         initrd: Some(file.path().to_owned()),
         append: HYPERVISOR_APPEND.to_owned(),
+        flash,
         extra: Vec::new(),
         ram: None,
     };
@@ -234,6 +243,7 @@ pub(crate) fn bare(board: Board, cpu: &str, cpus: u32, memory: Size, append: Str
         kernel: Some(setup::kernel()),
         initrd: Some(setup::initramfs()),
         append,
+        flash: None,
         extra: Vec::new(),
         ram: None,
     };

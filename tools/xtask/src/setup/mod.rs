@@ -5,6 +5,7 @@
 //! lies in `target/guest/`, and `USED.txt` there records versions and checksums.
 
 mod apt;
+mod dtc;
 mod initramfs;
 mod kernel;
 mod nightly;
@@ -48,6 +49,8 @@ pub(crate) enum Need {
     Guest,
     /// Device trees of boards, for those only whose emulator makes none.
     Trees,
+    /// The device tree compiler, for boards with a tree of their own.
+    Dtc,
     /// U-Boot, for the test that boots through it.
     UBoot,
     /// A nightly compiler with Miri, for those tests only that need one.
@@ -106,6 +109,7 @@ fn steps(needs: &[Need], say: Say, args: &Args) -> Result<()> {
                 let mut debian = apt::Debian::new(&args.mirror);
                 step(say, "device trees", || trees::find(args.refresh), || trees::fetch(&mut debian))?;
             }
+            Need::Dtc => step(say, "device tree compiler", dtc::find, dtc::install)?,
             Need::UBoot => {
                 let mut debian = apt::Debian::new(&args.mirror);
                 step(say, "U-Boot", || uboot::find(args.refresh), || uboot::fetch(&mut debian))?;

@@ -32,6 +32,9 @@ pub(super) fn find() -> Result<Found> {
 
 /// Installs Debian's package: from backports on Debian 12, whose own is version 7.
 pub(super) fn install() -> Result<String> {
+    if shell::which("apt-get").is_none() {
+        bail!("there is no apt-get here; install {PROGRAM} {OLDEST} or later with your system's own tool");
+    }
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let bookworm = release.lines().any(|line| line == "VERSION_CODENAME=bookworm");
     let mut commands = Vec::new();
@@ -67,10 +70,7 @@ fn names_backports(sources: &str) -> bool {
 }
 
 /// Runs a line of shell as root, or prints it where that is not possible.
-fn as_root(script: &str) -> Result<()> {
-    if shell::which("apt-get").is_none() {
-        bail!("there is no apt-get here; install {PROGRAM} {OLDEST} or later with your system's own tool");
-    }
+pub(super) fn as_root(script: &str) -> Result<()> {
     let mut command = if nix::unistd::geteuid().is_root() {
         Command::new("sh")
     } else if can_sudo() {
