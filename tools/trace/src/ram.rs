@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 /// A machine's RAM.
@@ -63,6 +63,11 @@ impl Ram {
     /// Returns its size.
     pub(crate) fn len(&self) -> Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    /// Tells whether nobody can find it any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.metadata().is_ok_and(|file| file.nlink() == 0)
     }
 
     /// Looks for two words at a multiple of `alignment`.

@@ -146,6 +146,11 @@ impl View {
         Ok(Self { ram, at, base })
     }
 
+    /// Tells whether the machine's memory is gone, which it is when the machine is.
+    pub fn is_gone(&self) -> bool {
+        self.ram.is_gone()
+    }
+
     /// Reads everything.
     ///
     /// # Errors
@@ -292,6 +297,15 @@ mod tests {
         let word = records.word(BASE + 0x1fff).expect("a record");
         assert_eq!((word.refs(), word.pins(), word.owner().0), (1, 2, 2));
         assert!(records.word(BASE + 0x2000).is_none());
+    }
+
+    #[test]
+    fn a_machine_that_ends_is_noticed() {
+        let file = machine(put_all);
+        let view = open(&file).expect("a view");
+        assert!(!view.is_gone());
+        drop(file);
+        assert!(view.is_gone());
     }
 
     #[test]

@@ -53,6 +53,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut terminal = ratatui::init();
     let result = watch(&mut terminal, &view, every);
     ratatui::restore();
+    if view.is_gone() {
+        println!("the machine is off");
+    }
     result
 }
 
@@ -84,6 +87,9 @@ fn watch(terminal: &mut DefaultTerminal, view: &View, every: Duration) -> Result
                 _ => continue,
             }
             terminal.draw(|frame| screen::draw(frame, &shown)).context("cannot draw")?;
+        }
+        if view.is_gone() {
+            return Ok(());
         }
         shown.next(Sample::of(view)?);
     }
