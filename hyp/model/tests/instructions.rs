@@ -369,6 +369,40 @@ fn good_collapse_at_every_level() {
 }
 
 #[test]
+fn children_of_a_block_owe_nothing_once_their_table_is_forgotten() {
+    let pending = block(Marks::PENDING);
+    let published = [root(held(link(false)), pending)];
+    let dead = [page(0, held(ram(0x8000)), Entry::Dead), page(1, held(ram(0x9000)), Entry::Dead)];
+    let settled = [root(pending, block(Marks::empty()))];
+    let broken = [root(block(Marks::empty()), Entry::Frozen)];
+    // One address, and no walk caches: enough for a block, and too little for what was below.
+    let block_only = [
+        dsb(0, Reach::Ishst),
+        tlbi(0, Op::Ipas2le1is, first_page(), Some(BLOCK)),
+        dsb(0, Reach::Ish),
+        tlbi(0, Op::Vmalle1is, None, None),
+        dsb(0, Reach::Ish),
+    ];
+    let freed = [Effect::Freed { pa: Pa::new(0x8000), bytes: BLOCK_SIZE }];
+    let forgotten = forget(Op::Ipas2e1is);
+    let all: [&[Effect]; 8] = [
+        &full(),
+        &hold_all(),
+        &published,
+        &forgotten,
+        &dead,
+        &settled,
+        &[&broken[..], &block_only].concat(),
+        &freed,
+    ];
+    good(Bbm::Level2, &all);
+    let unsettled = [root(pending, Entry::Frozen)];
+    let hasty: [&[Effect]; 6] =
+        [&full(), &hold_all(), &published, &dead, &[&unsettled[..], &block_only].concat(), &freed];
+    bad(Bbm::Level2, &hasty, "is free");
+}
+
+#[test]
 fn bad_collapses() {
     let pending = block(Marks::PENDING);
     let published = |old, new| [root(old, new)];

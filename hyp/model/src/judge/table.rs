@@ -171,7 +171,9 @@ impl<F: Format> Judge<F> {
     }
 
     pub(super) fn handed(&self, range: Range) -> Result<(), Violation> {
-        for (&key, _) in self.unclean.iter().filter(|(_, unclean)| unclean.broken.is_some()) {
+        let is_owed =
+            |(key, unclean): &(&(Pa, usize), &Unclean)| unclean.broken.is_some() && !self.is_forgotten(key.0);
+        for (&key, _) in self.unclean.iter().filter(is_owed) {
             if let Some((place, _)) = self.place(key) {
                 require!(
                     !place.overlaps(range),
@@ -206,7 +208,8 @@ impl<F: Format> Judge<F> {
             }
             height = Height::new(height.get() + 1);
         }
-        for (&key, Unclean { broken, .. }) in &self.unclean {
+        for (&key, Unclean { broken, .. }) in self.unclean.iter().filter(|(key, _)| !self.is_forgotten(key.0))
+        {
             let (Some(raw), Some((_, height))) = (*broken, self.place(key)) else { continue };
             if let Some(Live::Leaf(leaf)) = self.format.decode(raw, height).live() {
                 let apart = leaf.pa >= end || leaf.pa.wrapping_add(span::<F>(height)) <= pa;
@@ -214,6 +217,12 @@ impl<F: Format> Judge<F> {
             }
         }
         Ok(())
+    }
+
+    /// Tells whether a table was unlinked, and no TLB and no walk cache holds anything that came through it any more: then
+    /// nobody walks it again, and whatever its entries become, they owe nothing.
+    fn is_forgotten(&self, table: Pa) -> bool {
+        self.unlinked.get(&table).is_some_and(|table| table.cleaning.is_clean())
     }
 
     /// What an entry leads to may be free.
