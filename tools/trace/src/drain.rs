@@ -8,11 +8,13 @@ use crate::Writer;
 use crate::ram::{Ram, word};
 use anyhow::{Result, bail, ensure};
 use std::collections::VecDeque;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use trace::Kind;
 use trace::record::{BYTES, VERSION, WORDS};
 use trace::ring::{self, ALIGNMENT, header};
 
@@ -29,10 +31,36 @@ pub struct Drain {
 }
 
 /// What was taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Drained {
     /// How many records.
     pub records: u64,
+    /// How often a CPU has waited for room.
+    pub stalls: u64,
+    /// How often it did so in the middle of an operation.
+    pub stalls_within: u64,
+    /// The time from the first record to the last, as it passed here.
+    pub lasted: Duration,
+}
+
+impl Drained {
+    fn count(&mut self, [first, ..]: [u64; WORDS]) {
+        self.records += 1;
+        if first as u8 == Kind::Stall as u8 {
+            self.stalls += 1;
+            self.stalls_within += first >> 8 & 1;
+        }
+    }
+}
+
+impl fmt::Display for Drained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { records, stalls, stalls_within, lasted } = self;
+        let seconds = lasted.as_secs_f64();
+        let rate = if seconds > 0.0 { *records as f64 / seconds } else { 0.0 };
+        write!(f, "{records} records in {seconds:.1} s, {rate:.0} a second; ")?;
+        write!(f, "CPUs waited {stalls} times for room, {stalls_within} of them within an operation")
+    }
 }
 
 impl Drain {
@@ -126,15 +154,19 @@ fn drain(ram: &Ram, key: u64, to: &Path, is_over: &AtomicBool) -> Result<Drained
     };
     let mut rings: Vec<_> = (0..cpus).map(ring).collect();
     let mut writer = Writer::create(to, cpus)?;
-    let mut next = 0;
+    let mut drained = Drained::default();
+    let (mut began, mut at) = (None, Instant::now());
     loop {
         let over = is_over.load(Relaxed);
         let mut is_new = false;
         for ring in &mut rings {
             is_new |= ring.read(ram, capacity)?;
         }
-        merge(&mut rings, &mut next, &mut writer)?;
-        if !is_new {
+        merge(&mut rings, &mut drained, &mut writer)?;
+        if is_new {
+            at = Instant::now();
+            began = began.or(Some(at));
+        } else {
             if over {
                 break;
             }
@@ -142,26 +174,27 @@ fn drain(ram: &Ram, key: u64, to: &Path, is_over: &AtomicBool) -> Result<Drained
         }
     }
     let left: usize = rings.iter().map(|ring| ring.queue.len()).sum();
-    ensure!(left == 0, "record {next} is missing, and {left} later ones are there");
+    ensure!(left == 0, "record {} is missing, and {left} later ones are there", drained.records);
     writer.finish()?;
-    Ok(Drained { records: next })
+    Ok(Drained { lasted: began.map_or(Duration::ZERO, |began| at - began), ..drained })
 }
 
 /// Writes records for as long as the next one is there.
-fn merge(rings: &mut [Ring], next: &mut u64, writer: &mut Writer) -> Result<()> {
+fn merge(rings: &mut [Ring], drained: &mut Drained, writer: &mut Writer) -> Result<()> {
     const NUMBER: u32 = 24;
     loop {
         let mut moved = false;
         for ring in &mut *rings {
             while let Some(words) = ring.queue.front() {
                 let number = words[0] >> NUMBER;
-                ensure!(number >= *next, "record {number} comes after {next}");
-                if number != *next {
+                let next = drained.records;
+                ensure!(number >= next, "record {number} comes after {next}");
+                if number != next {
                     break;
                 }
                 writer.words(*words)?;
+                drained.count(*words);
                 ring.queue.pop_front();
-                *next += 1;
                 moved = true;
             }
         }
@@ -232,7 +265,8 @@ mod tests {
         for n in 0..5000_usize {
             machine.put(n * n % 3 % 2);
         }
-        assert_eq!(drain.finish().expect("no gap"), Drained { records: 5000 });
+        let drained = drain.finish().expect("no gap");
+        assert_eq!((drained.records, drained.stalls), (5000, 0));
         let mut file = File::open(&to).expect("a trace");
         let mut count = 0;
         while let Some(record) = file.read().expect("whole") {

@@ -40,7 +40,7 @@ impl Tracing {
     /// Takes what is left. The machine is off.
     pub(crate) fn finish(self) -> Result<Drained> {
         let drained = self.drain.finish().context("the trace cannot be taken")?;
-        eprintln!("{} records in {}", drained.records, paths::display(&self.to));
+        eprintln!("{}: {drained}", paths::display(&self.to));
         Ok(drained)
     }
 }
