@@ -36,7 +36,8 @@ fn start(dtb: u64, started: Ticks) -> ! {
     if HCR_EL2.is_set(fields::HCR_EL2::E2H) {
         fatal!("this CPU's EL2 has host mode only (HCR_EL2.E2H is stuck at 1), which is not supported");
     }
-    let hardware = tree::read(fdt).unwrap_or_else(|error| fatal!("{error}"));
+    let mut hardware = tree::read(fdt).unwrap_or_else(|error| fatal!("{error}"));
+    hardware.second = tree::find_second(fdt, &console);
     let tree = PaRange::with_len(Pa::new(dtb), fdt.data().len() as u64).unwrap_or(PaRange::EMPTY);
     let others = other_cpus(&hardware);
     secondary::gather(&others);
@@ -87,6 +88,7 @@ fn complete(
         },
         interrupts: hardware.interrupts,
         console_interrupt: console.interrupt,
+        second: hardware.second,
         memory: hardware.memory.to_vec(),
         frames: take_over_memory(hardware, layout),
         bundle: hardware.initrd.map(bundle),
@@ -170,6 +172,7 @@ fn enable_map(hardware: &Hardware<'_>, console: &ConsoleAt, tree: PaRange, layou
         (section(data, end), Kind::Ram),
         device(&console.registers),
     ]);
+    let ranges = ranges.chain(hardware.second.map(|second| device(&second.registers)));
     for (range, kind) in ranges.chain(hardware.gic.registers().map(|range| (range, Kind::Device))) {
         map.map(range, kind).unwrap_or_else(|error| fatal!("{range} cannot be mapped: {error}"));
     }

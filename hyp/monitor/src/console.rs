@@ -17,6 +17,9 @@ use types::Pa;
 /// Where the registers are; 0 while there is no console.
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
 
+/// Where the registers of a second PL011 are, for the trace; 0 while there is none in use.
+static SECOND: AtomicU64 = AtomicU64::new(0);
+
 /// The console that CPUs share.
 static SHARED: Mutex<Shared> = Mutex::new(Shared { column: Column::Start, speaker: None });
 
@@ -38,6 +41,11 @@ pub struct Shared {
 const ENABLED: u32 = 1;
 /// UARTCR's offset.
 const CONTROL: u64 = 0x30;
+/// The offset of UARTIBRD, which UARTFBRD follows: the divisor's integer and 64ths (DDI 0183, 3.3.5).
+const DIVISOR: u64 = 0x24;
+/// The clock of a PL011 where the tree does not say: what QEMU's machines have. It matters to hardware only, and that has
+/// firmware.
+const CLOCK: u32 = 24_000_000;
 /// Characters in a PL011's receive FIFO.
 pub(crate) const FIFO: usize = 32;
 
@@ -51,21 +59,49 @@ pub(crate) unsafe fn use_registers(registers: Pa) {
 
 /// Sets the console up where firmware has not: 115200 8n1. Where it has, its settings stay, baud rate and all.
 pub(crate) fn set_up(at: &ConsoleAt) {
-    let control = core::ptr::with_exposed_provenance::<u32>((at.registers.start().get() + CONTROL) as usize);
-    // SAFETY: `use_registers` was told that a PL011's registers are there.
-    let control = unsafe { control.read_volatile() };
-    if control & ENABLED != 0 {
-        return;
-    }
-    if let Some(mut uart) = uart() {
+    enable(at, uart());
+}
+
+fn enable(at: &ConsoleAt, uart: Option<Uart<'static>>) {
+    if register(at, CONTROL) & ENABLED == 0
+        && let Some(mut uart) = uart
+    {
         let line = LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
-        // Without a clock in the tree: what QEMU's machines have. It matters to hardware only, and that has firmware.
-        let _ = uart.enable(line, 115_200, at.clock.unwrap_or(24_000_000));
+        let _ = uart.enable(line, 115_200, at.clock.unwrap_or(CLOCK));
+    }
+}
+
+/// Reads a register of a PL011 that is in use.
+fn register(at: &ConsoleAt, offset: u64) -> u32 {
+    let register = core::ptr::with_exposed_provenance::<u32>((at.registers.start().get() + offset) as usize);
+    // SAFETY: who has it used has said that a PL011's registers are there.
+    unsafe { register.read_volatile() }
+}
+
+/// Sets up a second PL011 for [`send`], as [`set_up`] does the console. Returns its baud rate.
+///
+/// # Safety
+/// A PL011's registers must be there, mapped, and nobody else's.
+pub(crate) unsafe fn use_second(at: &ConsoleAt) -> u64 {
+    SECOND.store(at.registers.start().get(), Relaxed);
+    enable(at, uart_at(&SECOND));
+    let divisor = u64::from(register(at, DIVISOR)) << 6 | u64::from(register(at, DIVISOR + 4));
+    u64::from(at.clock.unwrap_or(CLOCK)) * 4 / divisor.max(1)
+}
+
+/// Sends words by the second PL011, lowest byte first, and waits for room. One CPU at a time.
+pub(crate) fn send(words: [u64; 4]) {
+    if let Some(mut uart) = uart_at(&SECOND) {
+        words.iter().flat_map(|word| word.to_le_bytes()).for_each(|byte| put(&mut uart, byte));
     }
 }
 
 fn uart() -> Option<Uart<'static>> {
-    let registers = REGISTERS.load(Relaxed);
+    uart_at(&REGISTERS)
+}
+
+fn uart_at(registers: &AtomicU64) -> Option<Uart<'static>> {
+    let registers = registers.load(Relaxed);
     let registers =
         NonNull::new(core::ptr::with_exposed_provenance_mut::<PL011Registers>(registers as usize))?;
     // SAFETY: `use_registers` was told that they are there. They are not unique to this instance: the lock, or that

@@ -2,7 +2,7 @@
 
 use crate::options::Options;
 use crate::platform::Platform;
-use crate::tree::Interrupts;
+use crate::tree::{ConsoleAt, Interrupts};
 use aarch64::features::Features;
 use aarch64::gic::{Distributor, IntId};
 use aarch64::mmu::Map;
@@ -34,6 +34,8 @@ pub struct Machine {
     pub interrupts: Interrupts,
     /// The console's interrupt, where it has one. It goes to the boot CPU, and is on.
     pub console_interrupt: Option<IntId>,
+    /// A PL011 beside the console.
+    pub second: Option<ConsoleAt>,
     /// Banks of RAM, in the tree's order.
     pub memory: Vec<PaRange>,
     /// All RAM that is free, and the records of the rest.

@@ -20,8 +20,8 @@ pub struct Options {
     /// `exercise=resize`: work for these mechanisms while guests run; none where it does not say.
     pub exercise: Exercise,
     /// `trace=KEY`, a hexadecimal number: what is done to tables and TLBs is recorded, for a tool that finds it by the key;
-    /// `trace-later=KEY`: when a guest asks for it.
-    pub trace: Option<(u64, Since)>,
+    /// `trace=uart`: it goes out by a second UART; `trace-later=…`: when a guest asks for it.
+    pub trace: Option<(To, Since)>,
     /// `view=KEY`, a hexadecimal number: what is counted, and where tables are, is put where a tool finds it by the key.
     pub view: Option<u64>,
     /// `provoke=panic|overflow|null|write-code|execute-data|undefined`: a bug to provoke, for tests of the report.
@@ -54,6 +54,24 @@ impl Way {
     /// Returns its name.
     pub fn name(self) -> &'static str {
         Self::NAMES.iter().find(|(_, way)| *way == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// Where the trace goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum To {
+    /// Into memory that a tool shares, which finds it by this key.
+    Memory(u64),
+    /// Out by a second UART.
+    Uart,
+}
+
+impl To {
+    fn parse(value: &str) -> Option<Self> {
+        match value {
+            "uart" => Some(Self::Uart),
+            key => u64::from_str_radix(key, 16).ok().map(Self::Memory),
+        }
     }
 }
 
@@ -110,8 +128,8 @@ impl Options {
             "wait" => self.wait = named(&Way::NAMES, value)?,
             "exercise" => self.exercise = named(&[("resize", Exercise::Resize)], value)?,
             "bbm" => self.bbm = named(&LEVELS, value)?,
-            "trace" => self.trace = Some((u64::from_str_radix(value, 16).ok()?, Since::Start)),
-            "trace-later" => self.trace = Some((u64::from_str_radix(value, 16).ok()?, Since::Begin)),
+            "trace" => self.trace = Some((To::parse(value)?, Since::Start)),
+            "trace-later" => self.trace = Some((To::parse(value)?, Since::Begin)),
             "view" => self.view = Some(u64::from_str_radix(value, 16).ok()?),
             "provoke" => self.provoke = Some(Provoke::parse(value)?),
             _ => return None,
@@ -167,9 +185,9 @@ mod tests {
     #[test]
     fn the_trace_and_the_view_have_keys() {
         let options = Options::parse("trace=5eed trace=on view=7", |u| assert_eq!(u.0, "trace=on"));
-        assert_eq!((options.trace, options.view), (Some((0x5eed, Since::Start)), Some(7)));
-        let options = Options::parse("trace-later=5eed", |u| panic!("{u:?}"));
-        assert_eq!(options.trace, Some((0x5eed, Since::Begin)));
+        assert_eq!((options.trace, options.view), (Some((To::Memory(0x5eed), Since::Start)), Some(7)));
+        let options = Options::parse("trace-later=uart", |u| panic!("{u:?}"));
+        assert_eq!(options.trace, Some((To::Uart, Since::Begin)));
     }
 
     #[test]

@@ -28,5 +28,5 @@ mod writer;
 
 pub use record::{Kind, Op, Reach, Record};
 pub use writer::{
-    ROOM, Since, begin, exchange, has_rings, is_on, make_room, new_name, note, rests, start, stop, swap,
+    ROOM, Since, Sink, begin, exchange, has_sink, is_on, make_room, new_name, note, rests, start, stop, swap,
 };

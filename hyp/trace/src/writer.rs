@@ -1,6 +1,6 @@
 //! The hypervisor's side: numbers, and records into rings.
 
-use crate::record::{Kind, Reach, Record, VERSION, WORDS};
+use crate::record::{FILE_MAGIC, Kind, Reach, Record, VERSION, WORDS};
 use crate::ring::{self, CAPACITY, header};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,8 +21,18 @@ const SOMETHING: u64 = 0xff;
 /// Where in such a word it stands how often recording had begun.
 const BEGUN: u32 = 8;
 
+/// Where records go.
+#[derive(Clone, Copy, Debug)]
+pub enum Sink {
+    /// Into rings that lie in this memory, whose size is [`ring::bytes`], all zero, under this key.
+    Rings(&'static [AtomicU64], u64),
+    /// Out by this, a file of the trace as [`crate::record`] has it. It is called by one CPU at a time, and waits for room by
+    /// itself.
+    Line(fn([u64; WORDS])),
+}
+
 struct Writer {
-    memory: &'static [AtomicU64],
+    sink: Sink,
     this_cpu: fn() -> CpuId,
     /// Held around an effect and its number.
     lock: AtomicBool,
@@ -53,27 +63,21 @@ pub enum Since {
     Begin,
 }
 
-/// Starts the trace, once: records of `cpus` CPUs go to `memory`, whose size is [`ring::bytes`], all zero. `this_cpu` tells
-/// which CPU runs it. `first` is the small operand and the first operand of [`Kind::Start`].
+/// Starts the trace, once: records of `cpus` CPUs go to `sink`. `this_cpu` tells which CPU runs it. `first` is the small operand and the first operand of [`Kind::Start`].
 ///
 /// # Panics
 /// Where the memory is smaller.
-pub fn start(
-    memory: &'static [AtomicU64],
-    cpus: u64,
-    key: u64,
-    this_cpu: fn() -> CpuId,
-    (small, first): (u8, u64),
-    since: Since,
-) {
-    assert!(memory.len() as u64 * 8 >= ring::bytes(cpus), "a ring for every CPU");
-    let writer = WRITER.call_once(|| Writer::new(memory, cpus, key, this_cpu));
+pub fn start(sink: Sink, cpus: u64, this_cpu: fn() -> CpuId, (small, first): (u8, u64), since: Since) {
+    if let Sink::Rings(memory, _) = sink {
+        assert!(memory.len() as u64 * 8 >= ring::bytes(cpus), "a ring for every CPU");
+    }
+    let writer = WRITER.call_once(|| Writer::new(sink, cpus, this_cpu));
     writer.note(Kind::Start, small, [first, cpus, u64::from(since == Since::Begin)]);
     ON.store(since == Since::Start, Relaxed);
 }
 
-/// Tells whether there are rings to record into.
-pub fn has_rings() -> bool {
+/// Tells whether there is something to record into.
+pub fn has_sink() -> bool {
     WRITER.get().is_some()
 }
 
@@ -194,14 +198,19 @@ fn address(word: &AtomicU64) -> u64 {
 }
 
 impl Writer {
-    fn new(memory: &'static [AtomicU64], cpus: u64, key: u64, this_cpu: fn() -> CpuId) -> Self {
-        memory[header::KEY].store(key, Relaxed);
-        memory[header::VERSION].store(VERSION, Relaxed);
-        memory[header::CPUS].store(cpus, Relaxed);
-        memory[header::CAPACITY].store(CAPACITY, Relaxed);
-        memory[header::MAGIC].store(ring::MAGIC, Release); // the tool looks at the rest when it sees this
+    fn new(sink: Sink, cpus: u64, this_cpu: fn() -> CpuId) -> Self {
+        match sink {
+            Sink::Rings(memory, key) => {
+                memory[header::KEY].store(key, Relaxed);
+                memory[header::VERSION].store(VERSION, Relaxed);
+                memory[header::CPUS].store(cpus, Relaxed);
+                memory[header::CAPACITY].store(CAPACITY, Relaxed);
+                memory[header::MAGIC].store(ring::MAGIC, Release); // the tool looks at the rest when it sees this
+            }
+            Sink::Line(send) => send([FILE_MAGIC, VERSION, cpus, 0]),
+        }
         Self {
-            memory,
+            sink,
             this_cpu,
             lock: AtomicBool::new(false),
             next: AtomicU64::new(0),
@@ -210,10 +219,6 @@ impl Writer {
             waited: [const { AtomicU64::new(SOMETHING) }; MAX_CPUS],
             is_busy: [const { AtomicBool::new(false) }; MAX_CPUS],
         }
-    }
-
-    fn at(&self, byte: u64) -> &AtomicU64 {
-        &self.memory[(byte / 8) as usize]
     }
 
     fn note(&self, kind: Kind, small: u8, operands: [u64; 3]) {
@@ -237,9 +242,10 @@ impl Writer {
 
     /// Waits until `room` records have room in the ring of `cpu`, which runs this.
     fn wait_for(&self, cpu: CpuId, room: u64, within: Within) {
+        let Sink::Rings(memory, _) = self.sink else { return };
         let line = ring::line(cpu.index() as u64);
-        let head = self.at(line).load(Relaxed);
-        let full = || head + room > self.at(line + ring::TAIL).load(Acquire) + CAPACITY;
+        let head = at(memory, line).load(Relaxed);
+        let full = || head + room > at(memory, line + ring::TAIL).load(Acquire) + CAPACITY;
         let mut looks = 0_u64;
         while full() {
             looks += 1;
@@ -268,17 +274,29 @@ impl Writer {
     fn put(&self, cpu: CpuId, kind: Kind, small: u8, operands: [u64; 3]) {
         let number = self.next.load(Relaxed);
         self.next.store(number + 1, Relaxed);
-        let line = ring::line(cpu.index() as u64);
-        let head = self.at(line).load(Relaxed);
-        let record = Record { number, cpu, kind, small, operands };
-        let place = ring::ring(cpu.index() as u64) + head % CAPACITY * (WORDS as u64 * 8);
-        for (n, word) in record.words().into_iter().enumerate() {
-            self.at(place + 8 * n as u64).store(word, Relaxed);
+        let words = Record { number, cpu, kind, small, operands }.words();
+        match self.sink {
+            Sink::Rings(memory, _) => put_in(memory, cpu, words),
+            Sink::Line(send) => send(words),
         }
-        self.at(line).store(head + 1, Release); // the record is there when the tool sees that there is one
         self.waited[cpu.index()].store(SOMETHING, Relaxed);
         self.is_busy[cpu.index()].store(kind != Kind::Rests, Relaxed);
     }
+}
+
+/// Puts a record into the ring of `cpu`, which runs this.
+fn put_in(memory: &[AtomicU64], cpu: CpuId, words: [u64; WORDS]) {
+    let line = ring::line(cpu.index() as u64);
+    let head = at(memory, line).load(Relaxed);
+    let place = ring::ring(cpu.index() as u64) + head % CAPACITY * (WORDS as u64 * 8);
+    for (n, word) in words.into_iter().enumerate() {
+        at(memory, place + 8 * n as u64).store(word, Relaxed);
+    }
+    at(memory, line).store(head + 1, Release); // the record is there when the tool sees that there is one
+}
+
+fn at(memory: &[AtomicU64], byte: u64) -> &AtomicU64 {
+    &memory[(byte / 8) as usize]
 }
 
 /// Tells whether a barrier of the code `one` does all that one of the code `other` does.
@@ -314,16 +332,35 @@ mod tests {
     fn writer(cpus: u64) -> Writer {
         let words = (ring::bytes(cpus) / 8) as usize;
         let memory: Vec<AtomicU64> = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Writer::new(Box::leak(memory.into_boxed_slice()), cpus, 5, || CPU.get())
+        Writer::new(Sink::Rings(Box::leak(memory.into_boxed_slice()), 5), cpus, || CPU.get())
+    }
+
+    fn at(writer: &Writer, byte: u64) -> &AtomicU64 {
+        let Sink::Rings(memory, _) = writer.sink else { panic!("it has rings") };
+        super::at(memory, byte)
+    }
+
+    #[test]
+    fn what_goes_out_by_a_line_is_a_file_of_the_trace() {
+        static SENT: std::sync::Mutex<Vec<[u64; WORDS]>> = std::sync::Mutex::new(Vec::new());
+        let writer = Writer::new(Sink::Line(|words| SENT.lock().unwrap().push(words)), 2, || CPU.get());
+        writer.wait_for(CpuId::BOOT, u64::MAX, Within::Nothing); // there is always room
+        writer.note(Kind::Freed, 0, [1, 2, 3]);
+        writer.note(Kind::End, 0, [0; 3]);
+        let sent = SENT.lock().unwrap();
+        assert_eq!(sent[0], [FILE_MAGIC, VERSION, 2, 0]);
+        let records: Vec<_> = sent[1..].iter().map(|words| Record::of(*words).expect("a record")).collect();
+        assert!(records.iter().map(|record| record.number).eq(0..2));
+        assert_eq!((records[0].kind, records[0].operands), (Kind::Freed, [1, 2, 3]));
     }
 
     /// Takes what is in the ring of CPU number `cpu`.
     fn take(writer: &Writer, cpu: u64) -> Vec<Record> {
-        let (head, tail) = (writer.at(ring::line(cpu)), writer.at(ring::line(cpu) + ring::TAIL));
+        let (head, tail) = (at(writer, ring::line(cpu)), at(writer, ring::line(cpu) + ring::TAIL));
         let (from, to) = (tail.load(Relaxed), head.load(Acquire));
         let records = (from..to).map(|count| {
             let place = ring::ring(cpu) + count % CAPACITY * 32;
-            let words = core::array::from_fn(|n| writer.at(place + 8 * n as u64).load(Relaxed));
+            let words = core::array::from_fn(|n| at(writer, place + 8 * n as u64).load(Relaxed));
             Record::of(words).expect("what was put there is a record")
         });
         let records = records.collect();
@@ -364,7 +401,7 @@ mod tests {
             });
         });
         let mut records = Vec::new();
-        while writer.at(ring::line(0)).load(Relaxed) < CAPACITY {
+        while at(writer, ring::line(0)).load(Relaxed) < CAPACITY {
             thread::yield_now();
         }
         // It can go no further now. It may not have looked yet.

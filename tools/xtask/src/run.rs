@@ -84,6 +84,9 @@ pub(crate) struct Args {
     /// With --trace: record nothing until a guest asks for it; with --hypercalls it may
     #[arg(long, requires = "trace")]
     trace_later: bool,
+    /// With --trace: have it come by a second UART, as on a board whose memory no tool shares
+    #[arg(long, requires = "trace", conflicts_with = "trace_later")]
+    trace_uart: bool,
     /// Show what the machine counts to `cargo xtask top` and `cargo xtask map` in another terminal (docs/seeing.md)
     #[arg(long, conflicts_with = "gdb")]
     view: bool,
@@ -167,7 +170,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn tracing(args: &Args, machine: &mut Machine, to: &Path) -> Result<Tracing> {
-    if args.trace_later { Tracing::later(machine, to) } else { Tracing::of(machine, to) }
+    match (args.trace_later, args.trace_uart) {
+        (true, _) => Tracing::later(machine, to),
+        (_, true) => Tracing::by_uart(machine, to),
+        _ => Tracing::of(machine, to),
+    }
 }
 
 /// Makes the machine that hosts a bundle: as many CPUs as are asked for, and memory for the VMs and [`OVERHEAD`].

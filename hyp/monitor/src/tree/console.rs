@@ -32,6 +32,16 @@ pub fn find_console(fdt: Fdt<'_>) -> Option<ConsoleAt> {
     found
 }
 
+/// Finds a PL011 that is not the console.
+pub fn find_second(fdt: Fdt<'_>, console: &ConsoleAt) -> Option<ConsoleAt> {
+    let mut found = None;
+    visit(fdt, &mut |place| {
+        found = pl011(fdt, place).filter(|other| other.registers != console.registers);
+        if found.is_some() { Then::Stop } else { Then::Continue }
+    });
+    found
+}
+
 fn pl011(fdt: Fdt<'_>, place: &Place<'_, '_>) -> Option<ConsoleAt> {
     if !place.is_compatible(&["arm,pl011", "arm,sbsa-uart"]) {
         return None;

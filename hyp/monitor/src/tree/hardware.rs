@@ -123,6 +123,8 @@ pub struct Hardware<'a> {
     pub initrd: Option<Initrd>,
     /// The command line; empty where there is none.
     pub bootargs: &'a str,
+    /// A PL011 that is not the console, for whoever knows which one is to say.
+    pub second: Option<super::ConsoleAt>,
     /// Random bytes that firmware gave.
     pub entropy: Entropy,
 }
@@ -355,6 +357,7 @@ impl<'a> Reader<'a> {
             psci,
             initrd: self.initrd,
             bootargs: self.bootargs,
+            second: None,
             entropy: self.entropy,
         })
     }

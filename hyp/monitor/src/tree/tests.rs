@@ -19,6 +19,8 @@ pub(crate) struct Machine {
     method: &'static str,
     stdout: &'static str,
     uart: &'static str,
+    /// The status of another one.
+    second: &'static str,
 }
 
 /// A GICv2 that has all its registers.
@@ -34,6 +36,7 @@ pub(crate) const VIRT: Machine = Machine {
     method: "smc",
     stdout: "/soc/pl011@9000000",
     uart: "arm,pl011",
+    second: "disabled",
 };
 
 fn node(
@@ -134,7 +137,7 @@ impl Machine {
                 })?;
                 node(f, "pl011@9100000", |f| {
                     f.property_string("compatible", "arm,pl011")?;
-                    f.property_string("status", "disabled")?;
+                    f.property_string("status", self.second)?;
                     f.property_array_u32("reg", &[0x904_0000, 0x1000])
                 })
             })
@@ -190,6 +193,19 @@ fn the_console_is_found_by_path_by_alias_and_by_itself() {
         let bytes = Machine { stdout, ..VIRT }.tree();
         assert_eq!(find_console(parse(&bytes).expect("well-formed")), Some(expected), "{stdout}");
     }
+}
+
+#[test]
+fn a_second_pl011_is_one_that_is_not_the_console_and_is_there() {
+    let second = |machine: Machine| {
+        let bytes = machine.tree();
+        let fdt = parse(&bytes).expect("well-formed");
+        find_second(fdt, &find_console(fdt).expect("there is one")).map(|at| at.registers)
+    };
+    assert_eq!(second(VIRT), None);
+    let two = Machine { second: "okay", ..VIRT };
+    assert_eq!(second(two), Some(range(0x1_0904_0000, 0x1000)));
+    assert_eq!(second(Machine { stdout: "/soc/pl011@9100000", ..two }), Some(range(0x1_0900_0000, 0x1000)));
 }
 
 #[test]

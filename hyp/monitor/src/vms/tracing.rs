@@ -7,8 +7,8 @@
 use super::guest::Guest;
 use super::roster::Handle;
 use super::{Format, Hypervisor, IPA_BITS};
-use crate::Machine;
-use crate::options::Way;
+use crate::options::{To, Way};
+use crate::{Machine, console};
 use aarch64::cpu::Core;
 use aarch64::guest::tlb::Style;
 use aarch64::guest::tlb::Tag;
@@ -20,19 +20,53 @@ use log::{info, warn};
 use space::Space;
 use spin::mutex::SpinMutex;
 use stage2::{Answer, Quiescence, Section, WalkEnd};
-use trace::{Kind, ring};
+use trace::record::BYTES;
+use trace::{Kind, Sink, ring};
 use types::{Cpu, CpuId, CpuSet, FRAME_SIZE, Ipa, Range};
 use vm::CallRegs;
 use vmsa::Features;
 
 /// Starts the trace where the command line asks for it.
 pub(super) fn start_if_asked(machine: &Machine) {
-    let Some((key, since)) = machine.options.trace else { return };
+    let Some((to, since)) = machine.options.trace else { return };
+    let sink = match to {
+        To::Memory(key) => rings(machine, key),
+        To::Uart => uart(machine),
+    };
+    let Some(sink) = sink else { return };
+    let style = u8::from(machine.options.invalidate == Style::Interrupt);
+    let way = match machine.options.wait {
+        Way::Epoch => 0,
+        Way::Count => 1,
+        Way::Rendezvous => 2,
+        Way::Batched => 3,
+    };
+    trace::start(sink, machine.affinities.len() as u64, this_cpu, (style, way), since);
+}
+
+/// Bits that a UART sends for a byte.
+const BITS: u64 = 10;
+
+/// Has the trace go out by the second UART.
+fn uart(machine: &Machine) -> Option<Sink> {
+    let Some(at) = &machine.second else {
+        warn!("no trace: the device tree has no second PL011");
+        return None;
+    };
+    // SAFETY: the tree says that a PL011 is there, the map has it, and nobody else uses it.
+    let baud = unsafe { console::use_second(at) };
+    let most = baud / (BITS * BYTES as u64);
+    info!("trace: by the UART at {}, {baud} baud: at most {most} records a second", at.registers.start());
+    Some(Sink::Line(console::send))
+}
+
+/// Sets memory aside for the trace.
+fn rings(machine: &Machine, key: u64) -> Option<Sink> {
     let cpus = machine.affinities.len() as u64;
     let bytes = ring::bytes(cpus);
     let Ok(memory) = machine.frames.carve_out(bytes) else {
         warn!("no trace: no {} KiB of memory in one piece for it", bytes >> 10);
-        return;
+        return None;
     };
     let start = memory.cast::<AtomicU64>();
     // SAFETY: mapped, ours for good, and shared with a tool outside of the program alone; zeroed here first. Aligned as
@@ -41,19 +75,12 @@ pub(super) fn start_if_asked(machine: &Machine) {
         start.write_bytes(0, memory.len() / size_of::<AtomicU64>());
         core::slice::from_raw_parts(start.as_ptr(), memory.len() / size_of::<AtomicU64>())
     };
-    let style = u8::from(machine.options.invalidate == Style::Interrupt);
-    let way = match machine.options.wait {
-        Way::Epoch => 0,
-        Way::Count => 1,
-        Way::Rendezvous => 2,
-        Way::Batched => 3,
-    };
-    trace::start(words, cpus, key, this_cpu, (style, way), since);
     info!(
         "trace: {} KiB for {cpus} CPUs at {:#x}; CPUs wait where nobody reads it",
         bytes >> 10,
         start.addr()
     );
+    Some(Sink::Rings(words, key))
 }
 
 fn this_cpu() -> CpuId {
@@ -151,7 +178,7 @@ impl Teller {
 
     /// Decides what a call of the machine `me` to begin is to do. `is_here` tells whether a machine is there still.
     fn begins(&self, me: u64, cursor: u64, is_here: impl FnOnce(u64) -> bool) -> Step {
-        if !trace::has_rings() {
+        if !trace::has_sink() {
             return Step::Answered(Status::NoMemory);
         }
         let mut state = self.0.lock();
@@ -174,7 +201,7 @@ impl Teller {
     }
 
     fn stops(&self) -> Status {
-        if !trace::has_rings() {
+        if !trace::has_sink() {
             return Status::NoMemory;
         }
         let mut state = self.0.lock();

@@ -42,6 +42,8 @@ enum Scene {
     Drive(&'static str, &'static str),
     /// The same payload, which begins and stops the trace while memory changes, on this model.
     Later(&'static str),
+    /// As `Drive`, and the trace comes by a second UART.
+    Uart(&'static str, &'static str),
     /// A payload whose two vCPUs share a CPU.
     Siblings,
     /// Machines that come and go until VMIDs begin anew.
@@ -62,7 +64,7 @@ const FINDINGS: [Finding; SEEDS.len()] = [
     Finding { scene: Scene::Siblings, says: &["may hold what vCPU"] },
     Finding { scene: Scene::Drive("dirty", DEFAULT_CPU), says: &["a step ends and owes"] },
     Finding {
-        scene: Scene::Drive("balloon", PLAIN),
+        scene: Scene::Uart("balloon", PLAIN),
         says: &["since the write", "new entries are not visible to table walkers: no DSB"],
     },
     Finding { scene: Scene::Later(PLAIN), says: &["stage-2 entries may be there still"] },
@@ -85,7 +87,7 @@ const FEW: [usize; 2] = [3, 6];
 
 /// Adds a few of the seeds to other tests.
 pub(crate) fn run_few(cases: &mut Cases) -> Result<()> {
-    add(cases, &FEW)
+    add(cases, &FEW, &[Scene::Uart("balloon", PLAIN)])
 }
 
 /// Checks the seeds.
@@ -94,16 +96,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut cases = Cases::new(None);
     let chosen: Vec<_> =
         (1..=SEEDS.len()).filter(|n| args.only.is_empty() || args.only.contains(&(*n as u32))).collect();
-    add(&mut cases, &chosen)?;
+    add(&mut cases, &chosen, &[])?;
     let summary = cases.finish();
     println!("{summary}");
     if summary.failed == 0 { Ok(()) } else { Err(AlreadySaid.into()) }
 }
 
-/// Adds a test for each of these seeds, and one for each scene without any.
-fn add(cases: &mut Cases, chosen: &[usize]) -> Result<()> {
+/// Adds a test for each of these seeds, and one without any for each of their scenes and of some more.
+fn add(cases: &mut Cases, chosen: &[usize], more: &[Scene]) -> Result<()> {
     let payloads = payload::build()?;
-    let scenes: BTreeSet<_> = chosen.iter().map(|number| FINDINGS[number - 1].scene).collect();
+    let scenes: BTreeSet<_> =
+        chosen.iter().map(|number| FINDINGS[number - 1].scene).chain(more.iter().copied()).collect();
     cases.group("traces with and without a bug", chosen.len() + scenes.len());
     let right = Board::virt()?.build()?;
     for &scene in &scenes {
@@ -152,6 +155,7 @@ fn trace(scene: Scene, built: &Built, payloads: &[Payload], name: &str) -> Resul
     let to: PathBuf = dir.join(format!("trace-{name}"));
     let tracing = match scene {
         Scene::Later(_) => Tracing::later(&mut prepared.machine, &to)?,
+        Scene::Uart(..) => Tracing::by_uart(&mut prepared.machine, &to)?,
         _ => Tracing::of(&mut prepared.machine, &to)?,
     };
     let mut console = Console::piped(&prepared.machine, Echo::Kept)?;
@@ -185,7 +189,7 @@ fn drives<'p>(payloads: &'p [Payload], test: &str, granted: &str) -> Result<One<
 fn machine(scene: Scene, built: &Built, payloads: &[Payload]) -> Result<Prepared> {
     let find = |name| find(payloads, name);
     let (cpu, cpus, vms) = match scene {
-        Scene::Drive(test, cpu) => (cpu, 4, vec![drives(payloads, test, GRANTED)?]),
+        Scene::Drive(test, cpu) | Scene::Uart(test, cpu) => (cpu, 4, vec![drives(payloads, test, GRANTED)?]),
         Scene::Later(cpu) => (cpu, 4, vec![drives(payloads, "tracing", GRANTED_TRACE)?]),
         Scene::Siblings => {
             let vm = on("payload", &[0, 0], Size::mib(64), "");

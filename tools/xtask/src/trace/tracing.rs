@@ -1,4 +1,4 @@
-//! Taking a machine's trace while it runs: its RAM is a file that both sides have.
+//! Taking a machine's trace while it runs: its RAM is a file that both sides have, or it comes by a second UART.
 
 use crate::paths;
 use crate::qemu::Machine;
@@ -6,16 +6,28 @@ use anyhow::{Context, Result, bail, ensure};
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::BuildHasher;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 use tempfile::NamedTempFile;
-use tracing_tool::{Drain, Drained, Kind, check};
+use tracing_tool::{Drain, Kind, check};
 
 /// The trace of a machine that runs, or is about to.
 pub(crate) struct Tracing {
-    drain: Drain,
-    _ram: Arc<NamedTempFile>,
+    way: Way,
     to: PathBuf,
+}
+
+/// How it comes.
+enum Way {
+    Memory {
+        drain: Drain,
+        _ram: Arc<NamedTempFile>,
+    },
+    /// The emulator writes what the UART sends into the file, which is that of a trace.
+    Uart {
+        since: Instant,
+    },
 }
 
 impl Tracing {
@@ -34,14 +46,35 @@ impl Tracing {
         let key = RandomState::new().hash_one(ram.path()); // a new one for each machine
         machine.append = format!("{} {word}={key:x}", machine.append).trim_start().to_owned();
         let drain = Drain::start(ram.path(), key, to)?;
-        Ok(Self { drain, _ram: ram, to: to.to_owned() })
+        Ok(Self { way: Way::Memory { drain, _ram: ram }, to: to.to_owned() })
+    }
+
+    /// Has the hypervisor send its trace by a second UART, which the emulator connects to the file `to`.
+    pub(crate) fn by_uart(machine: &mut Machine, to: &Path) -> Result<Self> {
+        let file = path::absolute(to).with_context(|| format!("cannot name {}", to.display()))?;
+        machine.extra.extend(["-serial".into(), format!("file:{}", file.display()).into()]);
+        machine.append = format!("{} trace=uart", machine.append).trim_start().to_owned();
+        Ok(Self { way: Way::Uart { since: Instant::now() }, to: to.to_owned() })
     }
 
     /// Takes what is left. The machine is off.
-    pub(crate) fn finish(self) -> Result<Drained> {
-        let drained = self.drain.finish().context("the trace cannot be taken")?;
-        eprintln!("{}: {drained}", paths::display(&self.to));
-        Ok(drained)
+    pub(crate) fn finish(self) -> Result<()> {
+        let to = paths::display(&self.to);
+        match self.way {
+            Way::Memory { drain, .. } => {
+                let drained = drain.finish().context("the trace cannot be taken")?;
+                eprintln!("{to}: {drained}");
+            }
+            Way::Uart { since } => {
+                let bytes = fs::metadata(&self.to).context("no trace has come")?.len();
+                let seconds = since.elapsed().as_secs_f64();
+                eprintln!(
+                    "{to}: {bytes} bytes in {seconds:.1} s by the UART, {:.0} a second",
+                    bytes as f64 / seconds
+                );
+            }
+        }
+        Ok(())
     }
 }
 
