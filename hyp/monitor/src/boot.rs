@@ -1,6 +1,8 @@
 //! From the loader's jump to the first guest.
 #![cfg_attr(not(target_os = "none"), allow(dead_code, reason = "the entry code calls what is here"))]
 
+use crate::arch;
+use crate::gaps;
 use crate::heap;
 use crate::layout::{self, Layout};
 use crate::logger;
@@ -58,7 +60,7 @@ fn start(dtb: u64, started: Ticks) -> ! {
     info!("{} at EL2, each with {}", Cpus(machine.affinities.len()), machine.features);
     PerCpu::install(machine, CpuId::BOOT);
     secondary::release(machine);
-    provoke::if_asked(machine, CpuId::BOOT);
+    provoke::if_asked(machine.options.provoke, machine.affinities.len(), CpuId::BOOT);
     vms::run(machine, CpuId::BOOT)
 }
 
@@ -129,7 +131,7 @@ fn use_last_resort_console() {
 /// Finds the console and the firmware, so that from here on errors can be said, and the machine turned off.
 fn find_console(fdt: Fdt<'_>) -> ConsoleAt {
     if let Some(psci) = tree::find_psci(fdt) {
-        report::use_psci(psci);
+        arch::use_psci(psci);
     }
     let console = tree::find_console(fdt).unwrap_or_else(|| {
         use_last_resort_console();
@@ -180,7 +182,7 @@ fn enable_map(hardware: &Hardware<'_>, console: &ConsoleAt, tree: PaRange, layou
         .map(|i| SlotAt::at(layout.slots.start().get() + i * SlotAt::SIZE));
     let guards = slots.chain([SlotAt::boot()]).flat_map(SlotAt::guards);
     let guards = guards.filter_map(|at| PaRange::with_len(Pa::new(at), types::FRAME_SIZE));
-    for range in guards.chain(hardware.forbidden.iter().copied()).chain([layout::null_frame()]) {
+    for range in guards.chain(hardware.forbidden.iter().copied()).chain([gaps::null_frame()]) {
         map.unmap(range).unwrap_or_else(|error| fatal!("{range} cannot be left out of the map: {error}"));
     }
     // SAFETY: the map has the image's sections with their rights, the stack among them, and the devices that were

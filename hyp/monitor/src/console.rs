@@ -1,24 +1,24 @@
-//! The console: a PL011.
+//! The console: a PL011, or a PC's first serial port.
 //!
 //! Two ways to write: [`lock`]ed, which everything does that runs with the MMU on, so that no two CPUs mix within a
 //! line; and `Raw`, which takes no lock, for what is said before the MMU is on (there are no exclusives then) and
 //! after a bug (the lock may be held by who caused it).
 
-use crate::tree::ConsoleAt;
-use arm_pl011_uart::{
-    DataBits, Interrupts, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer,
-};
+#[cfg(not(pc))]
+mod pl011;
+
+#[cfg(pc)]
+use crate::x86::com1::{put, uart};
 use core::fmt::{self, Write};
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+#[cfg(not(pc))]
+pub use pl011::receive;
+#[cfg(not(pc))]
+pub(crate) use pl011::{
+    FIFO, enable_receive_interrupt, mask_receive_interrupt, send, set_up, use_registers, use_second,
+};
+#[cfg(not(pc))]
+use pl011::{put, uart};
 use spin::{Mutex, MutexGuard};
-use types::Pa;
-
-/// Where the registers are; 0 while there is no console.
-static REGISTERS: AtomicU64 = AtomicU64::new(0);
-
-/// Where the registers of a second PL011 are, for the trace; 0 while there is none in use.
-static SECOND: AtomicU64 = AtomicU64::new(0);
 
 /// The console that CPUs share.
 static SHARED: Mutex<Shared> = Mutex::new(Shared { column: Column::Start, speaker: None });
@@ -35,86 +35,6 @@ pub struct Shared {
     column: Column,
     /// Which guest has begun the line that the console is inside of, where guests are told apart.
     speaker: Option<u16>,
-}
-
-/// UARTCR.UARTEN (DDI 0183, 3.3.8).
-const ENABLED: u32 = 1;
-/// UARTCR's offset.
-const CONTROL: u64 = 0x30;
-/// The offset of UARTIBRD, which UARTFBRD follows: the divisor's integer and 64ths (DDI 0183, 3.3.5).
-const DIVISOR: u64 = 0x24;
-/// The clock of a PL011 where the tree does not say: what QEMU's machines have. It matters to hardware only, and that has
-/// firmware.
-const CLOCK: u32 = 24_000_000;
-/// Characters in a PL011's receive FIFO.
-pub(crate) const FIFO: usize = 32;
-
-/// Makes the PL011 with registers at `registers` the console.
-///
-/// # Safety
-/// A PL011's registers must be there, mapped (or the MMU off), and nobody else's.
-pub(crate) unsafe fn use_registers(registers: Pa) {
-    REGISTERS.store(registers.get(), Relaxed);
-}
-
-/// Sets the console up where firmware has not: 115200 8n1. Where it has, its settings stay, baud rate and all.
-pub(crate) fn set_up(at: &ConsoleAt) {
-    enable(at, uart());
-}
-
-fn enable(at: &ConsoleAt, uart: Option<Uart<'static>>) {
-    if register(at, CONTROL) & ENABLED == 0
-        && let Some(mut uart) = uart
-    {
-        let line = LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
-        let _ = uart.enable(line, 115_200, at.clock.unwrap_or(CLOCK));
-    }
-}
-
-/// Reads a register of a PL011 that is in use.
-fn register(at: &ConsoleAt, offset: u64) -> u32 {
-    let register = core::ptr::with_exposed_provenance::<u32>((at.registers.start().get() + offset) as usize);
-    // SAFETY: who has it used has said that a PL011's registers are there.
-    unsafe { register.read_volatile() }
-}
-
-/// Sets up a second PL011 for [`send`], as [`set_up`] does the console. Returns its baud rate.
-///
-/// # Safety
-/// A PL011's registers must be there, mapped, and nobody else's.
-pub(crate) unsafe fn use_second(at: &ConsoleAt) -> u64 {
-    SECOND.store(at.registers.start().get(), Relaxed);
-    enable(at, uart_at(&SECOND));
-    let divisor = u64::from(register(at, DIVISOR)) << 6 | u64::from(register(at, DIVISOR + 4));
-    u64::from(at.clock.unwrap_or(CLOCK)) * 4 / divisor.max(1)
-}
-
-/// Sends words by the second PL011, lowest byte first, and waits for room. One CPU at a time.
-pub(crate) fn send(words: [u64; 4]) {
-    if let Some(mut uart) = uart_at(&SECOND) {
-        words.iter().flat_map(|word| word.to_le_bytes()).for_each(|byte| put(&mut uart, byte));
-    }
-}
-
-fn uart() -> Option<Uart<'static>> {
-    uart_at(&REGISTERS)
-}
-
-fn uart_at(registers: &AtomicU64) -> Option<Uart<'static>> {
-    let registers = registers.load(Relaxed);
-    let registers =
-        NonNull::new(core::ptr::with_exposed_provenance_mut::<PL011Registers>(registers as usize))?;
-    // SAFETY: `use_registers` was told that they are there. They are not unique to this instance: the lock, or that
-    // only one CPU still speaks, keeps two from writing; single register accesses do no harm otherwise.
-    Some(Uart::new(unsafe { UniqueMmioPointer::new(registers) }))
-}
-
-/// Sends one character, waiting for room.
-fn put(uart: &mut Uart<'_>, byte: u8) {
-    while uart.is_tx_fifo_full() {
-        core::hint::spin_loop();
-    }
-    uart.write_word(byte);
 }
 
 /// Takes the console for as long as the result lives.
@@ -202,45 +122,9 @@ fn carriage_returns(text: &str, mut sink: impl FnMut(&[u8])) {
     }
 }
 
-/// Lets the console interrupt when a character has come in.
-pub(crate) fn enable_receive_interrupt() {
-    let _guard = lock();
-    if let Some(mut uart) = uart() {
-        uart.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
-    }
-}
-
-/// Lets characters wait in the console's own FIFO, and whoever sends them wait behind that.
-pub(crate) fn mask_receive_interrupt() {
-    let _guard = lock();
-    if let Some(mut uart) = uart() {
-        uart.set_interrupt_masks(Interrupts::empty());
-    }
-}
-
-/// Takes the characters that have come in, in their order, and hands each to `consumer`. To be called on the console's
-/// interrupt, and by one CPU at a time. A character with a framing error, and a break, are dropped.
-///
-/// The interrupts are not cleared here: taking the last character does that (DDI 0183, 2.8), and one cleared by hand might
-/// be that of a character which came in just before, and which nobody would then ask for.
-pub fn receive(consumer: &mut dyn FnMut(u8)) {
-    // At most a FIFO's worth, so that a flood of input cannot keep a CPU here: what is left interrupts again.
-    for _ in 0..FIFO {
-        let word = {
-            let _guard = lock();
-            let Some(mut uart) = uart() else { return };
-            uart.read_word()
-        };
-        match word {
-            Ok(Some(byte)) => consumer(byte),
-            Ok(None) => break,
-            Err(_) => {}
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::pl011::tests::with_registers;
     use super::*;
     use std::string::String;
     use std::vec::Vec;
@@ -254,18 +138,6 @@ mod tests {
         assert_eq!(String::from_utf8(out).as_deref(), Ok("a\r\nb\r\n\r\nc"));
     }
 
-    /// A PL011 that is always ready: FR = 0 says that it can send and, the receive FIFO not being empty, that the data
-    /// register holds a character.
-    fn with_registers(act: impl FnOnce(&mut [u32; 1024])) {
-        static ONE_AT_A_TIME: Mutex<[u32; 1024]> = Mutex::new([0; 1024]);
-        let mut registers = ONE_AT_A_TIME.lock();
-        *registers = [0; 1024];
-        // SAFETY: memory that stays, and that only this test writes.
-        unsafe { use_registers(Pa::new(registers.as_mut_ptr().expose_provenance() as u64)) };
-        act(&mut registers);
-        REGISTERS.store(0, Relaxed);
-    }
-
     #[test]
     fn a_log_line_starts_on_a_line_of_its_own() {
         with_registers(|_| {
@@ -275,30 +147,6 @@ mod tests {
             console.fresh_line();
             assert!(console.column == Column::Start);
             assert!(writeln!(console, "line").is_ok() && console.column == Column::Start);
-        });
-    }
-
-    #[test]
-    fn a_flood_of_input_does_not_keep_a_cpu() {
-        with_registers(|registers| {
-            registers[0] = u32::from(b'x');
-            let mut taken = 0;
-            receive(&mut |byte| {
-                assert_eq!(byte, b'x');
-                taken += 1;
-            });
-            assert_eq!(taken, FIFO);
-        });
-    }
-
-    #[test]
-    fn the_interrupt_of_a_character_that_comes_in_late_is_not_cleared() {
-        with_registers(|registers| {
-            const CLEAR: usize = 0x44 / 4;
-            registers[CLEAR] = 0x5a5a;
-            registers[0x18 / 4] = 1 << 4; // FR.RXFE: nothing more has come in, yet
-            receive(&mut |_| panic!("nothing has come in"));
-            assert_eq!(registers[CLEAR], 0x5a5a);
         });
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Decided before the MMU is on, since the guards between a slot's stacks must not be in the map at all.
 
+use crate::gaps::{null_frame, smallest_gap};
 use crate::tree::{Hardware, MAX_RESERVED};
 use aarch64::local::SlotAt;
 use arrayvec::ArrayVec;
 use core::fmt;
-use types::{FRAME_SIZE, Pa, PaRange};
+use types::{Pa, PaRange};
 
 /// Bytes of the heap.
 const HEAP: u64 = 4 << 20;
@@ -77,15 +78,7 @@ pub(crate) fn plan(
 
     let slots = SlotAt::SIZE * others as u64;
     let wanted = slots + HEAP;
-    let mut best: Option<PaRange> = None;
-    for bank in &hardware.memory {
-        for gap in gaps(*bank, &taken) {
-            if gap.len() >= wanted && best.is_none_or(|best| gap.len() < best.len()) {
-                best = Some(gap);
-            }
-        }
-    }
-    let start = best.ok_or(NoPlace::Ram { wanted })?.start();
+    let start = smallest_gap(&hardware.memory, &taken, wanted).ok_or(NoPlace::Ram { wanted })?.start();
     let middle = start.wrapping_add(slots);
     let end = middle.wrapping_add(HEAP);
     let part = |start: Pa, end: Pa| PaRange::new(start, end).expect("the parts of a gap are in order");
@@ -95,64 +88,12 @@ pub(crate) fn plan(
     Ok(Layout { taken, slots: part(start, middle), heap: part(middle, end) })
 }
 
-/// The frame whose address is a null pointer: never used, and never mapped, even where it is RAM.
-pub(crate) fn null_frame() -> PaRange {
-    PaRange::with_len(Pa::new(0), FRAME_SIZE).unwrap_or(PaRange::EMPTY)
-}
-
-/// Goes through the whole frames of `bank` that no range in `taken`, ascending, touches.
-fn gaps(bank: PaRange, taken: &[PaRange]) -> impl Iterator<Item = PaRange> {
-    let mut from = bank.start();
-    let mut next = taken.iter().map(|range| range.outer_frames()).filter(move |range| range.overlaps(bank));
-    let mut done = false;
-    core::iter::from_fn(move || {
-        while !done {
-            let (end, resume) = match next.next() {
-                Some(range) => (range.start().min(bank.end()), range.end()),
-                None => {
-                    done = true;
-                    (bank.end(), bank.end())
-                }
-            };
-            let gap = PaRange::new(from, end).map_or(PaRange::EMPTY, PaRange::inner_frames);
-            from = from.max(resume);
-            if !gap.is_empty() {
-                return Some(gap);
-            }
-        }
-        None
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::vec::Vec;
 
     fn range(start: u64, end: u64) -> PaRange {
         PaRange::new(Pa::new(start), Pa::new(end)).expect("start is below end")
-    }
-
-    fn list(bank: PaRange, taken: &[PaRange]) -> Vec<(u64, u64)> {
-        gaps(bank, taken).map(|gap| (gap.start().get(), gap.end().get())).collect()
-    }
-
-    #[test]
-    fn gaps_are_what_nothing_touches() {
-        let bank = range(0x1_0000, 0x10_0000);
-        assert_eq!(list(bank, &[]), [(0x1_0000, 0x10_0000)]);
-        let taken = [
-            range(0, 0x800),
-            range(0x1_0000, 0x2_0800),
-            range(0x1_8000, 0x1_9000),
-            range(0xf_ff00, 0x20_0000),
-        ];
-        assert_eq!(list(bank, &taken), [(0x2_1000, 0xf_f000)]);
-    }
-
-    #[test]
-    fn a_bank_that_is_all_taken_has_no_gap() {
-        assert!(list(range(0x1000, 0x3000), &[range(0x1800, 0x1801), range(0x2000, 0x2fff)]).is_empty());
     }
 
     fn hardware<R>(act: impl FnOnce(Hardware<'_>) -> R) -> R {

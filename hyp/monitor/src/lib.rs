@@ -10,23 +10,42 @@
 
 extern crate alloc;
 
+mod arch;
+#[cfg(not(pc))]
 pub mod boot;
 pub mod console;
+mod gaps;
 pub mod heap;
+#[cfg(not(pc))]
 mod layout;
 mod logger;
+#[cfg(not(pc))]
 mod machine;
 mod options;
+mod outlet;
+#[cfg(not(pc))]
 mod percpu;
+#[cfg(not(pc))]
 mod platform;
 mod provoke;
+mod ram;
 pub mod report;
+#[cfg(not(pc))]
 mod secondary;
+#[cfg(not(pc))]
 pub mod tree;
+#[cfg(not(pc))]
 pub mod vms;
+mod waiting;
+#[cfg(target_arch = "x86_64")]
+pub mod x86;
 
+#[cfg(not(pc))]
 pub use aarch64::psci::Psci;
+#[cfg(not(pc))]
 pub use machine::Machine;
+#[cfg(not(pc))]
 pub use percpu::PerCpu;
+#[cfg(not(pc))]
 pub use platform::{Described, Platform};
 pub use types::Pa;

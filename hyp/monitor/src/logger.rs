@@ -1,8 +1,6 @@
 //! The backend of the `log` crate: lines of the form `[mz     0.012345 c0 info] text` on the console.
 
-use crate::console;
-use aarch64::local::Local;
-use aarch64::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
+use crate::{arch, console};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -28,7 +26,7 @@ impl Log for Console {
                 console,
                 "[mz {} c{} {}] {}",
                 SinceStart(ticks_since_start()),
-                Local::this().cpu().index(),
+                arch::this_cpu().index(),
                 name(record.level()),
                 record.args()
             );
@@ -58,7 +56,7 @@ pub(crate) fn start(started: Ticks, level: LevelFilter) {
 
 /// Returns the ticks since the image was entered.
 pub(crate) fn ticks_since_start() -> Ticks {
-    CNTPCT_EL0.get().wrapping_sub(STARTED.load(Relaxed))
+    arch::ticks().wrapping_sub(STARTED.load(Relaxed))
 }
 
 /// Prints ticks as seconds, with microseconds.
@@ -67,7 +65,7 @@ pub(crate) struct SinceStart(pub(crate) Ticks);
 impl fmt::Display for SinceStart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Firmware that leaves the frequency out gets ticks for microseconds, not a division by zero.
-        let hz = match CNTFRQ_EL0.get() & 0xffff_ffff {
+        let hz = match arch::tick_hz() {
             0 => 1_000_000,
             hz => hz,
         };

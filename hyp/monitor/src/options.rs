@@ -1,6 +1,8 @@
-//! The hypervisor's own command line: `key=value` words in `/chosen/bootargs`.
+//! The hypervisor's own command line: `key=value` words in `/chosen/bootargs`, or behind the image's name
+//! in the boot loader's configuration.
 
 use crate::provoke::Provoke;
+#[cfg(not(pc))]
 use aarch64::guest::tlb::Style;
 use log::LevelFilter;
 use stage2::Bbm;
@@ -11,7 +13,9 @@ use trace::Since;
 pub struct Options {
     /// `log=off|error|warn|info|debug|trace`; info where it does not say.
     pub log: LevelFilter,
-    /// `invalidate=broadcast|interrupt`: how other CPUs are made to forget translations; broadcast where it does not say.
+    /// `invalidate=broadcast|interrupt`: how other CPUs are made to forget translations; broadcast where it does not say. A PC
+    /// has interrupts only.
+    #[cfg(not(pc))]
     pub invalidate: Style,
     /// `wait=epoch|count|rendezvous|batched`: how readers of tables are waited for; epoch where it does not say.
     pub wait: Way,
@@ -85,6 +89,7 @@ pub enum Exercise {
     Resize,
 }
 
+#[cfg(not(pc))]
 /// The styles of invalidation, by the names that the command line gives them.
 const STYLES: [(&str, Style); 2] = [("broadcast", Style::Broadcast), ("interrupt", Style::Interrupt)];
 
@@ -97,6 +102,7 @@ fn named<T: Copy>(names: &[(&str, T)], value: &str) -> Option<T> {
     names.iter().find(|(name, _)| *name == value).map(|(_, named)| *named)
 }
 
+#[cfg(not(pc))]
 /// Returns the name that the command line gives a style.
 pub(crate) fn style_name(style: Style) -> &'static str {
     STYLES.iter().find(|(_, named)| *named == style).map_or("", |(name, _)| name)
@@ -124,6 +130,7 @@ impl Options {
         let (key, value) = word.split_once('=')?;
         match key {
             "log" => self.log = value.parse().ok()?,
+            #[cfg(not(pc))]
             "invalidate" => self.invalidate = named(&STYLES, value)?,
             "wait" => self.wait = named(&Way::NAMES, value)?,
             "exercise" => self.exercise = named(&[("resize", Exercise::Resize)], value)?,
@@ -142,6 +149,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             log: LevelFilter::Info,
+            #[cfg(not(pc))]
             invalidate: Style::Broadcast,
             wait: Way::Epoch,
             bbm: Bbm::Level3,

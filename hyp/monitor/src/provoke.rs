@@ -1,6 +1,5 @@
 //! Bugs on demand, so that a test sees what the report of one looks like: `provoke=…` on the command line.
 
-use crate::Machine;
 use core::hint::black_box;
 use types::CpuId;
 
@@ -36,11 +35,10 @@ impl Provoke {
     }
 }
 
-/// Provokes what the command line asks for, on the CPU with the highest number; the others then wait for the end.
-pub(crate) fn if_asked(machine: &Machine, cpu: CpuId) {
-    let last = machine.affinities.len() - 1;
-    if let Some(bug) = machine.options.provoke {
-        if cpu.index() == last {
+/// Provokes what the command line asks for, on the CPU with the highest number of `cpus`; the others then wait for the end.
+pub(crate) fn if_asked(asked: Option<Provoke>, cpus: usize, cpu: CpuId) {
+    if let Some(bug) = asked {
+        if cpu.index() == cpus - 1 {
             provoke(bug);
         }
         crate::report::park();
@@ -73,7 +71,10 @@ fn provoke(bug: Provoke) {
             #[cfg(target_os = "none")]
             // SAFETY: not safe: the exception is what is wanted.
             unsafe {
+                #[cfg(not(pc))]
                 core::arch::asm!("udf #0");
+                #[cfg(pc)]
+                core::arch::asm!("ud2");
             }
         }
     }

@@ -94,7 +94,7 @@ fn set_up_this_cpu() -> Result<(), GicError> {
             interface::init()?;
         }
     }
-    crate::report::gic_is_on();
+    crate::arch::gic_is_on();
     FEATURES[Local::this().cpu().index()].call_once(Features::of_this_cpu);
     Ok(())
 }
@@ -221,7 +221,7 @@ fn run() -> ! {
         crate::report::park(); // left out, because one before it did not arrive
     }
     PerCpu::install(machine, cpu);
-    provoke::if_asked(machine, cpu);
+    provoke::if_asked(machine.options.provoke, machine.affinities.len(), cpu);
     vms::run(machine, cpu)
 }
 

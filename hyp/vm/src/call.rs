@@ -24,7 +24,7 @@ pub(crate) const NOT_SUPPORTED: u64 = abi::NOT_SUPPORTED as u64;
 pub(crate) const SUCCESS: u64 = 0;
 
 /// Answers what needs no machine: version and identity queries. `None` for any other function.
-pub(crate) fn answer(regs: &mut CallRegs) -> Option<CallOutcome> {
+pub fn answer(regs: &mut CallRegs) -> Option<CallOutcome> {
     let function = regs[0] as u32;
     match function {
         SMCCC_VERSION => regs[0] = SMCCC_1_1,

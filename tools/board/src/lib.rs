@@ -30,8 +30,10 @@ pub struct Description {
     /// What has no place in its device tree.
     #[serde(default)]
     pub hardware: Hardware,
-    /// How it is started in an emulator, where there is one.
+    /// How QEMU starts it, where it does.
     pub emulator: Option<Emulator>,
+    /// That it is a PC, x86-64, and how Bochs starts it.
+    pub pc: Option<Pc>,
 }
 
 /// What is promised of a board.
@@ -135,6 +137,14 @@ const fn yes() -> bool {
     true
 }
 
+/// How Bochs starts a PC.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Pc {
+    /// The CPU model where none is asked for, as Bochs names it.
+    pub cpu: String,
+}
+
 const fn one() -> u32 {
     1
 }
@@ -199,6 +209,7 @@ mod tests {
             (format!("{LEAST}uart = 5"), "uart"),
             (format!("{LEAST}[hardware]\nlast-resort-console = \"here\""), "last-resort-console"),
             (format!("{LEAST}[emulator]\n"), "machine"),
+            (format!("{LEAST}[pc]\n"), "cpu"),
         ] {
             let error = parse(&text).unwrap_err();
             assert!(error.contains(names), "{names}: {error}");

@@ -4,7 +4,7 @@
 
 use crate::{cargo, image, paths};
 use anyhow::{Context, Result, bail, ensure};
-use board_file::{Description, Emulator};
+use board_file::{Description, Emulator, Pc};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -129,6 +129,11 @@ impl Board {
         names.map(|variant| format!("{self}:{variant}").parse()).collect()
     }
 
+    /// Returns how Bochs starts it, where it is a PC.
+    pub(crate) fn pc(self) -> Option<&'static Pc> {
+        self.0.description.pc.as_ref()
+    }
+
     /// Returns the CPU model to emulate: the one that is asked for, or the board's own choice; none where the machine has
     /// one model.
     ///
@@ -140,8 +145,9 @@ impl Board {
         Ok(asked.or(own).unwrap_or_default().to_owned())
     }
 
-    /// Builds the board's hypervisor image.
+    /// Builds the hypervisor image of a board that is no PC.
     pub(crate) fn build(self) -> Result<Built> {
+        ensure!(self.pc().is_none(), "{self} is a PC: it starts from a disc");
         let elf = if self.0.folder.parent() == Some(&folder()) {
             cargo::build(&self.0.name, &self.0.name)?
         } else {
@@ -212,6 +218,16 @@ mod tests {
                 .any(|board| board.to_string() == "qemu-virt:gicv2")
         );
         assert!(Board::from_str("qemu-virt:gicv9").unwrap_err().to_string().contains("no variant gicv9"));
+    }
+
+    #[test]
+    fn a_pc_is_no_board_of_qemu_s() {
+        let pcs: Vec<_> = all().unwrap().into_iter().filter(|board| board.pc().is_some()).collect();
+        assert!(!pcs.is_empty());
+        for pc in pcs {
+            assert!(pc.emulator().is_err());
+            assert!(pc.build().unwrap_err().to_string().contains("is a PC"));
+        }
     }
 
     #[test]

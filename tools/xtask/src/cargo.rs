@@ -20,8 +20,13 @@ pub(crate) fn cargo(subcommand: &str) -> Command {
 /// Builds one package for the bare-metal target, optimised, and returns the ELF file of its binary `name`.
 pub(crate) fn build(package: &str, name: &str) -> Result<PathBuf> {
     setup::ensure(&[Need::Rust])?;
-    shell::run(cargo("build").args(["--release", "--target", TARGET, "-p", package]))?;
-    built(package, release_dir().join(name))
+    build_for(TARGET, package, name)
+}
+
+/// As [`build`], for a target that is there.
+pub(crate) fn build_for(target: &str, package: &str, name: &str) -> Result<PathBuf> {
+    shell::run(cargo("build").args(["--release", "--target", target, "-p", package]))?;
+    built(package, paths::target().join(target).join("release").join(name))
 }
 
 /// Builds the package in `folder`, which is no member of the workspace, as [`build`] does, into the same folder.

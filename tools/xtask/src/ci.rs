@@ -1,7 +1,7 @@
 //! The jobs of continuous integration. A person runs the same ones, and each is a command of its own elsewhere.
 
 use crate::cargo::cargo;
-use crate::setup::{self, Need, TARGET};
+use crate::setup::{self, Need, PC_TARGET, TARGET};
 use crate::{board, book, deps, nightly, shell, tests};
 use anyhow::{Context, Result};
 
@@ -60,7 +60,7 @@ fn one(job: Job) -> Result<()> {
 }
 
 fn clippy() -> Result<()> {
-    setup::ensure(&[Need::Rust])?;
+    setup::ensure(&[Need::Rust, Need::Pc])?;
     let deny = ["--", "-D", "warnings"];
     shell::run(cargo("clippy").arg("--all-targets").args(deny))?;
     // Never in one build with the others, whose tests turn on what it must not measure.
@@ -68,8 +68,12 @@ fn clippy() -> Result<()> {
     // What exists for the bare-metal target only; what it depends on is checked with it.
     let mut bare = cargo("clippy");
     bare.args(["--release", "--target", TARGET, "-p", "guest-tests"]);
+    let mut pc = cargo("clippy");
+    pc.args(["--release", "--target", PC_TARGET, "-p", "guest-tests-x86"]);
     for board in board::all()? {
-        bare.args(["-p", &board.to_string()]);
+        let command = if board.pc().is_some() { &mut pc } else { &mut bare };
+        command.args(["-p", &board.to_string()]);
     }
-    shell::run(bare.args(deny))
+    shell::run(bare.args(deny))?;
+    shell::run(pc.args(deny))
 }

@@ -6,7 +6,9 @@ use crate::report::{Report, Watch};
 use anyhow::{Context, Result};
 use regex::Regex;
 use std::fmt;
+use std::fs::File;
 use std::io::{Read, Write, stdout};
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -52,6 +54,10 @@ pub(crate) struct Console {
     watch: Watch,
     report_until: Option<Instant>,
     started: Instant,
+    /// Says how the machine has ended, from how the emulator has.
+    judge: fn(&Path, ExitStatus) -> ExitStatus,
+    /// What that looks at.
+    folder: PathBuf,
 }
 
 /// What a wait looks for.
@@ -82,6 +88,41 @@ impl Console {
         Self::start(machine.command(Serial::Terminal), Stdio::inherit(), Echo::Shown)
     }
 
+    /// Starts a machine that writes its serial port into `serial` of `folder`, and follows that. What the emulator itself
+    /// says is not the machine's; nothing can be typed. `judge` says from the folder and from how the emulator has ended how
+    /// the machine has.
+    pub(crate) fn followed(
+        command: Command,
+        (folder, serial): (&Path, &str),
+        judge: fn(&Path, ExitStatus) -> ExitStatus,
+        echo: Echo,
+    ) -> Result<Self> {
+        let mut command = bound_to_us(command);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let serial = folder.join(serial);
+        let serial = File::open(&serial).with_context(|| format!("cannot read {}", serial.display()))?;
+        let started = Instant::now();
+        let process = Process::start(command)?;
+        let ended = process.watch_end();
+        let (sender, output) = channel();
+        follow(serial, ended, sender);
+        let folder = folder.to_owned();
+        let (log, watch) = (String::new(), Watch::default());
+        Ok(Self {
+            process,
+            input: None,
+            output,
+            echo,
+            log,
+            cursor: 0,
+            watch,
+            report_until: None,
+            started,
+            judge,
+            folder,
+        })
+    }
+
     fn start(command: Command, stdin: Stdio, echo: Echo) -> Result<Self> {
         let mut command = bound_to_us(command);
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -93,7 +134,20 @@ impl Console {
         forward(child.stdout.take().context("QEMU has no output")?, sender.clone());
         forward(child.stderr.take().context("QEMU has no error output")?, sender);
         let (log, watch) = (String::new(), Watch::default());
-        Ok(Self { process, input, output, echo, log, cursor: 0, watch, report_until: None, started })
+        let (judge, folder) = (|_: &Path, status| status, PathBuf::new());
+        Ok(Self {
+            process,
+            input,
+            output,
+            echo,
+            log,
+            cursor: 0,
+            watch,
+            report_until: None,
+            started,
+            judge,
+            folder,
+        })
     }
 
     /// Waits until `regex` matches within a line, finished or not, after the last match: a prompt, for example. Returns
@@ -168,7 +222,7 @@ impl Console {
                     return match self.watch.unfinished() {
                         Some(report) => Err(Trouble::Report(report)),
                         None if interrupted() => Err(Trouble::Interrupted),
-                        None => Ok(Reached::End(status)),
+                        None => Ok(Reached::End((self.judge)(&self.folder, status))),
                     };
                 }
             }
@@ -236,6 +290,29 @@ fn forward(mut pipe: impl Read + Send + 'static, to: Sender<Vec<u8>>) {
             if to.send(buffer[..count].to_vec()).is_err() {
                 break;
             }
+        }
+    });
+}
+
+/// How often a file is looked at that grows.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Passes on what a file grows by, until whoever writes it has ended.
+fn follow(mut file: File, ended: impl Fn() -> bool + Send + 'static, to: Sender<Vec<u8>>) {
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        loop {
+            // Asked first: what was written before the end is read all the same.
+            let last = ended();
+            while let Ok(count @ 1..) = file.read(&mut buffer) {
+                if to.send(buffer[..count].to_vec()).is_err() {
+                    return;
+                }
+            }
+            if last {
+                return;
+            }
+            thread::sleep(LOOK);
         }
     });
 }
@@ -340,6 +417,24 @@ mod tests {
     fn what_never_comes_is_a_timeout() {
         let result = machine("read forever").expect(&regex("INIT-OK"), Duration::from_millis(10));
         assert!(matches!(result, Err(Trouble::Timeout(goal)) if goal == "/INIT-OK/"));
+    }
+
+    #[test]
+    fn a_file_is_followed_to_its_writer_s_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("serial");
+        std::fs::write(&file, "").unwrap();
+        let mut command = Command::new("sh");
+        let script = format!("printf 'one\\ntw' > {0}; sleep 0.1; echo o >> {0}; exit 3", file.display());
+        command.args(["-c", &script]);
+        let judge = |folder: &Path, status: ExitStatus| {
+            assert!(folder.join("serial").exists() && status.code() == Some(3));
+            ExitStatus::default()
+        };
+        let mut console = Console::followed(command, (dir.path(), "serial"), judge, Echo::Kept).unwrap();
+        console.expect_line(&regex("^two$"), LONG).unwrap();
+        assert!(console.end(Some(LONG)).unwrap().success());
+        assert_eq!(console.log(), "one\ntwo\n");
     }
 
     #[test]

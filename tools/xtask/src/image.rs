@@ -1,7 +1,8 @@
 //! The flat arm64 `Image`: what boot loaders load, made from the ELF file that the linker wrote.
 
 use crate::board::{Board, DEFAULT_BOARD};
-use crate::paths;
+use crate::run::HYPERVISOR_APPEND;
+use crate::{bochs, paths};
 use anyhow::{Context, Result, bail, ensure};
 use elf::ElfBytes;
 use elf::abi::PT_LOAD;
@@ -22,12 +23,26 @@ pub(crate) struct Args {
 
 /// Builds a board's image, and says where it is and how large; fails if it is larger than [`LIMIT`].
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.board.pc().is_some() {
+        return disc(args.board);
+    }
     let built = args.board.build()?;
     let size = fs::metadata(&built.image).context("cannot look at the image")?.len();
     println!("{}: {size} bytes of {LIMIT}", built.image.display());
     let image = fs::read(&built.image).context("cannot read the image")?;
     ensure!(!has_a_seed(&image), "the image has a bug in it on purpose");
     ensure!(size <= LIMIT, "the image is {} bytes larger than it may be", size - LIMIT);
+    Ok(())
+}
+
+/// Makes a disc of the x86-64 image, without a bundle, and says where it is.
+fn disc(board: Board) -> Result<()> {
+    let built = bochs::build(board)?;
+    let disc = built.elf.with_extension("iso");
+    bochs::make_disc(&built, HYPERVISOR_APPEND, None, &disc)?;
+    let size = fs::metadata(&built.kernel).context("cannot look at the image")?.len();
+    println!("{}: {size} bytes, on the disc {}", built.kernel.display(), disc.display());
+    ensure!(!has_a_seed(&fs::read(&built.kernel)?), "the image has a bug in it on purpose");
     Ok(())
 }
 

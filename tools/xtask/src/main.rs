@@ -6,6 +6,7 @@
 mod bench;
 mod board;
 mod boards;
+mod bochs;
 mod book;
 mod bundle;
 mod cargo;
@@ -77,7 +78,7 @@ enum Command {
     /// Measure, and compare with the targets
     #[command(subcommand)]
     Bench(bench::Command),
-    /// Build the flat arm64 Image, and check its size
+    /// Build the flat arm64 Image and check its size, or the x86-64 disc
     Image(image::Args),
     /// Make a bundle: a manifest and the files of its VMs, in one cpio
     Bundle(Box<bundle::Args>),

@@ -3,8 +3,8 @@
 use crate::board::Board;
 use crate::bundle::{self, One};
 use crate::console::{Console, Echo};
-use crate::run::{GRANTED, GRANTED_TRACE, Prepared, host, vm};
-use crate::setup::{self, Need, TARGET};
+use crate::run::{Boot, GRANTED, GRANTED_TRACE, Prepared, host, vm};
+use crate::setup::{self, Need, PC_TARGET, TARGET};
 use crate::size::Size;
 use crate::tests::{AlreadySaid, PAYLOAD, Summary};
 use crate::trace::Tracing;
@@ -81,6 +81,26 @@ fn compile() -> Result<()> {
     shell::run(cargo::cargo("build").args(["--release", "--target", TARGET, "-p", PACKAGE]))
 }
 
+/// The payload of the x86-64 board.
+const PC_PACKAGE: &str = "guest-tests-x86";
+
+/// Builds the payload of the x86-64 board.
+pub(crate) fn build_pc() -> Result<Payload> {
+    setup::ensure(&[Need::Rust, Need::Pc])?;
+    Ok(Payload(cargo::build_for(PC_TARGET, PC_PACKAGE, PC_PACKAGE)?))
+}
+
+/// Runs it on a machine, shows its console, and says how many of its tests passed.
+pub(crate) fn run_pc(prepared: &impl Boot) -> Result<()> {
+    let mut console = prepared.console(Echo::Shown)?;
+    let summary = counts(&mut console)?;
+    println!("{summary}");
+    match summary.failed {
+        0 => Ok(()),
+        _ => Err(AlreadySaid.into()),
+    }
+}
+
 /// Builds all payloads, and returns those that test something.
 pub(crate) fn build() -> Result<Vec<Payload>> {
     compile()?;
@@ -106,7 +126,7 @@ pub(crate) fn counts(console: &mut Console) -> Result<Summary> {
     let line = console.expect_line(&Regex::new(PAYLOAD)?, PATIENCE)?;
     let counts = Summary::of_payload(&line[0]).context("the closing line has no counts")?;
     let status = console.end(Some(PATIENCE))?;
-    ensure!(status.success(), "QEMU ended with {status}");
+    ensure!(status.success(), "the emulator ended with {status}");
     ensure!(counts.passed + counts.failed > 0, "the payload tested nothing");
     Ok(counts)
 }

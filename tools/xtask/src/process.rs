@@ -7,6 +7,7 @@ use crate::{shell, terminal};
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use std::fs;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
@@ -34,6 +35,18 @@ impl Process {
     /// Returns the child itself, for its pipes.
     pub(crate) fn child(&mut self) -> &mut Child {
         &mut self.0
+    }
+
+    /// Returns what tells, on any thread, whether the child has ended. It need not have been waited for.
+    pub(crate) fn watch_end(&self) -> impl Fn() -> bool + Send + use<> {
+        let stat = format!("/proc/{}/stat", self.0.id());
+        // The state follows the program's name, which is in parentheses: Z for one that nobody has waited for.
+        move || match fs::read_to_string(&stat) {
+            Ok(text) => {
+                text.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+            }
+            Err(_) => true,
+        }
     }
 
     /// Ends the child and all that it has started, where it leads a process group.

@@ -10,8 +10,9 @@ use crate::setup::{self, Need};
 use crate::size::Size;
 use crate::trace::Tracing;
 use crate::view::Shown;
-use crate::{paths, payload, shell, terminal};
+use crate::{bochs, paths, payload, shell, terminal};
 use anyhow::{Context, Result, bail, ensure};
+use board_file::Pc;
 use regex::Regex;
 use std::fs;
 use std::io::Write;
@@ -40,7 +41,8 @@ pub(crate) struct Args {
     /// The board: a folder of platform/ by its name, or any other by its path
     #[arg(long, value_name = "NAME", default_value = DEFAULT_BOARD)]
     board: Board,
-    /// The CPU model, as QEMU names it (cortex-a72, neoverse-n1, neoverse-v1, neoverse-n2, max) [default: the board's]
+    /// The CPU model, as QEMU names it (cortex-a72, neoverse-n1, neoverse-v1, neoverse-n2, max), or Bochs for a PC
+    /// (corei7_haswell_4770, corei7_icelake_u) [default: the board's]
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
     /// The VM's CPUs [default: 2]
@@ -125,8 +127,95 @@ impl Prepared {
     }
 }
 
+/// A machine to be started, whatever emulates it.
+pub(crate) trait Boot {
+    /// Starts it, with a program at its serial line.
+    fn console(&self, echo: Echo) -> Result<Console>;
+
+    /// Returns the command that starts it.
+    fn line(&self) -> String;
+
+    /// Returns the ELF file that names the addresses of a panic.
+    fn elf(&self) -> Option<&Path>;
+
+    /// Takes and judges the machine's trace, where one is made.
+    fn judge(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Boot for Prepared {
+    fn console(&self, echo: Echo) -> Result<Console> {
+        Console::piped(&self.machine, echo)
+    }
+
+    fn line(&self) -> String {
+        shell::line(&self.machine.command(Serial::Pipe))
+    }
+
+    fn elf(&self) -> Option<&Path> {
+        self.elf.as_deref()
+    }
+
+    fn judge(&mut self) -> Result<()> {
+        self.tracing.take().map_or(Ok(()), Tracing::judge)
+    }
+}
+
+/// Runs what was asked for on a PC.
+fn run_pc(args: &Args, pc: &Pc) -> Result<()> {
+    let refused = [
+        (args.gdb, "--gdb"),
+        (args.trace.is_some(), "--trace"),
+        (args.bundle.is_some(), "--bundle"),
+        (args.initrd.is_some(), "--initrd"),
+        (args.cpus.is_some(), "--cpus"),
+    ];
+    if let Some((_, option)) = refused.iter().find(|(given, _)| *given) {
+        bail!("{option} is not for this board");
+    }
+    let hypervisor = hypervisor_cmdline(&args.log, args.hyp_append.as_deref());
+    let payload;
+    let kernel = match (&args.kernel, &args.test) {
+        (Some(kernel), _) => kernel.as_path(),
+        (None, Some(_)) => {
+            payload = payload::build_pc()?;
+            payload.file()
+        }
+        (None, None) => bail!("give a --kernel, or --test all: this board does not boot Linux in a VM yet"),
+    };
+    let prepared = bochs::with_kernel(bochs::Wanted {
+        board: args.board,
+        cpu: args.cpu.as_deref().unwrap_or(&pc.cpu),
+        smp: args.smp,
+        memory: args.mem,
+        kernel,
+        append: args.append.clone(),
+        hypercalls: args.hypercalls || args.test.is_some(),
+        hypervisor: &hypervisor,
+    })?;
+    if args.test.is_some() {
+        return payload::run_pc(&prepared);
+    }
+    match &args.expect {
+        Some(regex) => expect(&prepared, regex, Duration::from_secs(args.timeout.unwrap_or(120))),
+        None => watch(&prepared, args.timeout.map(Duration::from_secs)),
+    }
+}
+
+/// Shows the console of a machine at which nothing can be typed, until it ends.
+fn watch(prepared: &impl Boot, within: Option<Duration>) -> Result<()> {
+    eprintln!("{}", prepared.line());
+    let mut console = prepared.console(Echo::Shown)?;
+    console.end(within).map_err(|trouble| explain(trouble, prepared.elf(), within.unwrap_or_default()))?;
+    Ok(())
+}
+
 /// Runs what was asked for.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(pc) = args.board.pc() {
+        return run_pc(args, pc);
+    }
     let cpu = args.board.cpu(args.cpu.as_deref())?;
     if let Some(name) = &args.test {
         let (smp, memory) = (args.smp.unwrap_or(payload::VCPUS), args.mem.unwrap_or(payload::MEMORY));
@@ -313,13 +402,13 @@ fn bundle_and_size(args: &Args) -> Result<(Vec<u8>, u32, Size)> {
 }
 
 /// Runs without a person until the console matches.
-fn expect(prepared: &Prepared, regex: &Regex, within: Duration) -> Result<()> {
-    eprintln!("{}", shell::line(&prepared.machine.command(Serial::Pipe)));
-    let mut console = Console::piped(&prepared.machine, Echo::Shown)?;
+fn expect(prepared: &impl Boot, regex: &Regex, within: Duration) -> Result<()> {
+    eprintln!("{}", prepared.line());
+    let mut console = prepared.console(Echo::Shown)?;
     let result = console.expect(regex, within);
     // The console may have stopped within a line.
     println!();
-    result.map_err(|trouble| explain(trouble, prepared.elf.as_deref(), within))?;
+    result.map_err(|trouble| explain(trouble, prepared.elf(), within))?;
     eprintln!("/{regex}/ appeared after {:.1} s", console.age().as_secs_f64());
     Ok(())
 }

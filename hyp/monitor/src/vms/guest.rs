@@ -1,9 +1,10 @@
 //! A virtual machine with its memory, and how it is loaded.
 
 use super::exercise::Exercise;
-use super::outlet::Outlet;
 use super::{Format, Hypervisor, Load, tracing};
 use crate::Machine;
+use crate::outlet::Outlet;
+use crate::ram::SpaceRam;
 use aarch64::cpu::Core;
 use aarch64::guest::controls::Identity;
 use aarch64::guest::tlb::{Stage2, Tag, before_tables_change, flush_all, forget_sibling};
@@ -17,12 +18,11 @@ use frames::{Frames, Owner};
 use log::debug;
 use space::{Progress, Region, Space, SpaceError, table_budget};
 use stage2::{Format as _, Presence, Quiescence, Section};
-use types::{Cpu, CpuId, CpuSet, Height, Ipa, Pa, Range};
+use types::{Cpu, CpuId, CpuSet, Height, Pa, Range};
 use vm::sched::{Left, Siblings};
 use vm::service::borrowed_window;
 use vm::{
-    Error, GicModel, GicVersion, Granted, IdBits, Largest, Populate, Ram, RamError, Start, TimerIntids, Vcpu,
-    Vm, VmConfig,
+    Error, GicModel, GicVersion, Granted, IdBits, Largest, Populate, Start, TimerIntids, Vcpu, Vm, VmConfig,
 };
 
 /// A virtual machine with its memory.
@@ -317,7 +317,8 @@ impl Guest {
             }
         }
         drop(section);
-        let start = self.vm.load(&GuestRam { guest: self, hypervisor, core }, &hypervisor.seed())?;
+        let ram = SpaceRam { space: &self.space, waiting: &hypervisor.waiting, cpu: core, tlb: &tlb };
+        let start = self.vm.load(&ram, &hypervisor.seed())?;
         debug!("{}: starts at {:#x}, device tree at {:#x}", config.name, start.entry, start.argument);
         Ok(start)
     }
@@ -375,48 +376,4 @@ fn tlb<'h, 'm>(
 #[inline(never)] // likewise
 fn presence() -> Box<Presence> {
     Box::default()
-}
-
-/// The memory of a guest that is being loaded.
-struct GuestRam<'a> {
-    guest: &'a Guest,
-    hypervisor: &'a Hypervisor,
-    core: &'a Core<'a>,
-}
-
-impl GuestRam<'_> {
-    fn told(error: SpaceError) -> RamError {
-        match error {
-            SpaceError::OutOfMemory { ipa } | SpaceError::OutOfTables { ipa } => {
-                RamError::NoFrames { at: ipa }
-            }
-            SpaceError::Busy { ipa } => RamError::Busy { at: ipa },
-            SpaceError::DeviceWouldFault { ipa } => RamError::NotRam { at: ipa },
-            SpaceError::NoRegion { ipa } | SpaceError::NotRam { ipa } => RamError::NotRam { at: ipa },
-            SpaceError::BadRegion { range } | SpaceError::RegionsOverlap { new: range, .. } => {
-                RamError::NotRam { at: range.start() }
-            }
-            SpaceError::TooManyRegions
-            | SpaceError::NoLog
-            | SpaceError::LogRuns
-            | SpaceError::NoIommu
-            | SpaceError::Attached
-            | SpaceError::NoVmids
-            | SpaceError::Dying => RamError::NotRam { at: Ipa::new(0) },
-        }
-    }
-}
-
-impl Ram for GuestRam<'_> {
-    fn write(&self, at: Ipa, bytes: &[u8]) -> Result<(), RamError> {
-        let tlb = self.guest.tlb(self.hypervisor, self.core);
-        let mut section = self.hypervisor.waiting.enter(self.core.id());
-        self.guest.space.copy_in(&mut section, self.core, &tlb, at, bytes).map_err(Self::told)
-    }
-
-    fn zero(&self, range: Range) -> Result<(), RamError> {
-        let tlb = self.guest.tlb(self.hypervisor, self.core);
-        let mut section = self.hypervisor.waiting.enter(self.core.id());
-        self.guest.space.zero(&mut section, self.core, &tlb, range.start(), range.len()).map_err(Self::told)
-    }
 }

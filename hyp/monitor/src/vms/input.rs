@@ -5,8 +5,8 @@
 //! control holds the rest back.
 
 use super::guest::Guest;
-use super::outlet;
 use crate::console;
+use crate::outlet;
 use aarch64::cpu::Core;
 use alloc::collections::VecDeque;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -16,7 +16,6 @@ mod guest;
 mod input;
 mod interrupt;
 mod lists;
-mod outlet;
 mod roster;
 mod seats;
 mod service;
@@ -26,14 +25,13 @@ mod statistics;
 mod tracing;
 mod turn;
 mod view;
-mod waiting;
 
 use crate::percpu::PerCpu;
-use crate::{Machine, fatal, report, secondary};
+use crate::{Machine, fatal, outlet, report, secondary, waiting};
 use aarch64::barrier::{dsb_sy, wfi};
 use aarch64::cpu::Core;
 use aarch64::features::{Features, HardwareUpdates, Has};
-use aarch64::gic::IntId;
+use aarch64::gic::{IntId, interface};
 use aarch64::guest::controls::{self, Controls, Ids};
 use aarch64::guest::tlb::{Has as Having, Issued, Means, Style};
 use aarch64::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
@@ -55,11 +53,11 @@ use shift::Shifts;
 use space::{Space, VmidBits, Vmids};
 use spin::Once;
 use spin::mutex::SpinMutex;
+use stage2::Kick;
 use tracing::Teller;
 use types::{Cpu, CpuId, Height, Range, Ticks, Vmid};
-use vm::{Limits, Role, Seed, VmConfig};
+use vm::{Isa, Limits, Role, Seed, VmConfig};
 use vmsa::{Granule4K, Layout, Vmsa};
-use waiting::Waiting;
 
 /// The format of every guest's tables.
 type Format = Vmsa<Granule4K>;
@@ -80,7 +78,7 @@ struct Hypervisor {
     nowhere: Option<Box<Space<'static, Format>>>,
     /// Where each CPU's vCPUs come in, by the CPU's number.
     desks: Vec<Desk>,
-    waiting: Box<Waiting>,
+    waiting: Box<waiting::Waiting<Kicks>>,
     style: Style,
     format: Format,
     means: Means,
@@ -100,6 +98,17 @@ struct Hypervisor {
 }
 
 static HYPERVISOR: Once<Box<Hypervisor>> = Once::new();
+
+/// Interrupts CPUs of this machine.
+struct Kicks(&'static Machine);
+
+impl Kick for Kicks {
+    fn kick(&self, target: CpuId) {
+        if let Some(&mpidr) = self.0.affinities.get(target.index()) {
+            interface::send(IntId::KICK, mpidr);
+        }
+    }
+}
 
 /// Whether a guest is loaded for the first time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -178,6 +187,7 @@ impl Hypervisor {
             cpus: machine.affinities.len(),
             ipa_bits: ipa_bits as u8,
             gic: guest::gic_version(machine),
+            isa: Isa::Aarch64,
         };
         let configs = vm::configure(machine.bundle, &limits).unwrap_or_else(|error| fatal!("{error}"));
         let mut hypervisor = Box::new(Self {
@@ -190,7 +200,7 @@ impl Hypervisor {
             leaked: AtomicU64::new(0),
             nowhere: None,
             desks: machine.cpus().map(Desk::new).collect(),
-            waiting: waiting::of(machine),
+            waiting: waiting::of(machine.options.wait, Kicks(machine)),
             style: machine.options.invalidate,
             format: Vmsa::new(format_features(features)),
             means: means(features),

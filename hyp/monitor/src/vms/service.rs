@@ -31,7 +31,7 @@ pub(super) struct Engine {
 }
 
 /// A section of the way of waiting that is in use.
-type Section<'q> = <super::waiting::Waiting as Quiescence>::Section<'q>;
+type Section<'q> = <crate::waiting::Waiting<super::Kicks> as Quiescence>::Section<'q>;
 /// A guest's memory, as a CPU of this machine reaches it.
 type GuestMemory<'m, 'q, 'h> =
     Memory<'m, 'static, Format, Section<'q>, Core<'h>, Stage2<'h, Tagged<'h>, Core<'h>>>;

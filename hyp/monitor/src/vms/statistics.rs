@@ -2,9 +2,9 @@
 
 use super::Hypervisor;
 use super::guest::Guest;
-use super::outlet;
 use crate::console;
 use crate::options::style_name;
+use crate::outlet;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use stage2::BLACKOUTS;

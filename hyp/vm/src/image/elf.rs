@@ -1,14 +1,15 @@
-//! ELF files: 64-bit, little-endian, AArch64 (System V ABI; ELF for the Arm 64-bit Architecture).
+//! ELF files: 64-bit, little-endian, for the CPUs' instruction set (System V ABI; ELF for the Arm 64-bit Architecture;
+//! AMD64 Architecture Processor Supplement).
 //!
 //! An executable with fixed addresses goes to its segments' physical addresses. A position-independent one goes 2 MiB
 //! into main memory, and relocates itself, as it would have to on any other machine.
 
 use super::{BadImage, ELF_OFFSET, Kernel, Piece};
-use crate::map;
+use crate::{manifest::Isa, map};
 use alloc::vec::Vec;
 use elf::{
     ElfBytes, ParseError,
-    abi::{EM_AARCH64, ET_DYN, ET_EXEC, PT_LOAD},
+    abi::{EM_AARCH64, EM_X86_64, ET_DYN, ET_EXEC, PT_LOAD},
     endian::LittleEndian,
     file::Class,
 };
@@ -24,7 +25,7 @@ pub(super) fn is_elf(bytes: &[u8]) -> bool {
 }
 
 /// Reads the segments.
-pub(super) fn kernel(bytes: &'static [u8]) -> Result<Kernel, BadImage> {
+pub(super) fn kernel(bytes: &'static [u8], isa: Isa) -> Result<Kernel, BadImage> {
     if !is_elf(bytes) {
         return Err(BadImage::NotElf);
     }
@@ -35,7 +36,11 @@ pub(super) fn kernel(bytes: &'static [u8]) -> Result<Kernel, BadImage> {
     if file.ehdr.class != Class::ELF64 {
         return Err(BadImage::WrongClass);
     }
-    if file.ehdr.e_machine != EM_AARCH64 {
+    let machine = match isa {
+        Isa::Aarch64 => EM_AARCH64,
+        Isa::X86 => EM_X86_64,
+    };
+    if file.ehdr.e_machine != machine {
         return Err(BadImage::WrongMachine);
     }
     let moves = match file.ehdr.e_type {

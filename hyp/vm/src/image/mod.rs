@@ -12,7 +12,7 @@ use crate::{
     bundle::File,
     error::BadVm,
     host::{Ram, RamError},
-    manifest::{Format, VmConfig},
+    manifest::{Format, Isa, VmConfig},
     map,
 };
 use alloc::vec::Vec;
@@ -51,7 +51,7 @@ pub enum BadImage {
     BadHeader,
     /// It is ELF, but no 64-bit little-endian file.
     WrongClass,
-    /// It is ELF, but not for AArch64.
+    /// It is for another instruction set than the CPUs'.
     WrongMachine,
     /// It is ELF, but no executable file: an object or a core.
     NotExecutable,
@@ -89,7 +89,7 @@ impl fmt::Display for BadImage {
             Self::Compressed => f.write_str("is compressed: unpack it (gunzip) before bundling"),
             Self::BadHeader => f.write_str("has an arm64 Image header that cannot be right"),
             Self::WrongClass => f.write_str("is an ELF file, but not 64-bit little-endian"),
-            Self::WrongMachine => f.write_str("is an ELF file, but not for AArch64"),
+            Self::WrongMachine => f.write_str("is not for the instruction set of this machine"),
             Self::NotExecutable => f.write_str("is an ELF file, but not an executable"),
             Self::Truncated => f.write_str("is an ELF file that is cut off or damaged"),
             Self::NoSegments => f.write_str("is an ELF file with nothing to load"),
@@ -154,8 +154,9 @@ struct Kernel {
 pub fn plan(config: &VmConfig) -> Result<Placement, BadVm> {
     let bytes = config.kernel.bytes;
     let kernel = match config.format {
-        Format::Image => arm64::kernel(bytes),
-        Format::Elf => elf::kernel(bytes),
+        Format::Image if config.isa == Isa::Aarch64 => arm64::kernel(bytes),
+        Format::Image => Err(BadImage::WrongMachine),
+        Format::Elf => elf::kernel(bytes, config.isa),
         Format::Flat => flat(bytes),
     };
     let Kernel { pieces, entry } = kernel

@@ -57,6 +57,7 @@ pub(crate) fn config(format: Format, kernel: Vec<u8>, initrd: Option<usize>, mem
         regions: Vec::new(),
         kernel: File { name: "k", bytes: kept(kernel) },
         format,
+        isa: Isa::Aarch64,
         initrd: initrd.map(|len| File { name: "rd", bytes: kept(vec![0x77; len]) }),
         cmdline: "console=ttyAMA0".into(),
         populate: Populate::Fault,
@@ -177,7 +178,7 @@ fn elf_files_that_cannot_be_loaded_are_refused() {
         (with(4, &[1]), "kernel \"k\" is an ELF file that is cut off or damaged"),
         (with(5, &[2]), "kernel \"k\" is an ELF file, but not 64-bit little-endian"),
         (with(16, &[1]), "kernel \"k\" is an ELF file, but not an executable"),
-        (with(18, &[62]), "kernel \"k\" is an ELF file, but not for AArch64"),
+        (with(18, &[62]), "kernel \"k\" is not for the instruction set of this machine"),
         (with(56, &[0]), "kernel \"k\" is an ELF file with nothing to load"),
         (with(64, &[2]), "kernel \"k\" is an ELF file with nothing to load"),
         (with(24, &[0x40]), "kernel \"k\" starts at 0x40000040, which is outside of it"),
@@ -285,4 +286,21 @@ proptest! {
             prop_assert!(all[..i].iter().all(|b| !a.overlaps(*b)));
         }
     }
+}
+
+#[test]
+fn a_kernel_is_for_the_instruction_set_of_the_machine() {
+    let elf = |machine: u16| {
+        let mut file = elf_file(3, 0x1000, &[(0x1000, 0x1000, b"code", 0x1000)]);
+        file[18..20].copy_from_slice(&machine.to_le_bytes());
+        file
+    };
+    let on =
+        |isa, format, file| plan(&VmConfig { isa, ..config(format, file, None, 4 * MIB) }).map(|p| p.entry);
+    let entry = Ok(Ipa::new(0x4020_1000));
+    assert_eq!(on(Isa::X86, Format::Elf, elf(62)), entry);
+    assert_eq!(on(Isa::Aarch64, Format::Elf, elf(183)), entry);
+    let refused = Err(BadVm::Kernel { name: "k", fault: BadImage::WrongMachine });
+    assert_eq!(on(Isa::X86, Format::Elf, elf(183)), refused);
+    assert_eq!(on(Isa::X86, Format::Image, arm64_image(0, MIB, 64)), refused);
 }

@@ -84,6 +84,7 @@ fn check_vm(
         regions,
         kernel,
         format,
+        isa: limits.isa,
         initrd,
         cmdline: raw.cmdline.unwrap_or_default(),
         populate: populate(raw.populate.as_deref())?,

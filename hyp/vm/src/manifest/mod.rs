@@ -37,6 +37,8 @@ pub struct VmConfig {
     pub kernel: File,
     /// What the kernel is.
     pub format: Format,
+    /// Whose instructions it has.
+    pub isa: Isa,
     /// The initial file system, where it has one.
     pub initrd: Option<File>,
     /// The kernel's command line.
@@ -63,6 +65,15 @@ impl VmConfig {
     pub fn memory(&self) -> impl Iterator<Item = Range> {
         Range::with_len(map::RAM, self.memory).into_iter().chain(self.regions.iter().copied())
     }
+}
+
+/// An instruction set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Isa {
+    /// AArch64.
+    Aarch64,
+    /// x86-64; kernels are entered in 32-bit protected mode.
+    X86,
 }
 
 /// What a kernel is.
@@ -129,6 +140,8 @@ pub struct Limits {
     pub ipa_bits: u8,
     /// Which interrupt controller guests get.
     pub gic: GicVersion,
+    /// The CPUs' instruction set.
+    pub isa: Isa,
 }
 
 /// Reads a bundle and checks every virtual machine in it against what this machine has.

@@ -8,7 +8,8 @@ use crate::{
 use proptest::prelude::*;
 use types::Ipa;
 
-const LIMITS: Limits = Limits { free: 8 << 30, cpus: 4, ipa_bits: 40, gic: GicVersion::V3 };
+const LIMITS: Limits =
+    Limits { free: 8 << 30, cpus: 4, ipa_bits: 40, gic: GicVersion::V3, isa: Isa::Aarch64 };
 
 fn configure_with(limits: &Limits, manifest: &str) -> Result<Vec<VmConfig>, String> {
     let image = arm64_image(0, 0x10_0000, 4096);
@@ -288,11 +289,11 @@ proptest! {
         let manifest = vm(&format!(
             "memory = \"{memory}\"\n[[vm.region]]\nstart = {start}\nsize = \"{size}\"",
         ));
-        let _ = configure_with(&Limits { free, cpus: 64, ipa_bits: bits, gic: GicVersion::V3 }, &manifest);
+        let _ = configure_with(&Limits { free, cpus: 64, ipa_bits: bits, gic: GicVersion::V3, isa: Isa::Aarch64 }, &manifest);
         let aligned = vm(&format!(
             "memory = \"{:#x}\"\n[[vm.region]]\nstart = {:#x}\nsize = \"{:#x}\"",
             memory & !0x1f_ffff, start & !0x1f_ffff, size & !0x1f_ffff,
         ));
-        let _ = configure_with(&Limits { free, cpus: 64, ipa_bits: bits, gic: GicVersion::V3 }, &aligned);
+        let _ = configure_with(&Limits { free, cpus: 64, ipa_bits: bits, gic: GicVersion::V3, isa: Isa::Aarch64 }, &aligned);
     }
 }

@@ -87,7 +87,7 @@ pub const fn is_call(function: u32) -> bool {
 
 impl Service {
     /// Makes the service of a machine with this memory.
-    pub(crate) fn new(ram: impl Iterator<Item = Range>, granted: Granted) -> Self {
+    pub fn new(ram: impl Iterator<Item = Range>, granted: Granted) -> Self {
         Self {
             ram: ram.collect(),
             granted,

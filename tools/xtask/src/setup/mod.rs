@@ -9,6 +9,7 @@ mod dtc;
 mod initramfs;
 mod kernel;
 mod nightly;
+mod pc;
 mod qemu;
 mod rust;
 mod trees;
@@ -18,6 +19,7 @@ mod used;
 pub(crate) use initramfs::path as initramfs;
 pub(crate) use kernel::path as kernel;
 pub(crate) use nightly::NIGHTLY;
+pub(crate) use pc::TARGET as PC_TARGET;
 pub(crate) use qemu::PROGRAM as QEMU;
 pub(crate) use rust::TARGET;
 pub(crate) use trees::path as device_tree;
@@ -53,6 +55,8 @@ pub(crate) enum Need {
     Dtc,
     /// U-Boot, for the test that boots through it.
     UBoot,
+    /// What the x86-64 board needs: its target, Bochs, and GRUB's tools.
+    Pc,
     /// A nightly compiler with Miri, for those tests only that need one.
     Nightly,
 }
@@ -74,7 +78,7 @@ enum Say {
 
 /// Runs every step.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    steps(&[Need::Rust, Need::Qemu, Need::Guest], Say::Everything, args)?;
+    steps(&[Need::Rust, Need::Qemu, Need::Guest, Need::Pc], Say::Everything, args)?;
     println!(
         "  later  {NIGHTLY} with miri and rust-src: `cargo xtask miri`, `tsan`, and `test`, which runs both, install it"
     );
@@ -104,6 +108,10 @@ fn steps(needs: &[Need], say: Say, args: &Args) -> Result<()> {
                 step(say, "rustfmt and clippy", rust::find_components, rust::add_components)?;
             }
             Need::Qemu => step(say, "QEMU", qemu::find, qemu::install)?,
+            Need::Pc => {
+                step(say, "x86-64 target", pc::find_target, pc::add_target)?;
+                step(say, "Bochs and GRUB", pc::find_tools, pc::install_tools)?;
+            }
             Need::Nightly => step(say, "nightly compiler with Miri", nightly::find, nightly::install)?,
             Need::Trees => {
                 let mut debian = apt::Debian::new(&args.mirror);

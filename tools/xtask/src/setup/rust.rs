@@ -13,10 +13,15 @@ const COMPONENTS: [&str; 2] = ["rustfmt", "clippy"];
 
 /// Looks in the compiler's own folder, which also works for a compiler that rustup does not manage.
 pub(super) fn find_target() -> Result<Found> {
-    let lib = sysroot()?.join("lib/rustlib").join(TARGET).join("lib");
+    find_this_target(TARGET)
+}
+
+/// Looks for any target.
+pub(super) fn find_this_target(target: &str) -> Result<Found> {
+    let lib = sysroot()?.join("lib/rustlib").join(target).join("lib");
     Ok(match lib.is_dir() {
-        true => Found::Ready(TARGET.to_owned()),
-        false => Found::Missing(format!("rustup target add {TARGET}")),
+        true => Found::Ready(target.to_owned()),
+        false => Found::Missing(format!("rustup target add {target}")),
     })
 }
 

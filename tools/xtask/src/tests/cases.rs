@@ -2,11 +2,9 @@
 
 use super::summary::Summary;
 use crate::console::{Console, Echo, Trouble};
+use crate::paths;
 use crate::process::interrupted;
-use crate::qemu::Serial;
-use crate::run::Prepared;
-use crate::trace::Tracing;
-use crate::{paths, shell};
+use crate::run::Boot;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs;
@@ -75,10 +73,10 @@ impl Cases {
     }
 
     /// Boots a machine and plays a script with it: one test.
-    pub(super) fn boot(
+    pub(super) fn boot<B: Boot>(
         &mut self,
         name: &str,
-        machine: impl FnOnce() -> Result<Prepared>,
+        machine: impl FnOnce() -> Result<B>,
         script: impl FnOnce(&mut Console) -> Result<()>,
     ) {
         self.boot_and_count(name, machine, |console| {
@@ -87,10 +85,10 @@ impl Cases {
     }
 
     /// Boots a machine that counts tests of its own, which are added up instead.
-    pub(super) fn boot_and_count(
+    pub(super) fn boot_and_count<B: Boot>(
         &mut self,
         name: &str,
-        machine: impl FnOnce() -> Result<Prepared>,
+        machine: impl FnOnce() -> Result<B>,
         script: impl FnOnce(&mut Console) -> Result<Summary>,
     ) {
         if interrupted() || self.name.as_ref().is_some_and(|part| !name.contains(part.as_str())) {
@@ -124,21 +122,21 @@ impl Cases {
 }
 
 /// Runs one boot. What its console printed goes to a file, and of a failure what tells most to the text returned.
-fn play(
+fn play<B: Boot>(
     name: &str,
-    machine: impl FnOnce() -> Result<Prepared>,
+    machine: impl FnOnce() -> Result<B>,
     script: impl FnOnce(&mut Console) -> Result<Summary>,
 ) -> Result<(Summary, Option<String>)> {
     let mut prepared = machine()?;
-    let mut console = Console::piped(&prepared.machine, Echo::Kept)?;
+    let mut console = prepared.console(Echo::Kept)?;
     let mut result = script(&mut console);
     let printed = console.log().to_owned();
     drop(console);
-    if let Some(Err(error)) = prepared.tracing.take().map(Tracing::judge) {
+    if let Err(error) = prepared.judge() {
         result = result.and(Err(error));
     }
     let path = log_file(name)?;
-    let command = shell::line(&prepared.machine.command(Serial::Pipe));
+    let command = prepared.line();
     fs::write(&path, format!("{command}\n{printed}")).context("cannot write the console's log")?;
     let log = format!("the whole console: {}", paths::display(&path));
     let error = match result {
@@ -150,7 +148,7 @@ fn play(
         Err(error) => error,
     };
     let backtrace = match error.downcast_ref::<Trouble>() {
-        Some(Trouble::Report(report)) => report.backtrace(prepared.elf.as_deref()),
+        Some(Trouble::Report(report)) => report.backtrace(prepared.elf()),
         _ => String::new(),
     };
     let lines: Vec<&str> = printed.lines().collect();

@@ -13,6 +13,7 @@ mod linux;
 mod machine_dtb;
 mod machines;
 mod payloads;
+mod pc;
 mod reports;
 mod summary;
 mod uboot;
@@ -62,6 +63,8 @@ enum Group {
     BadInput,
     /// Bugs of the hypervisor
     Reports,
+    /// The same hypervisor on a PC, x86-64, in Bochs
+    Pc,
     /// Each ordering weakened
     Weaken,
     /// Each mutant of the protocol
@@ -113,6 +116,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::BadInput => bad_input::run(&mut cases),
             Group::Reports if extent == Extent::Quick => Ok(()),
             Group::Reports => reports::run(&mut cases),
+            Group::Pc if extent == Extent::Quick => Ok(()),
+            Group::Pc => pc::run(&mut cases),
             Group::Weaken | Group::Mutants | Group::Miri | Group::Tsan if extent == Extent::Quick => Ok(()),
             Group::Weaken => lab::add::<lab::Orderings>(&mut cases, &lab::Args::ALL),
             Group::Mutants => lab::add::<lab::Mutants>(&mut cases, &lab::Args::ALL),

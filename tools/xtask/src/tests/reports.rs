@@ -13,7 +13,7 @@ use regex::Regex;
 use std::path::Path;
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The bugs by the name that the hypervisor's command line has for them, and what their reports begin with.
 const BUGS: [(&str, &str); 6] = [
@@ -42,7 +42,7 @@ fn machine(built: &Built, bug: &str) -> Result<Prepared> {
     Ok(prepared)
 }
 
-fn reported(console: &mut Console, pattern: &str, elf: &Path) -> Result<()> {
+pub(super) fn reported(console: &mut Console, pattern: &str, elf: &Path) -> Result<()> {
     let report = match console.end(Some(PATIENCE)) {
         Err(Trouble::Report(report)) => report,
         Err(trouble) => return Err(trouble.into()),
@@ -54,6 +54,6 @@ fn reported(console: &mut Console, pattern: &str, elf: &Path) -> Result<()> {
     let backtrace = report.backtrace(Some(elf));
     ensure!(backtrace.contains("monitor::provoke::"), "the backtrace does not lead there:\n{backtrace}");
     let status = console.end(Some(PATIENCE)).context("after the report")?;
-    ensure!(status.success(), "QEMU ended with {status}");
+    ensure!(status.success(), "the emulator ended with {status}");
     Ok(())
 }

@@ -1,8 +1,6 @@
 //! How readers of a guest's tables are waited for: what the command line says. The trace has what it is waited with.
 
-use crate::Machine;
 use crate::options::Way;
-use aarch64::gic::{IntId, interface};
 use alloc::boxed::Box;
 use stage2::{
     AnyPeriod, AnyReading, AnySection, Batched, EntryEpoch, Epoch, IpiRendezvous, Kick, Quiescence,
@@ -12,35 +10,24 @@ use trace::Kind;
 use types::{CpuId, CpuSet};
 
 /// The way that is in use.
-pub(super) struct Waiting(stage2::Waiting<Kicks>);
+pub(crate) struct Waiting<K>(stage2::Waiting<K>);
 
 /// A CPU's stay in the hypervisor. Where it passes a quiescent point, it owns nothing: there, room is made in the trace.
-pub(super) struct Stay<'q>(AnySection<'q, Kicks>);
+pub(crate) struct Stay<'q, K: Kick>(AnySection<'q, K>);
 
-/// Interrupts CPUs of this machine.
-pub(super) struct Kicks(&'static Machine);
-
-impl Kick for Kicks {
-    fn kick(&self, target: CpuId) {
-        if let Some(&mpidr) = self.0.affinities.get(target.index()) {
-            interface::send(IntId::KICK, mpidr);
-        }
-    }
-}
-
-/// Makes the way that the command line asks for.
-pub(super) fn of(machine: &'static Machine) -> Box<Waiting> {
-    match machine.options.wait {
+/// Makes the way that the command line asks for. `kick` interrupts a CPU of this machine.
+pub(crate) fn of<K: Kick>(way: Way, kick: K) -> Box<Waiting<K>> {
+    match way {
         Way::Epoch => boxed(|| stage2::Waiting::EntryEpoch(EntryEpoch::new())),
         Way::Count => boxed(|| stage2::Waiting::ReaderCount(ReaderCount::new())),
-        Way::Rendezvous => boxed(|| stage2::Waiting::IpiRendezvous(IpiRendezvous::new(Kicks(machine)))),
+        Way::Rendezvous => boxed(|| stage2::Waiting::IpiRendezvous(IpiRendezvous::new(kick))),
         Way::Batched => boxed(|| stage2::Waiting::Batched(Batched::new())),
     }
 }
 
 /// Makes one, on the stack first: of what that takes, only one at a time.
 #[inline(never)]
-fn boxed(make: impl FnOnce() -> stage2::Waiting<Kicks>) -> Box<Waiting> {
+fn boxed<K>(make: impl FnOnce() -> stage2::Waiting<K>) -> Box<Waiting<K>> {
     Box::new(Waiting(make()))
 }
 
@@ -54,24 +41,27 @@ fn note(kind: Kind, what: u8, name: u64) {
     }
 }
 
-impl Quiescence for Waiting {
-    type Section<'q> = Stay<'q>;
+impl<K: Kick> Quiescence for Waiting<K> {
+    type Section<'q>
+        = Stay<'q, K>
+    where
+        K: 'q;
 
     #[inline]
-    fn enter(&self, cpu: CpuId) -> Stay<'_> {
+    fn enter(&self, cpu: CpuId) -> Stay<'_, K> {
         trace::make_room();
         Stay(self.0.enter(cpu))
     }
 }
 
-impl Drop for Stay<'_> {
+impl<K: Kick> Drop for Stay<'_, K> {
     #[inline]
     fn drop(&mut self) {
         trace::rests();
     }
 }
 
-impl<'q> Section for Stay<'q> {
+impl<'q, K: Kick> Section for Stay<'q, K> {
     type Reading<'s>
         = AnyReading<'s>
     where

@@ -21,27 +21,28 @@ static SEVERAL: AtomicBool = AtomicBool::new(false);
 static LISTENER: AtomicU16 = AtomicU16::new(0);
 
 /// Tells guests apart from now on.
-pub(super) fn expect_several() {
+pub(crate) fn expect_several() {
     SEVERAL.store(true, Relaxed);
 }
 
 /// Tells whether guests are told apart.
-pub(super) fn are_several() -> bool {
+pub(crate) fn are_several() -> bool {
     SEVERAL.load(Relaxed)
 }
 
 /// Returns the place in the roster of the guest that has the input.
-pub(super) fn listener() -> u16 {
+pub(crate) fn listener() -> u16 {
     LISTENER.load(Relaxed)
 }
 
 /// Gives the input to the guest in place `number` of the roster.
-pub(super) fn give_input(number: u16) {
+#[cfg(not(pc))]
+pub(crate) fn give_input(number: u16) {
     LISTENER.store(number, Relaxed);
 }
 
 /// One guest's end of the console.
-pub(super) struct Outlet {
+pub(crate) struct Outlet {
     number: u16,
     name: String,
     line: SpinMutex<ArrayVec<u8, LONGEST>>,
@@ -49,7 +50,7 @@ pub(super) struct Outlet {
 
 impl Outlet {
     /// Makes the end of the guest called `name`, in place `number` of the roster.
-    pub(super) fn new(number: u16, name: &str) -> Self {
+    pub(crate) fn new(number: u16, name: &str) -> Self {
         Self { number, name: name.into(), line: SpinMutex::new(ArrayVec::new()) }
     }
 }

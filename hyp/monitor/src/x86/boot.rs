@@ -1,0 +1,190 @@
+//! From the loader's jump to the first guest.
+#![cfg_attr(not(pc), allow(dead_code, reason = "the entry code calls what is here"))]
+
+use super::firmware::{self, Cpus};
+use super::layout::{self, Layout};
+use super::loader::{self, Loaded};
+use super::machine::{Machine, PerCpu, bytes};
+use super::secondary;
+use super::{arch, platform, vms};
+use crate::gaps::null_frame;
+use crate::options::Options;
+use crate::report::{self, image};
+use crate::{fatal, heap, logger, provoke};
+use alloc::boxed::Box;
+use frames::{DirectMap, Frames};
+use log::{debug, info, warn};
+use types::sync::SEEDED;
+use types::{CpuId, FRAME_SIZE, MAX_CPUS, Pa, PaRange, Ticks};
+use x86_64::apic::{Apic, Mode};
+use x86_64::local::{Selectors, SlotAt};
+use x86_64::mmu::{Kind, Map};
+
+/// The boot CPU's way: in 64-bit mode on the boot slot's stack, the first 4 GiB mapped with all rights.
+fn start(magic: u32, information: u64, selectors: Selectors, started: Ticks) -> ! {
+    // SAFETY: the entry code hands on what it was entered with.
+    let loaded = unsafe { loader::read(magic, information) }.unwrap_or_else(|error| fatal!("{error}"));
+    let apic = Apic::of_this_cpu()
+        .unwrap_or_else(|x86_64::apic::Off| fatal!("the local APIC is off, and without it nobody is kicked"));
+    let cpus = cpus(&loaded, apic);
+    let layout = layout::plan(&loaded, image_range(), cpus.apic_ids.len() - 1)
+        .unwrap_or_else(|error| fatal!("{error}"));
+    enable_map(&loaded, &layout, apic);
+
+    // From here on as any other program.
+    report::memory_is_shared();
+    let options = Options::parse(loaded.cmdline, |_| ());
+    // SAFETY: no guest runs yet, and the hypervisor has no other use for that counter.
+    let tick_hz = unsafe { x86_64::time::tsc_hz() };
+    let tick_hz = tick_hz.unwrap_or_else(|| fatal!("nothing tells how fast the time-stamp counter goes"));
+    arch::use_tick_hz(tick_hz);
+    logger::start(started, options.log);
+    say_what_was_found(&loaded, &layout, &cpus);
+    // SAFETY: the layout gave the heap this memory, which is mapped.
+    unsafe { heap::init(layout.heap) };
+    let machine = complete(&loaded, &layout, &cpus, apic, options, (started, tick_hz));
+    let count = machine.apic_ids.len();
+    info!("{count} CPU{} in VMX root operation", if count == 1 { "" } else { "s" });
+    let this = PerCpu::install(machine, CpuId::BOOT, apic, selectors);
+    secondary::release(machine);
+    provoke::if_asked(options.provoke, count, CpuId::BOOT);
+    vms::run(this)
+}
+
+/// Brings all CPUs into VMX operation, takes over the memory, and makes the machine of it all.
+#[inline(never)] // the machine is made on the stack, and large
+fn complete(
+    loaded: &Loaded,
+    layout: &Layout,
+    cpus: &Cpus,
+    apic: Apic,
+    options: Options,
+    (started, tick_hz): (Ticks, u64),
+) -> &'static Machine {
+    let (apic_ids, capabilities) = secondary::start(apic, &cpus.apic_ids, layout, tick_hz);
+    Box::leak(Box::new(Machine {
+        options,
+        apic_ids,
+        capabilities,
+        memory: loaded.memory.to_vec(),
+        frames: take_over_memory(loaded, layout),
+        // SAFETY: in RAM, which is mapped, and the layout keeps it from everybody else.
+        bundle: loaded.bundle.map(|range| unsafe { bytes(range) }),
+        started,
+        tick_hz,
+    }))
+}
+
+/// Finds out which CPUs there are, this one first; it alone where ACPI does not tell.
+fn cpus(loaded: &Loaded, apic: Apic) -> Cpus {
+    let own = apic.id();
+    // SAFETY: the loader has told where the tables are, and the boot map has the first 4 GiB.
+    let told = loaded.acpi.and_then(|acpi| unsafe { firmware::cpus(acpi) }.ok()).unwrap_or_default();
+    let others = told.apic_ids.iter().copied().filter(|id| *id != own);
+    Cpus { apic_ids: core::iter::once(own).chain(others).take(MAX_CPUS).collect(), further: told.further }
+}
+
+fn image_range() -> PaRange {
+    let [start, .., end] = image::sections();
+    PaRange::new(Pa::new(start), Pa::new(end)).unwrap_or(PaRange::EMPTY)
+}
+
+/// Builds the hypervisor's address space, and goes over to it.
+fn enable_map(loaded: &Loaded, layout: &Layout, apic: Apic) {
+    // SAFETY: boot runs once, and nobody else has the pages of the trampoline.
+    let mut map = unsafe {
+        #[cfg(pc)]
+        x86_64::entry::place(layout.trampoline.start().get());
+        Map::new()
+    };
+    let [code, constants, data, end] = image::sections().map(Pa::new);
+    let section = |start, end| PaRange::new(start, end).unwrap_or(PaRange::EMPTY);
+    let page = |at| PaRange::with_len(at, FRAME_SIZE).unwrap_or(PaRange::EMPTY);
+    let ram = |range: &PaRange| (*range, Kind::Ram);
+    let registers = match apic.mode() {
+        Mode::Memory(base) => page(Pa::new(base)),
+        Mode::X2 => PaRange::EMPTY,
+    };
+    let trampoline = layout.trampoline.start();
+    let ranges = loaded.low.iter().chain(&loaded.memory).map(ram).chain([
+        (page(trampoline), Kind::Code),
+        (loaded.information.outer_frames(), Kind::Constants),
+        (section(code, constants), Kind::Code),
+        (section(constants, data), Kind::Constants),
+        (section(data, end), Kind::Ram),
+        (registers, Kind::Device),
+    ]);
+    for (range, kind) in ranges {
+        map.map(range, kind).unwrap_or_else(|error| fatal!("{range} cannot be mapped: {error}"));
+    }
+    let slots = (0..layout.slots.len() / SlotAt::SIZE)
+        .map(|i| SlotAt::at(layout.slots.start().get() + i * SlotAt::SIZE));
+    let guards = slots.chain([SlotAt::boot()]).flat_map(SlotAt::guards);
+    for range in guards.map(|at| page(Pa::new(at))).chain([null_frame()]) {
+        map.unmap(range).unwrap_or_else(|error| fatal!("{range} cannot be left out of the map: {error}"));
+    }
+    #[cfg(pc)]
+    // SAFETY: the map has the image's sections with their rights, the stack among them, all RAM, and the APIC.
+    unsafe {
+        map.enable();
+    }
+}
+
+fn say_what_was_found(loaded: &Loaded, layout: &Layout, cpus: &Cpus) {
+    info!(
+        "Mezzanine {} on {}, image at {}",
+        env!("CARGO_PKG_VERSION"),
+        platform::board().name(),
+        image_range()
+    );
+    if let Some(seed) = SEEDED {
+        warn!("this build has a bug in it on purpose: seed-bug-{seed}");
+    }
+    let _ = Options::parse(loaded.cmdline, |word| warn!("command line: \"{}\" means nothing here", word.0));
+    for bank in &loaded.memory {
+        info!("memory {bank}, {} MiB", bank.len() >> 20);
+    }
+    if loaded.beyond != 0 {
+        warn!("{} MiB of memory above 4 GiB stay unused", loaded.beyond >> 20);
+    }
+    if loaded.further_modules != 0 {
+        warn!("{} modules beyond the first, which is the bundle, are not looked at", loaded.further_modules);
+    }
+    debug!("slots {}, heap {}, trampoline {}", layout.slots, layout.heap, layout.trampoline);
+    if cpus.further != 0 {
+        warn!("{} CPUs beyond the first {MAX_CPUS} stay off", cpus.further);
+    }
+}
+
+/// Hands all RAM that is not taken to the frame allocator.
+fn take_over_memory(loaded: &Loaded, layout: &Layout) -> Frames {
+    // SAFETY: RAM that the map has, read-write and cacheable; everything in use is in `taken`.
+    let frames = unsafe { Frames::init(DirectMap::identity(), &loaded.memory, &layout.taken) };
+    frames.unwrap_or_else(|error| fatal!("memory: {error}"))
+}
+
+#[cfg(pc)]
+mod target {
+    use super::super::com1;
+    use types::CpuId;
+    use x86_64::local::SlotAt;
+    use x86_64::vmx::capability::prepare_control_registers;
+    use x86_64::{exception, instr};
+
+    /// Where the entry code goes on the boot CPU.
+    // SAFETY: the name is the entry code's, and nobody else defines it.
+    #[unsafe(no_mangle)]
+    extern "C" fn mz_boot(magic: u32, information: u64) -> ! {
+        let started = instr::rdtsc();
+        com1::set_up();
+        // SAFETY: first of all, on the boot CPU, whose slot is in the image.
+        let selectors = unsafe {
+            exception::fill();
+            SlotAt::boot().prepare(CpuId::BOOT);
+            let selectors = SlotAt::boot().take();
+            prepare_control_registers();
+            selectors
+        };
+        super::start(magic, information, selectors, started)
+    }
+}

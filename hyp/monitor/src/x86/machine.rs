@@ -1,0 +1,142 @@
+//! What boot has found and made, for everybody, for ever; and what each CPU has for itself.
+
+use crate::options::Options;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use core::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+    compiler_fence,
+};
+use frames::Frames;
+use types::{CpuId, Pa, PaRange, Ticks};
+use x86_64::apic::Apic;
+use x86_64::cpu::Core;
+use x86_64::local::{Local, Selectors};
+use x86_64::vmx::capability::Capabilities;
+use x86_64::vmx::tlb::Tlb;
+use x86_64::vmx::vmcs::leave_at_once;
+
+/// The machine that the hypervisor runs on. Made once, before the first guest; shared by all CPUs.
+pub struct Machine {
+    /// The command line.
+    pub options: Options,
+    /// The local APIC's number of each CPU that runs, by number.
+    pub apic_ids: Vec<u32>,
+    /// What VMX can do on every CPU.
+    pub capabilities: Capabilities,
+    /// Banks of RAM.
+    pub memory: Vec<PaRange>,
+    /// All RAM that is free, and the records of the rest.
+    pub frames: Frames,
+    /// The bytes of the bundle; `None` where the loader gave none.
+    pub bundle: Option<&'static [u8]>,
+    /// The time-stamp counter when the image was entered.
+    pub started: Ticks,
+    /// Its ticks in a second.
+    pub tick_hz: u64,
+}
+
+impl Machine {
+    /// Goes through the CPUs that run.
+    pub fn cpus(&self) -> impl Iterator<Item = CpuId> + use<> {
+        (0..self.apic_ids.len()).filter_map(CpuId::new)
+    }
+}
+
+/// What this CPU would forget where a kick comes before its guest runs: the guest that it enters.
+pub(super) type Entering = Tlb<'static, Core<'static>>;
+
+/// The state of one CPU. Shared state is in [`Machine`]; what is here, only its CPU touches.
+pub struct PerCpu {
+    /// The machine.
+    pub machine: &'static Machine,
+    /// This CPU, as virtual machines see it.
+    pub core: Core<'static>,
+    /// Its interrupt controller.
+    pub(super) apic: Apic,
+    /// The selectors of its segments.
+    pub(super) selectors: Selectors,
+    /// The guest whose vCPU it runs.
+    entering: Cell<Option<&'static Entering>>,
+    /// Whether it is between its last look at what is wanted of it and the guest.
+    committed: AtomicBool,
+}
+
+impl PerCpu {
+    /// Makes the state of the CPU that runs this, whose number is `cpu`, and hangs it where [`PerCpu::this`] finds it.
+    pub(super) fn install(
+        machine: &'static Machine,
+        cpu: CpuId,
+        apic: Apic,
+        selectors: Selectors,
+    ) -> &'static Self {
+        let core = Core::of_this_cpu(cpu, apic, &machine.apic_ids, machine.tick_hz);
+        let this: &'static Self = Box::leak(Box::new(Self {
+            machine,
+            core,
+            apic,
+            selectors,
+            entering: Cell::new(None),
+            committed: AtomicBool::new(false),
+        }));
+        Local::this().set_data((&raw const *this).cast());
+        this
+    }
+
+    /// Returns the state of the CPU that runs this; `None` while the machine is not complete.
+    pub fn this() -> Option<&'static Self> {
+        let data = Local::this().data().cast::<Self>();
+        // SAFETY: null, or what `install` put there, which is never freed and is this CPU's own.
+        unsafe { data.as_ref() }
+    }
+
+    /// Says whose guest this CPU enters from here on.
+    pub(super) fn enters(&self, entering: &'static Entering) {
+        self.entering.set(Some(entering));
+    }
+
+    /// Says that this CPU is about to look for the last time at what is wanted of it, and to enter its guest then.
+    pub(super) fn commit(&self) {
+        self.committed.store(true, Relaxed);
+        compiler_fence(SeqCst); // the handler runs on this CPU: the program's order is enough
+    }
+
+    /// Says that it is not any more.
+    pub(super) fn retract(&self) {
+        compiler_fence(SeqCst);
+        self.committed.store(false, Relaxed);
+    }
+
+    /// Does what a kick is for that came while this CPU is in the hypervisor. For its handler.
+    #[cfg_attr(not(pc), allow(dead_code, reason = "the handler calls it"))]
+    pub(super) fn kicked(&self) {
+        if let Some(entering) = self.entering.get() {
+            entering.interrupted();
+        }
+        if self.committed.load(Relaxed) {
+            leave_at_once();
+        }
+    }
+}
+
+/// Returns the bytes of a range of RAM.
+///
+/// # Safety
+/// The range is mapped, stays as it is, and nobody writes it.
+pub(super) unsafe fn bytes(range: PaRange) -> &'static [u8] {
+    let start = core::ptr::with_exposed_provenance::<u8>(range.start().get() as usize);
+    // SAFETY: the caller's promise.
+    unsafe { core::slice::from_raw_parts(start, range.len() as usize) }
+}
+
+/// Writes the first word of a frame.
+///
+/// # Safety
+/// The frame is mapped and the caller's.
+pub(super) unsafe fn write_word(frame: Pa, value: u32) {
+    let at = core::ptr::with_exposed_provenance_mut::<u32>(frame.get() as usize);
+    // SAFETY: the caller's promise.
+    unsafe { at.write(value) };
+}

@@ -1,0 +1,265 @@
+//! A virtual machine with its memory, and how it is loaded.
+
+use super::super::machine::{Entering, PerCpu};
+use super::{Format, Hypervisor};
+use crate::outlet::Outlet;
+use crate::ram::SpaceRam;
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use frames::Owner;
+use space::{Region, Space, SpaceError, table_budget};
+use spin::mutex::SpinMutex;
+use stage2::{Bbm, Presence, Quiescence};
+use types::{Cpu, Range};
+use vm::image::{self, Placement};
+use vm::service::Service;
+use vm::{Granted, Populate, RamError, VmConfig, pvh};
+use x86_64::cpu::Core;
+use x86_64::vmx::tlb::Tlb;
+use x86_64::vmx::vmcs::Start;
+
+/// What exits are counted by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reason {
+    /// Kicks.
+    Kick,
+    /// Faults of the second stage.
+    Fault,
+    /// Calls.
+    Call,
+    /// Ports.
+    Port,
+    /// CPUID.
+    Cpuid,
+    /// Model-specific registers.
+    Msr,
+    /// HLT.
+    Wait,
+    /// All others.
+    Other,
+}
+
+impl Reason {
+    /// All of them, with their names.
+    pub(super) const ALL: [(Self, &'static str); 8] = [
+        (Self::Kick, "kick"),
+        (Self::Fault, "fault"),
+        (Self::Call, "call"),
+        (Self::Port, "port"),
+        (Self::Cpuid, "CPUID"),
+        (Self::Msr, "MSR"),
+        (Self::Wait, "wait"),
+        (Self::Other, "other"),
+    ];
+}
+
+/// A virtual machine with its memory.
+pub(super) struct Guest {
+    config: VmConfig,
+    placement: Placement,
+    pub(super) space: Box<Space<'static, Format>>,
+    /// Which CPUs are in it.
+    presence: Box<Presence>,
+    pub(super) service: Option<Box<Service>>,
+    pub(super) outlet: Outlet,
+    /// How each vCPU is to start, until its CPU takes that.
+    starts: Vec<SpinMutex<Option<Start>>>,
+    /// Which vCPUs have been started, a bit each.
+    started: AtomicU64,
+    /// Its place among the guests.
+    pub(super) number: u16,
+    off: AtomicBool,
+    exits: [AtomicU64; Reason::ALL.len()],
+}
+
+/// Why a guest cannot be made or loaded.
+#[derive(Debug)]
+pub(super) enum Unfit {
+    /// The manifest asks for what cannot be.
+    Vm { name: String, fault: vm::error::BadVm },
+    /// Its memory cannot be had.
+    Space { name: String, error: SpaceError },
+    /// What it starts with has no room: its command line is too long.
+    Start { name: String },
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vm { name, fault } => write!(f, "virtual machine \"{name}\": {fault}"),
+            Self::Space { name, error } => write!(f, "virtual machine \"{name}\": {error}"),
+            Self::Start { name } => write!(f, "virtual machine \"{name}\": its command line is too long"),
+        }
+    }
+}
+
+impl Guest {
+    /// Makes the guest that `config` describes, in place `number`, without contents.
+    #[inline(never)] // needs much of the stack, seldom
+    pub(super) fn new(
+        hypervisor: &Hypervisor,
+        this: &PerCpu,
+        number: u16,
+        config: VmConfig,
+    ) -> Result<Self, Unfit> {
+        let name = || config.name.clone();
+        let placement = image::plan(&config).map_err(|fault| Unfit::Vm { name: name(), fault })?;
+        let memory: Vec<Range> = config.memory().collect();
+        let unfit = |error| Unfit::Space { name: name(), error };
+        let space = space(hypervisor, Owner(number + 1), &memory).map_err(unfit)?;
+        let mut section = hypervisor.waiting.enter(this.core.id());
+        for region in memory.iter().copied().map(Region::ram) {
+            space.add_region(&mut section, region).map_err(unfit)?;
+        }
+        drop(section);
+        let service = match config.hypercalls {
+            Granted::Nothing => None,
+            granted => Some(Box::new(Service::new(memory.into_iter(), granted))),
+        };
+        let outlet = Outlet::new(number, &config.name);
+        Ok(Self {
+            placement,
+            space,
+            presence: Box::default(),
+            service,
+            outlet,
+            starts: config.cpus.iter().map(|_| SpinMutex::new(None)).collect(),
+            started: AtomicU64::new(1),
+            number,
+            off: AtomicBool::new(false),
+            exits: Default::default(),
+            config,
+        })
+    }
+
+    /// Returns what the manifest says of it.
+    pub(super) const fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// Returns the EPT pointer of its tables.
+    pub(super) fn eptp(&self, hypervisor: &Hypervisor) -> u64 {
+        hypervisor.layout.eptp(self.space.root())
+    }
+
+    /// Returns how its translations are invalidated by the CPU that runs this.
+    pub(super) fn tlb<'a>(
+        &'a self,
+        hypervisor: &'a Hypervisor,
+        core: &'a Core<'static>,
+    ) -> Tlb<'a, Core<'static>> {
+        Tlb {
+            eptp: self.eptp(hypervisor),
+            kind: hypervisor.layout.invept(),
+            cpu: core,
+            presence: &self.presence,
+            issued: &hypervisor.issued,
+        }
+    }
+
+    /// As [`Guest::tlb`], for a CPU that runs it for ever.
+    pub(super) fn entering(
+        &'static self,
+        hypervisor: &'static Hypervisor,
+        this: &'static PerCpu,
+    ) -> Entering {
+        self.tlb(hypervisor, &this.core)
+    }
+
+    /// Puts kernel, start information and initial file system into its memory, and says how its first vCPU starts.
+    #[inline(never)] // likewise
+    pub(super) fn load(&self, hypervisor: &Hypervisor, this: &PerCpu) -> Result<(), Unfit> {
+        let name = || self.config.name.clone();
+        let tlb = self.tlb(hypervisor, &this.core);
+        if self.config.populate == Populate::Ahead {
+            let mut section = hypervisor.waiting.enter(this.core.id());
+            for range in self.config.memory() {
+                let populated = self.space.populate(&mut section, &this.core, &tlb, range);
+                populated.map_err(|error| Unfit::Space { name: name(), error })?;
+            }
+        }
+        let ram = SpaceRam { space: &self.space, waiting: &hypervisor.waiting, cpu: &this.core, tlb: &tlb };
+        let start = pvh::start_information(&self.config, &self.placement);
+        let start = start.ok_or_else(|| Unfit::Start { name: name() })?;
+        let initrd = self.config.initrd.map_or(&[][..], |file| file.bytes);
+        let ram_fault = |error: RamError| Unfit::Vm { name: name(), fault: vm::error::BadVm::Ram(error) };
+        image::load(&self.placement, initrd, &start, &ram).map_err(ram_fault)?;
+        // Main memory and what is in it are below 4 GiB: the image's checks have found it inside the memory.
+        let entry = self.placement.entry.get() as u32;
+        let ebx = self.placement.dtb.start().get() as u32;
+        self.start(0, Start::Flat { entry, ebx, esi: 0 });
+        Ok(())
+    }
+
+    /// Says how a vCPU is to start. Its CPU is to be rung for.
+    pub(super) fn start(&self, vcpu: usize, start: Start) {
+        if let Some(slot) = self.starts.get(vcpu) {
+            *slot.lock() = Some(start);
+        }
+    }
+
+    /// Claims the right to start a vCPU. Tells whether nobody had.
+    pub(super) fn claim_start(&self, vcpu: usize) -> bool {
+        let bit = 1_u64.checked_shl(vcpu as u32).unwrap_or(0);
+        bit != 0 && self.started.fetch_or(bit, Relaxed) & bit == 0
+    }
+
+    /// Takes how a vCPU is to start, if it is to.
+    pub(super) fn take_start(&self, vcpu: usize) -> Option<Start> {
+        self.starts.get(vcpu)?.lock().take()
+    }
+
+    /// Tells whether it is off.
+    pub(super) fn is_off(&self) -> bool {
+        self.off.load(Relaxed)
+    }
+
+    /// Stops it for good: its vCPUs are not entered again once their CPUs have left them.
+    pub(super) fn stop(&self, hypervisor: &Hypervisor, this: &PerCpu) {
+        if self.off.swap(true, Relaxed) {
+            return;
+        }
+        for cpu in &self.config.cpus {
+            hypervisor.ring(this, *cpu);
+        }
+        if let Some(service) = &self.service {
+            let tlb = self.tlb(hypervisor, &this.core);
+            let mut section = hypervisor.waiting.enter(this.core.id());
+            service.end(&mut vm::service::Memory {
+                space: &self.space,
+                section: &mut section,
+                cpu: &this.core,
+                tlb: &tlb,
+            });
+        }
+        hypervisor.guest_is_off();
+    }
+
+    /// Counts an exit.
+    pub(super) fn count(&self, reason: Reason) {
+        self.exits[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Returns how many exits of one kind there were.
+    pub(super) fn exits(&self, reason: Reason) -> u64 {
+        self.exits[reason as usize].load(Relaxed)
+    }
+}
+
+/// Makes a space without regions, and with tables enough for `regions`.
+#[inline(never)] // made on the stack, of which it needs much
+fn space(
+    hypervisor: &Hypervisor,
+    owner: Owner,
+    regions: &[Range],
+) -> Result<Box<Space<'static, Format>>, SpaceError> {
+    let machine = hypervisor.machine;
+    let (format, geometry) = (hypervisor.layout.format(), hypervisor.layout.geometry());
+    let budget = table_budget::<Format>(&geometry, regions);
+    // The format knows that sizes may change in place; the level is the other architecture's.
+    let bbm = Bbm::Level3.min(machine.options.bbm);
+    Ok(Box::new(Space::new(&machine.frames, owner, format, geometry, bbm, budget)?))
+}

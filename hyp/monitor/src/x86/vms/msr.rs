@@ -1,0 +1,140 @@
+//! The model-specific registers of guests.
+//!
+//! What is a vCPU's own state, and the CPU's only while it runs, it reads and writes itself. Every other access is an
+//! exit, and almost every one of those an exception.
+
+use x86::msr;
+
+/// Bytes of a bitmap: low and high registers that are read, then the same that are written (25.6.9).
+pub(super) const BITMAP: usize = 4096;
+
+/// Registers that are a vCPU's own: what the VMCS keeps, and what system calls of 64-bit programs need.
+const OWN: [u32; 12] = [
+    msr::IA32_EFER,
+    msr::IA32_PAT,
+    msr::IA32_FS_BASE,
+    msr::IA32_GS_BASE,
+    msr::IA32_KERNEL_GSBASE,
+    msr::IA32_STAR,
+    msr::IA32_LSTAR,
+    msr::IA32_CSTAR,
+    msr::IA32_FMASK,
+    msr::IA32_SYSENTER_CS,
+    msr::IA32_SYSENTER_ESP,
+    msr::IA32_SYSENTER_EIP,
+];
+
+/// Returns the bitmap of a guest that has nothing but its own state.
+pub(super) fn bitmap() -> [u8; BITMAP] {
+    let mut bits = [0xff; BITMAP];
+    for register in OWN {
+        let (base, number) =
+            if register >= 0xc000_0000 { (1024, register - 0xc000_0000) } else { (0, register) };
+        for half in [0, 2048] {
+            bits[half + base + number as usize / 8] &= !(1 << (number % 8));
+        }
+    }
+    bits
+}
+
+/// The x2APIC's command register, by which a guest starts its other vCPUs.
+pub(super) const ICR: u32 = msr::IA32_X2APIC_ICR;
+
+/// What reading a register gives that is not the vCPU's own; `None` where there is no such register.
+pub(super) fn read(register: u32, vcpu: usize) -> Option<u64> {
+    /// The APIC is on, in x2APIC mode; this is the first vCPU.
+    const APIC: u64 = 0xfee0_0c00;
+    const FIRST: u64 = 1 << 8;
+    match register {
+        msr::IA32_APIC_BASE => Some(APIC | if vcpu == 0 { FIRST } else { 0 }),
+        msr::IA32_X2APIC_APICID => Some(vcpu as u64),
+        _ => None,
+    }
+}
+
+/// What a command to other vCPUs asks for (12.6.1), of those that are served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Command {
+    /// To wait for a start-up.
+    Init,
+    /// To start at a page.
+    StartUp(u8),
+}
+
+/// Reads a command to one vCPU, which is named by its number; `None` where it is another one.
+pub(super) fn command(value: u64) -> Option<(usize, Command)> {
+    const SHORTHAND: u64 = 0b11 << 18;
+    const LOGICAL: u64 = 1 << 11;
+    if value & (SHORTHAND | LOGICAL) != 0 {
+        return None;
+    }
+    let command = match value >> 8 & 7 {
+        0b101 => Command::Init,
+        0b110 => Command::StartUp(value as u8),
+        _ => return None,
+    };
+    Some(((value >> 32) as usize, command))
+}
+
+/// Tells whether a CPU whose XCR0 may have the bits of `supported` takes `value` (SDM 1, 13.3).
+pub(super) fn is_xcr0(value: u64, supported: u64) -> bool {
+    const X87: u64 = 1;
+    const SSE: u64 = 1 << 1;
+    const AVX: u64 = 1 << 2;
+    const BOUNDS: u64 = 0b11 << 3;
+    const AVX512: u64 = 0b111 << 5;
+    const TILES: u64 = 0b11 << 17;
+    let all_or_none = |bits: u64| value & bits == 0 || value & bits == bits;
+    let needs = |bits: u64, others: u64| value & bits == 0 || value & others == others;
+    value & !supported == 0
+        && value & X87 != 0
+        && needs(AVX, SSE)
+        && needs(AVX512, AVX)
+        && [BOUNDS, AVX512, TILES].into_iter().all(all_or_none)
+}
+
+/// Returns the bits that XCR0 may have on this CPU.
+pub(super) fn xcr0_supported() -> u64 {
+    const LEAF: u32 = 0xd;
+    let answer = core::arch::x86_64::__cpuid_count(LEAF, 0);
+    u64::from(answer.edx) << 32 | u64::from(answer.eax)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vcpu_s_own_registers_are_no_exits_and_all_others_are() {
+        let bits = bitmap();
+        let exits = |base: usize, number: usize| bits[base + number / 8] & 1 << (number % 8) != 0;
+        for half in [0, 2048] {
+            assert!(!exits(half + 1024, 0x80) && !exits(half + 1024, 0x102)); // EFER, KERNEL_GS_BASE
+            assert!(!exits(half, 0x277)); // PAT
+            assert!(exits(half, 0x3a) && exits(half, 0x480) && exits(half, 0x830) && exits(half, 0x1b));
+        }
+        let open: u32 = bits.iter().map(|byte| byte.count_zeros()).sum();
+        assert_eq!(open as usize, 2 * OWN.len());
+    }
+
+    #[test]
+    fn only_starts_of_one_vcpu_are_commands() {
+        assert_eq!(command(1 << 32 | 0x4500), Some((1, Command::Init)));
+        assert_eq!(command(3 << 32 | 0x4608), Some((3, Command::StartUp(8))));
+        assert_eq!(command(1 << 32 | 0xc_4500), None); // a shorthand
+        assert_eq!(command(1 << 32 | 0x4d00), None); // a logical destination
+        assert_eq!(command(1 << 32 | 0x4030), None); // an interrupt
+    }
+
+    #[test]
+    fn xcr0_has_only_what_goes_together() {
+        let all = u64::MAX;
+        for good in [1, 0b11, 0b111, 0b11111, 0b1110_0111, 0b11 << 17 | 1] {
+            assert!(is_xcr0(good, all), "{good:#b}");
+        }
+        for bad in [0, 0b10, 0b101, 0b1001, 0b10_0111, 0b1110_0011, 1 << 17 | 1] {
+            assert!(!is_xcr0(bad, all), "{bad:#b}");
+        }
+        assert!(!is_xcr0(0b111, 0b11));
+    }
+}

@@ -1,0 +1,389 @@
+//! A vCPU on its CPU: enter, answer, and again.
+//!
+//! ```text
+//! start? off? ─▶ enter ─▶ exit ─┬─ a violation ─▶ space.fault: memory comes, or it is outside ─▶ an exception
+//!                               ├─ a call, CPUID, an MSR, a port ─▶ answered
+//!                               └─ a kick ─▶ looks again
+//! ```
+//!
+//! A kick is a non-maskable interrupt. In the guest it ends the run. In the hypervisor its handler takes it: where this CPU
+//! is about to enter, it forgets there what was taken away, and has the guest leave at once.
+
+use super::super::machine::{Entering, PerCpu, write_word};
+use super::guest::{Guest, Reason};
+use super::msr::{self, Command};
+use super::{Hypervisor, cpuid};
+use crate::report;
+use alloc::boxed::Box;
+use frames::{Order, Usage};
+use log::{debug, error, info, warn};
+use space::{Outcome, SpaceError};
+use stage2::Quiescence;
+use types::{Cpu, Fault, Pa};
+use vm::service::{After, Company, Left, Memory};
+use vm::{CallRegs, Console};
+use x86::vmx::vmcs::guest as field;
+use x86_64::instr::{take_nmi, xsetbv};
+use x86_64::vmx::exit::{Controlled, Exit, Form, Io, Way, stack_pointer};
+use x86_64::vmx::refused::{Refused, State};
+use x86_64::vmx::vmcs::{Event, Has, Setup, Start, Vmcs};
+
+/// The port that takes characters: Bochs's and QEMU's debug console.
+const CONSOLE: u16 = 0xe9;
+/// The calls that end a machine: PSCI's numbers (Arm DEN 0022, 5.1), for want of any of this architecture's.
+const SYSTEM_OFF: u32 = 0x8400_0008;
+const SYSTEM_RESET: u32 = 0x8400_0009;
+/// How many lines about one vCPU go to the log.
+const LINES: u32 = 20;
+/// The most steps of transfers that a CPU does before it looks after its guest again.
+const STEPS: u32 = 32;
+
+/// One vCPU, with all that its turns need.
+pub(super) struct Turn {
+    hypervisor: &'static Hypervisor,
+    this: &'static PerCpu,
+    guest: &'static Guest,
+    /// Its number.
+    vcpu: usize,
+    vmcs: Vmcs,
+    tlb: &'static Entering,
+    /// Whether it has been started.
+    runs: Runs,
+    lines_left: u32,
+}
+
+/// What a vCPU does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Runs {
+    /// Nothing yet.
+    Not,
+    /// It runs.
+    On,
+    /// It waits, for nothing that could come but its machine's end.
+    Halted,
+}
+
+impl Turn {
+    /// Makes the vCPU on the CPU that runs this.
+    pub(super) fn new(
+        hypervisor: &'static Hypervisor,
+        this: &'static PerCpu,
+        guest: &'static Guest,
+        vcpu: usize,
+    ) -> Self {
+        let tlb: &'static Entering = Box::leak(Box::new(guest.entering(hypervisor, this)));
+        this.enters(tlb);
+        let bitmap = frame(hypervisor);
+        // SAFETY: the frame is ours.
+        unsafe { write_bytes(bitmap, &msr::bitmap()) };
+        let capabilities = hypervisor.machine.capabilities;
+        let setup = Setup {
+            capabilities,
+            eptp: guest.eptp(hypervisor),
+            // Each vCPU has its own, from 1 on.
+            vpid: 1 + guest.number * vm::MAX_VCPUS as u16 + vcpu as u16,
+            has: Has::Nothing,
+            msr_bitmap: bitmap,
+            port_bitmaps: [Pa::new(0); 2],
+        };
+        let region = frame(hypervisor);
+        // SAFETY: the frames are ours, the first zeroed but for its revision; the tables are this guest's.
+        let vmcs = unsafe {
+            write_bytes(region, &[0; msr::BITMAP]);
+            write_word(region, capabilities.revision);
+            Vmcs::new(region, &setup, this.selectors)
+        };
+        let vmcs = vmcs.unwrap_or_else(|fail| panic!("the CPU refuses a VMCS: {fail:?}"));
+        Self { hypervisor, this, guest, vcpu, vmcs, tlb, runs: Runs::Not, lines_left: LINES }
+    }
+
+    /// Takes turns, for ever.
+    pub(super) fn run(mut self) -> ! {
+        loop {
+            let seen = self.hypervisor.bell(self.this);
+            if let Some(start) = self.guest.take_start(self.vcpu).filter(|_| !self.guest.is_off()) {
+                debug!("{}: vCPU {} starts", self.name(), self.vcpu);
+                self.vmcs.start(&self.hypervisor.machine.capabilities, start);
+                self.runs = Runs::On;
+                self.hypervisor.entered();
+            }
+            if self.runs != Runs::On || self.guest.is_off() {
+                self.hypervisor.sleep(self.this, seen);
+                continue;
+            }
+            self.this.commit();
+            if self.hypervisor.bell(self.this) != seen {
+                self.this.retract(); // somebody wants something: look first
+                continue;
+            }
+            self.tlb.enter();
+            // SAFETY: this VMCS is the only one that is ever current here, and the tables are the guest's own.
+            let exit = unsafe { self.vmcs.enter() };
+            self.tlb.leave();
+            self.this.retract();
+            match exit {
+                Ok(exit) => self.answer(exit),
+                Err(refused) => self.refused(refused),
+            }
+        }
+    }
+
+    /// Reports a bug: an entry that the CPU has refused.
+    fn refused(&self, refused: Refused) -> ! {
+        panic!("{}: vCPU {} cannot be entered: {refused}\n{}", self.name(), self.vcpu, State::read())
+    }
+
+    fn name(&self) -> &'static str {
+        &self.guest.config().name
+    }
+
+    /// Puts a line about the vCPU into the log, unless there were many.
+    fn complain(&mut self, about: core::fmt::Arguments<'_>) {
+        let Some(left) = self.lines_left.checked_sub(1) else { return };
+        self.lines_left = left;
+        let last = if left == 0 { "; further lines about it are left out" } else { "" };
+        warn!("{}: vCPU {} {about} (at {:#x}){last}", self.name(), self.vcpu, self.vmcs.rip());
+    }
+
+    fn count(&self, reason: Reason) {
+        self.guest.count(reason);
+    }
+
+    /// Stops the machine because of what this vCPU did.
+    fn fail(&mut self, about: core::fmt::Arguments<'_>) {
+        error!("{}: vCPU {} {about} (at {:#x}): stopped", self.name(), self.vcpu, self.vmcs.rip());
+        self.guest.stop(self.hypervisor, self.this);
+    }
+
+    fn answer(&mut self, exit: Exit) {
+        let reason = match exit {
+            Exit::Nmi | Exit::Window => Reason::Kick,
+            Exit::Violation(_) => Reason::Fault,
+            Exit::Vmcall => Reason::Call,
+            Exit::Io(_) => Reason::Port,
+            Exit::Cpuid => Reason::Cpuid,
+            Exit::Rdmsr | Exit::Wrmsr => Reason::Msr,
+            Exit::Hlt => Reason::Wait,
+            _ => Reason::Other,
+        };
+        self.count(reason);
+        match exit {
+            Exit::Nmi => {
+                take_nmi();
+                report::stop_if_reported();
+            }
+            Exit::Window => {
+                self.vmcs.stay();
+                report::stop_if_reported();
+            }
+            Exit::Violation(fault) => self.violation(&fault),
+            Exit::Vmcall => self.call(),
+            Exit::Io(io) => self.port(io),
+            Exit::Cpuid => self.cpuid(),
+            Exit::Rdmsr => self.rdmsr(),
+            Exit::Wrmsr => self.wrmsr(),
+            Exit::Xsetbv => self.xsetbv(),
+            Exit::Write { register, from } => self.write_control(register, from),
+            Exit::CacheFlush => self.vmcs.skip(), // guests' memory is coherent
+            Exit::Hlt => {
+                // No interrupt can come: it has no devices.
+                self.vmcs.skip();
+                self.runs = Runs::Halted;
+            }
+            Exit::Undefined => self.vmcs.inject(Event::Undefined),
+            Exit::OtherControl => self.vmcs.inject(Event::GeneralProtection),
+            Exit::Interrupt => {
+                self.this.apic.end_of_interrupt();
+                self.complain(format_args!("was left for an interrupt of the machine's, which is nobody's"));
+            }
+            Exit::TripleFault => self.fail(format_args!("met a triple fault")),
+            Exit::Init | Exit::StartUp(_) => {} // the machine's, and not for this guest
+            Exit::Misconfiguration(ipa) => {
+                panic!("{}: the tables hold what is no entry, at {ipa}", self.name())
+            }
+            Exit::Unexpected(reason) => self.fail(format_args!("left for the unexpected reason {reason}")),
+        }
+    }
+
+    /// Answers a fault of the second stage.
+    fn violation(&mut self, fault: &Fault) {
+        let section = self.hypervisor.waiting.enter(self.this.core.id());
+        let outcome = self.guest.space.fault(&section, &self.this.core, self.tlb, fault);
+        drop(section);
+        match outcome {
+            Ok(Outcome::Mapped | Outcome::Allowed | Outcome::AlreadyMapped) => {}
+            // It may be for memory that rests: a guest that comes again for it may be the only one who ever does.
+            Ok(Outcome::Busy) => self.tidy(),
+            Ok(Outcome::Outside | Outcome::Denied | Outcome::Noted(_)) => {
+                debug!("{}: vCPU {} reached for {}", self.name(), self.vcpu, fault.ipa);
+                self.vmcs.inject(Event::GeneralProtection);
+            }
+            // The guest faults again, and finds one.
+            Err(SpaceError::OutOfTables { .. }) if self.prune() => {}
+            Err(error) => self.fail(format_args!("cannot go on: {error}")),
+        }
+    }
+
+    /// Gives back what rests since an unlink.
+    fn tidy(&self) {
+        if self.guest.space.tree().is_draining() {
+            let mut section = self.hypervisor.waiting.enter(self.this.core.id());
+            let _ = self.guest.space.drain(&mut section); // what still rests is for the next one who idles
+        }
+    }
+
+    /// Gives back tables in which nothing is mapped any more. Tells whether there were any.
+    fn prune(&self) -> bool {
+        let mut section = self.hypervisor.waiting.enter(self.this.core.id());
+        self.guest.space.prune_all(&mut section, self.tlb).unwrap_or(false)
+    }
+
+    /// Answers a call: the function in RAX, arguments in RDI, RSI, RDX, RCX, R8 and R9; status and results in RAX, RDI, RSI,
+    /// RDX, RCX and R8. User space has none.
+    fn call(&mut self) {
+        if self.vmcs.privilege() != 0 {
+            self.vmcs.inject(Event::Undefined);
+            return;
+        }
+        self.vmcs.skip();
+        let r = &self.vmcs.registers;
+        let mut regs: CallRegs = [0; 18];
+        regs[..7].copy_from_slice(&[r.rax, r.rdi, r.rsi, r.rdx, r.rcx, r.r8, r.r9]);
+        match regs[0] as u32 {
+            SYSTEM_OFF | SYSTEM_RESET => {
+                info!("{} is off", self.name());
+                self.guest.stop(self.hypervisor, self.this);
+                return;
+            }
+            function => match &self.guest.service {
+                Some(service) if vm::service::is_call(function) => self.serve(service, &mut regs),
+                _ => {
+                    if vm::call::answer(&mut regs).is_none() {
+                        regs[0] = abi::NOT_SUPPORTED as u64;
+                    }
+                }
+            },
+        }
+        let r = &mut self.vmcs.registers;
+        [r.rax, r.rdi, r.rsi, r.rdx, r.rcx, r.r8] = [regs[0], regs[1], regs[2], regs[3], regs[4], regs[5]];
+    }
+
+    /// Serves a call on the guest's memory; a transfer that comes of it, here and now.
+    fn serve(&self, service: &vm::service::Service, regs: &mut CallRegs) {
+        let mut section = self.hypervisor.waiting.enter(self.this.core.id());
+        let mut memory =
+            Memory { space: &*self.guest.space, section: &mut section, cpu: &self.this.core, tlb: self.tlb };
+        if service.call(&mut memory, regs) == After::Serve {
+            let mut steps = 0..STEPS;
+            while steps.next().is_some() && service.serve(&mut memory, Company::Alone) == Left::Some {}
+        }
+    }
+
+    /// Carries out a port access: characters go to the console, and elsewhere there is nothing.
+    fn port(&mut self, io: Io) {
+        if io.form == Form::String {
+            self.complain(format_args!("moves memory to or from port {:#x}, where nothing is", io.port));
+            self.vmcs.inject(Event::GeneralProtection);
+            return;
+        }
+        match io.way {
+            Way::Out if io.port == CONSOLE => self.guest.outlet.put(self.vmcs.registers.rax as u8),
+            Way::Out => {}
+            Way::In => {
+                let mask = u64::MAX >> (64 - 8 * u32::from(io.bytes));
+                // Bochs and QEMU answer the console's own number there; a 32-bit access clears the upper half.
+                let value = if io.port == CONSOLE { CONSOLE.into() } else { mask };
+                let kept = if io.bytes == 4 { 0 } else { self.vmcs.registers.rax & !mask };
+                self.vmcs.registers.rax = kept | value & mask;
+            }
+        }
+        self.vmcs.skip();
+    }
+
+    fn cpuid(&mut self) {
+        let cr4 = self.vmcs.get(field::CR4);
+        let r = &mut self.vmcs.registers;
+        let [eax, ebx, ecx, edx] = cpuid::answer(r.rax as u32, r.rcx as u32, self.vcpu, cr4);
+        (r.rax, r.rbx, r.rcx, r.rdx) = (eax.into(), ebx.into(), ecx.into(), edx.into());
+        self.vmcs.skip();
+    }
+
+    fn rdmsr(&mut self) {
+        let register = self.vmcs.registers.rcx as u32;
+        match msr::read(register, self.vcpu) {
+            Some(value) => {
+                self.vmcs.registers.rax = value & 0xffff_ffff;
+                self.vmcs.registers.rdx = value >> 32;
+                self.vmcs.skip();
+            }
+            None => {
+                self.complain(format_args!("read MSR {register:#x}, which it has not"));
+                self.vmcs.inject(Event::GeneralProtection);
+            }
+        }
+    }
+
+    fn wrmsr(&mut self) {
+        let r = &self.vmcs.registers;
+        let (register, value) = (r.rcx as u32, r.rdx << 32 | r.rax & 0xffff_ffff);
+        let command = if register == msr::ICR { msr::command(value) } else { None };
+        match command {
+            Some((vcpu, command)) => {
+                self.command(vcpu, command);
+                self.vmcs.skip();
+            }
+            None => {
+                self.complain(format_args!("wrote MSR {register:#x}, which it has not"));
+                self.vmcs.inject(Event::GeneralProtection);
+            }
+        }
+    }
+
+    /// Carries out a command to another vCPU. One that runs already is left alone.
+    fn command(&self, vcpu: usize, command: Command) {
+        let cpu = self.guest.config().cpus.get(vcpu);
+        if let (Some(&cpu), Command::StartUp(page)) = (cpu, command)
+            && self.guest.claim_start(vcpu)
+        {
+            self.guest.start(vcpu, Start::Page(page));
+            self.hypervisor.ring(self.this, cpu);
+        }
+    }
+
+    fn xsetbv(&mut self) {
+        let r = &self.vmcs.registers;
+        let (register, value) = (r.rcx as u32, r.rdx << 32 | r.rax & 0xffff_ffff);
+        if register == 0 && self.vmcs.privilege() == 0 && msr::is_xcr0(value, msr::xcr0_supported()) {
+            // SAFETY: boot has set CR4.OSXSAVE where the CPU has it, and the value is one that it takes.
+            unsafe { xsetbv(value) };
+            self.vmcs.skip();
+        } else {
+            self.vmcs.inject(Event::GeneralProtection);
+        }
+    }
+
+    fn write_control(&mut self, register: Controlled, from: u8) {
+        let value = self.vmcs.registers.by_number(from).map_or_else(stack_pointer, |value| *value);
+        if self.vmcs.write_shadow(register, value, &self.hypervisor.machine.capabilities) {
+            self.vmcs.skip();
+        } else {
+            self.vmcs.inject(Event::GeneralProtection);
+        }
+    }
+}
+
+/// Takes a frame for good.
+fn frame(hypervisor: &Hypervisor) -> Pa {
+    let run = hypervisor.machine.frames.allocate(Order::FRAME, Usage::Monitor);
+    run.map_or_else(|error| crate::fatal!("no memory for a vCPU: {error}"), frames::Run::into_pa)
+}
+
+/// Writes a frame.
+///
+/// # Safety
+/// The frame is mapped and the caller's.
+unsafe fn write_bytes(frame: Pa, bytes: &[u8; msr::BITMAP]) {
+    let to = core::ptr::with_exposed_provenance_mut::<u8>(frame.get() as usize);
+    // SAFETY: the caller's promise.
+    unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+}

@@ -1,0 +1,254 @@
+//! The PC that Bochs emulates, with VMX and EPT: the disc that it starts from, its configuration, and its run.
+//!
+//! QEMU's own emulation has no VMX. Bochs takes everything from a file, writes its serial port into another one, which is
+//! followed here, and ends when the image writes a word to a port.
+
+use crate::board::Board;
+use crate::bundle::{self, One};
+use crate::cargo;
+use crate::console::{Console, Echo};
+use crate::run::{self, Boot};
+use crate::setup::{self, Need, PC_TARGET};
+use crate::size::Size;
+use crate::{paths, shell};
+use anyhow::{Context, Result, ensure};
+use elf::ElfBytes;
+use elf::abi::PT_LOAD;
+use elf::endian::LittleEndian;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use tempfile::TempDir;
+
+/// The CPUs of the machine where nothing is said.
+pub(crate) const DEFAULT_SMP: u32 = 2;
+/// The memory of its VM where nothing is said.
+pub(crate) const DEFAULT_MEMORY: Size = Size::mib(64);
+/// What the machine has beyond its VMs: the hypervisor, the bundle, and what loads both.
+const OVERHEAD: Size = Size::mib(64);
+
+/// What building the board leaves.
+#[derive(Clone, Debug)]
+pub(crate) struct Built {
+    /// The ELF file, which names come from.
+    pub(crate) elf: PathBuf,
+    /// The same without what is not loaded: what the boot loader is given.
+    pub(crate) kernel: PathBuf,
+}
+
+/// Builds the hypervisor of a board that is a PC.
+pub(crate) fn build(board: Board) -> Result<Built> {
+    setup::ensure(&[Need::Rust, Need::Pc])?;
+    let package = board.to_string();
+    let elf = cargo::build_for(PC_TARGET, &package, &package)?;
+    let kernel = elf.with_extension("boot");
+    let bytes = fs::read(&elf).with_context(|| format!("cannot read {}", elf.display()))?;
+    paths::replace(&kernel, &loadable(bytes)?)?;
+    Ok(Built { elf, kernel })
+}
+
+/// Leaves out of an ELF file what is not loaded: the sections. GRUB refuses a file with sections of relocations, which
+/// this one applies itself.
+fn loadable(mut elf: Vec<u8>) -> Result<Vec<u8>> {
+    /// The places of the sections' offset, and of their size, number and names' index.
+    const SECTIONS: (usize, usize) = (40, 58);
+    let file = ElfBytes::<LittleEndian>::minimal_parse(&elf)?;
+    let segments = file.segments().context("there are no segments")?;
+    let ends = segments.iter().filter(|s| s.p_type == PT_LOAD).map(|s| s.p_offset + s.p_filesz);
+    let end = usize::try_from(ends.max().context("there is nothing to load")?)?;
+    ensure!(end <= elf.len() && elf.len() > SECTIONS.1 + 6, "the file is cut off");
+    elf.truncate(end);
+    elf[SECTIONS.0..SECTIONS.0 + 8].fill(0);
+    elf[SECTIONS.1..SECTIONS.1 + 6].fill(0);
+    Ok(elf)
+}
+
+/// A machine, ready to be started.
+pub(crate) struct Prepared {
+    /// Holds everything that the run needs; gone when this is.
+    dir: TempDir,
+    elf: PathBuf,
+}
+
+/// What the machine is made of.
+pub(crate) struct Machine<'a> {
+    /// Bochs's name of the CPU model.
+    pub(crate) cpu: &'a str,
+    /// How many CPUs.
+    pub(crate) cpus: u32,
+    /// How much RAM.
+    pub(crate) memory: Size,
+    /// The hypervisor's command line.
+    pub(crate) append: &'a str,
+    /// The bundle.
+    pub(crate) bundle: Option<&'a [u8]>,
+}
+
+impl Prepared {
+    /// Makes the disc and the configuration.
+    pub(crate) fn new(built: &Built, machine: &Machine<'_>) -> Result<Self> {
+        let runs = paths::target().join("run");
+        fs::create_dir_all(&runs).with_context(|| format!("cannot make {}", runs.display()))?;
+        let dir = tempfile::Builder::new().prefix("bochs-").tempdir_in(&runs)?;
+        make_disc(built, machine.append, machine.bundle, &dir.path().join("disc.iso"))?;
+        fs::write(dir.path().join("bochsrc"), configuration(machine, dir.path()))?;
+        // Debian's Bochs has a debugger in it, which waits at the start for this.
+        fs::write(dir.path().join("debugger"), "c\n")?;
+        fs::write(dir.path().join("serial"), "")?;
+        Ok(Self { dir, elf: built.elf.clone() })
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("bochs");
+        command.arg("-q").arg("-f").arg(self.dir.path().join("bochsrc"));
+        command.arg("-rc").arg(self.dir.path().join("debugger"));
+        command
+    }
+}
+
+/// Bochs calls it a panic of its own that the machine turns itself off, and says so in its log.
+fn ending(dir: &Path, status: ExitStatus) -> ExitStatus {
+    let log = fs::read(dir.join("log")).unwrap_or_default();
+    let is_off = String::from_utf8_lossy(&log).contains("shutdown requested");
+    if is_off { ExitStatus::default() } else { status }
+}
+
+impl Boot for Prepared {
+    fn console(&self, echo: Echo) -> Result<Console> {
+        Console::followed(self.command(), (self.dir.path(), "serial"), ending, echo)
+    }
+
+    fn line(&self) -> String {
+        shell::line(&self.command())
+    }
+
+    fn elf(&self) -> Option<&Path> {
+        Some(&self.elf)
+    }
+}
+
+/// Makes a disc that starts GRUB, which loads the hypervisor and the bundle.
+pub(crate) fn make_disc(built: &Built, append: &str, bundle: Option<&[u8]>, disc: &Path) -> Result<()> {
+    let tree = tempfile::tempdir()?;
+    let boot = tree.path().join("boot");
+    fs::create_dir_all(boot.join("grub"))?;
+    fs::copy(&built.kernel, boot.join("mezzanine")).context("cannot copy the hypervisor")?;
+    if let Some(bundle) = bundle {
+        fs::write(boot.join("bundle.cpio"), bundle)?;
+    }
+    fs::write(boot.join("grub/grub.cfg"), menu(append, bundle.is_some()))?;
+    // It says what it does on its error output, whatever comes of it.
+    shell::output(Command::new("grub-mkrescue").arg("-o").arg(disc).arg(tree.path())).map(drop)
+}
+
+/// Returns GRUB's configuration: no menu, no waiting.
+fn menu(append: &str, has_bundle: bool) -> String {
+    let module = if has_bundle { "module2 /boot/bundle.cpio\n" } else { "" };
+    format!("set timeout=0\nmultiboot2 /boot/mezzanine {append}\n{module}boot\n")
+}
+
+/// Returns Bochs's configuration.
+fn configuration(machine: &Machine<'_>, dir: &Path) -> String {
+    let dir = dir.display();
+    let Machine { cpu, cpus, memory, .. } = machine;
+    format!(
+        "plugin_ctrl: unmapped=1, biosdev=1, speaker=0\n\
+         display_library: rfb, options=\"timeout=0\"\n\
+         romimage: file=/usr/share/bochs/BIOS-bochs-latest\n\
+         vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
+         cpu: model={cpu}, count={cpus}, ips=100000000\n\
+         megs: {}\n\
+         ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
+         ata0-master: type=cdrom, path={dir}/disc.iso, status=inserted\n\
+         boot: cdrom\n\
+         com1: enabled=1, mode=file, dev={dir}/serial\n\
+         clock: sync=none\n\
+         panic: action=fatal\n\
+         log: {dir}/log\n",
+        memory.bytes() >> 20
+    )
+}
+
+/// What `run` asks of this board.
+pub(crate) struct Wanted<'a> {
+    /// The board.
+    pub(crate) board: Board,
+    /// The CPU model.
+    pub(crate) cpu: &'a str,
+    /// The VM's CPUs; the machine gets as many.
+    pub(crate) smp: Option<u32>,
+    /// The VM's memory.
+    pub(crate) memory: Option<Size>,
+    /// The VM's kernel.
+    pub(crate) kernel: &'a Path,
+    /// The VM's command line.
+    pub(crate) append: Option<String>,
+    /// Whether it is granted the calls on its memory.
+    pub(crate) hypercalls: bool,
+    /// The hypervisor's own command line.
+    pub(crate) hypervisor: &'a str,
+}
+
+/// Makes the machine that runs a kernel in a VM.
+pub(crate) fn with_kernel(wanted: Wanted<'_>) -> Result<Prepared> {
+    let (smp, memory) = (wanted.smp.unwrap_or(DEFAULT_SMP), wanted.memory.unwrap_or(DEFAULT_MEMORY));
+    let mut vm = run::vm("guest", smp, memory, wanted.append);
+    vm.hypercalls = wanted.hypercalls.then(|| run::GRANTED.to_owned());
+    // Where a PC's other CPUs start.
+    vm.region = vec![bundle::Region { start: 0, size: Size::mib(2) }];
+    let (bundle, manifest) = bundle::of_one(One { vm, kernel: wanted.kernel, initrd: None })?;
+    let machine = Machine {
+        cpu: wanted.cpu,
+        cpus: smp,
+        memory: manifest.memory().plus(OVERHEAD),
+        append: wanted.hypervisor,
+        bundle: Some(&bundle),
+    };
+    Prepared::new(&build(wanted.board)?, &machine)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_boot_loader_gets_what_is_loaded_and_nothing_else() {
+        let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+        elf.resize(16, 0);
+        elf.extend_from_slice(&[3, 0, 62, 0, 1, 0, 0, 0]);
+        for word in [0u64, 64, 0x1234] {
+            elf.extend_from_slice(&word.to_le_bytes()); // entry, program headers, section headers
+        }
+        elf.extend_from_slice(&0u32.to_le_bytes());
+        for half in [64u16, 56, 1, 64, 9, 8] {
+            elf.extend_from_slice(&half.to_le_bytes());
+        }
+        for words in [[PT_LOAD, 5], [120, 0], [0, 0], [0, 0], [4, 0], [4, 0], [8, 0]] {
+            words.iter().for_each(|word| elf.extend_from_slice(&word.to_le_bytes()));
+        }
+        // No table of sections is there to be read.
+        elf[60..62].fill(0);
+        elf[40..48].fill(0);
+        elf.extend_from_slice(b"codesymbols");
+        let loadable = loadable(elf).unwrap();
+        assert!(loadable.ends_with(b"code"));
+        assert!(loadable[58..64].iter().all(|byte| *byte == 0));
+        assert!(super::loadable(b"no elf".to_vec()).is_err());
+    }
+
+    #[test]
+    fn the_configuration_says_what_the_machine_is() {
+        let machine =
+            Machine { cpu: "tigerlake", cpus: 4, memory: Size::mib(512), append: "log=info", bundle: None };
+        let text = configuration(&machine, Path::new("/dir"));
+        for line in [
+            "cpu: model=tigerlake, count=4, ips=100000000",
+            "megs: 512",
+            "com1: enabled=1, mode=file, dev=/dir/serial",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+        assert_eq!(menu("log=info", false), "set timeout=0\nmultiboot2 /boot/mezzanine log=info\nboot\n");
+        assert!(menu("", true).contains("\nmodule2 /boot/bundle.cpio\n"));
+    }
+}

@@ -1,0 +1,94 @@
+//! The hypervisor on a PC, x86-64, in Bochs: the payload in a VM, what lacks VMX, and bugs, which are reported.
+
+use super::cases::Cases;
+use super::reports::reported;
+use crate::board;
+use crate::bochs::{self, Built, Machine, Prepared, Wanted};
+use crate::console::{Console, Trouble};
+use crate::payload::{build_pc, counts};
+use crate::report::Report;
+use crate::size::Size;
+use anyhow::{Context, Result, bail, ensure};
+use std::time::Duration;
+
+/// No step takes that long unless it hangs: Bochs does some 60 million instructions a second on a quiet machine, and what
+/// comes before the hypervisor is 400 million.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// The models, with the way of waiting for readers: with accessed and dirty flags, and one that is newer.
+const MODELS: [(&str, &str); 2] = [("corei7_haswell_4770", "epoch"), ("corei7_icelake_u", "rendezvous")];
+/// A model that has no VMX.
+const WITHOUT_VMX: &str = "athlon64_venice";
+
+/// The bugs by the name that the hypervisor's command line has for them, and what their reports begin with.
+const BUGS: [(&str, &str); 2] = [
+    ("overflow", r"^\[mz PANIC c1\] stack overflow: page fault: not mapped"),
+    ("write-code", r"^\[mz PANIC c1\] page fault: no right, on a write"),
+];
+
+/// Boots them on every PC that there is a board for.
+pub(super) fn run(cases: &mut Cases) -> Result<()> {
+    let boards: Vec<_> = board::all()?.into_iter().filter(|board| board.pc().is_some()).collect();
+    cases.group("PCs", boards.len() * (MODELS.len() + BUGS.len() + 1));
+    let payload = build_pc()?;
+    for board in boards {
+        let built = bochs::build(board)?;
+        for (cpu, wait) in MODELS {
+            let name = format!("the payload on {board}: {cpu}, wait={wait}");
+            let hypervisor = format!("log=info wait={wait}");
+            let prepared = || {
+                bochs::with_kernel(Wanted {
+                    board,
+                    cpu,
+                    smp: None,
+                    memory: None,
+                    kernel: payload.file(),
+                    append: None,
+                    hypercalls: true,
+                    hypervisor: &hypervisor,
+                })
+            };
+            cases.boot_and_count(&name, prepared, |console| {
+                let counts = counts(console)?;
+                let kicks = statistic(console.log(), "kicks to invalidate")?;
+                ensure!(kicks > 0, "nobody was kicked");
+                Ok(counts)
+            });
+        }
+        let machine = || bare(&built, WITHOUT_VMX, "log=info");
+        cases.boot(&format!("a CPU without VMX is refused on {board}"), machine, refused);
+        for (bug, pattern) in BUGS {
+            let append = format!("provoke={bug}");
+            let model = board.pc().map_or("", |pc| &pc.cpu);
+            cases.boot(
+                &format!("a bug ({bug}) is reported on {board}"),
+                || bare(&built, model, &append),
+                |console| reported(console, pattern, &built.elf),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Reads one of the statistics of a machine that has ended.
+fn statistic(log: &str, name: &str) -> Result<u64> {
+    let all = crate::report::statistics(log);
+    let (_, value) = all.iter().find(|(found, _)| found == name).with_context(|| format!("no \"{name}\""))?;
+    value.parse().context("a number")
+}
+
+/// A machine with two CPUs and no bundle.
+fn bare(built: &Built, cpu: &str, append: &str) -> Result<Prepared> {
+    Prepared::new(built, &Machine { cpu, cpus: 2, memory: Size::mib(64), append, bundle: None })
+}
+
+fn refused(console: &mut Console) -> Result<()> {
+    match console.end(Some(PATIENCE)) {
+        Err(Trouble::Report(Report::Fatal(message))) => {
+            ensure!(message.contains("cannot run guests; it lacks: VMX"), "refused with: {message}");
+            Ok(())
+        }
+        Err(trouble) => Err(trouble.into()),
+        Ok(status) => bail!("the emulator ended with {status}, and nothing was refused"),
+    }
+}
