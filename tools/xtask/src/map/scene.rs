@@ -127,8 +127,12 @@ impl Scene {
     }
 
     fn tile(&mut self, x: u32, y: u32, page: u32, cells: &[Cell; PAGES]) {
-        // What is under a tile shows between its pages.
-        for (row, line) in (0..).zip(cells.chunks(ACROSS as usize)) {
+        // What is under a tile shows between its pages. Most tiles are of one piece.
+        let is_one = !is_paged(&cells[0]) && cells.iter().all(|cell| color(cell) == color(&cells[0]));
+        if is_one {
+            self.area(x, y, (ACROSS * page, DOWN * page), color(&cells[0]));
+        }
+        for (row, line) in (0..).zip(cells.chunks(ACROSS as usize)).filter(|_| !is_one) {
             let mut first = 0;
             for run in line.chunk_by(|a, b| color(a) == color(b) && is_paged(a) == is_paged(b)) {
                 let len = run.len() as u32;
