@@ -20,6 +20,7 @@ mod map;
 mod nightly;
 mod paths;
 mod payload;
+mod port_check;
 mod process;
 mod qemu;
 mod qmp;
@@ -84,6 +85,8 @@ enum Command {
     Bundle(Box<bundle::Args>),
     /// List the boards, and check how small they are and that nothing else knows them
     Boards,
+    /// Try what a board can do, and report what works, what does not, and what it has not
+    PortCheck(port_check::Args),
     /// Make a folder for a board from the template
     NewBoard(boards::NewArgs),
     /// Check that each crate depends only on crates that it may depend on
@@ -112,6 +115,7 @@ fn main() -> ExitCode {
         Command::Image(args) => image::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Boards => boards::run(),
+        Command::PortCheck(args) => port_check::run(&args),
         Command::NewBoard(args) => boards::new(&args),
         Command::Deps => deps::run(),
         Command::Doc => book::run(),

@@ -20,7 +20,7 @@ pub(crate) use initramfs::path as initramfs;
 pub(crate) use kernel::path as kernel;
 pub(crate) use nightly::NIGHTLY;
 pub(crate) use pc::TARGET as PC_TARGET;
-pub(crate) use qemu::PROGRAM as QEMU;
+pub(crate) use qemu::{PROGRAM as QEMU, version as qemu_version};
 pub(crate) use rust::TARGET;
 pub(crate) use trees::path as device_tree;
 pub(crate) use uboot::path as uboot;

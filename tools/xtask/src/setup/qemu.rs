@@ -30,6 +30,12 @@ pub(super) fn find() -> Result<Found> {
     }
 }
 
+/// Returns QEMU's name and version.
+pub(crate) fn version() -> Result<String> {
+    let banner = shell::output(Command::new(PROGRAM).arg("--version"))?;
+    Ok(banner.lines().next().unwrap_or_default().replace(" emulator version", ""))
+}
+
 /// Installs Debian's package: from backports on Debian 12, whose own is version 7.
 pub(super) fn install() -> Result<String> {
     if shell::which("apt-get").is_none() {
