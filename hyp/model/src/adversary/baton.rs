@@ -12,8 +12,9 @@ use std::thread::{self, Thread};
 
 /// Nobody holds the baton.
 const NOBODY: usize = usize::MAX;
-/// How often threads may wait for each other, one after the other, before nobody is taken to get on.
-const LIVELOCK: u64 = 20_000;
+/// How often threads may wait for each other, one after the other, before nobody is taken to get on. The library's own waits
+/// end after 65,535 turns, each: whoever is left alone in the last half of one spins through it, and gets on.
+const LIVELOCK: u64 = 1 << 19;
 
 /// What a thread of a stopped run unwinds with.
 #[derive(Debug)]
@@ -180,5 +181,20 @@ impl Turns {
         // Where everybody else stands still, one who waits has them go on.
         let from = if awake.is_empty() { others().collect() } else { awake };
         if from.is_empty() { None } else { Some(*self.dice.pick(&from)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bounded_wait_of_somebody_alone_is_no_livelock_and_an_endless_one_is() {
+        let baton = Baton::new(1, 0, 1);
+        baton.come(0);
+        assert!((0..1 << 16).all(|_| !baton.spin(0)));
+        baton.step(0);
+        assert!((0..LIVELOCK).all(|_| !baton.spin(0)));
+        assert!(baton.spin(0));
     }
 }

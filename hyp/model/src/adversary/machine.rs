@@ -93,7 +93,11 @@ impl<F: Format> Points for Adversary<F> {
             }
             Point::Spin => {
                 if self.baton.spin(me) {
-                    self.fail(Breach::Stuck, "everybody waits for somebody else".into(), Vec::new());
+                    let state = self.state();
+                    let at = state.errands.get(me).copied().flatten().map(|(_, range)| range);
+                    let trace = state.trace.tell(at, None);
+                    drop(state);
+                    self.fail(Breach::Stuck, "everybody waits for somebody else".into(), trace);
                 }
             }
         }
