@@ -188,10 +188,56 @@ fn count(cases: &mut Cases, part: &Part, command: impl FnOnce() -> Command) -> R
     let output = command.output().with_context(|| format!("cannot start `{line}`"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut counts = Summary::of_cargo_test(&text);
-    if !output.status.success() {
+    if output.status.success() {
+        for name in unmatched(part.choice, &text) {
+            cases.say(&format!("{line}\nno test is called `{name}`, which {} names", file!()));
+            counts.failed += 1;
+        }
+    } else {
         cases.say(&format!("{line}\n{text}\n{}", String::from_utf8_lossy(&output.stderr)));
         counts.failed = counts.failed.max(1);
     }
     cases.add(part.name, counts);
     Ok(())
+}
+
+/// Returns what of a choice has chosen nothing, by what a run that has passed has printed: a name that is in no test's, and
+/// every name to be left out where nothing was.
+fn unmatched<'c>(choice: &[&'c str], output: &str) -> Vec<&'c str> {
+    let ran: Vec<&str> = output.lines().filter_map(|line| line.strip_prefix("test ")).collect();
+    let left_out = output.lines().any(|line| {
+        let filtered = line.split("; ").find_map(|part| part.strip_suffix(" filtered out"));
+        filtered.is_some_and(|count| count != "0")
+    });
+    let mut unmatched = Vec::new();
+    let mut names = choice.iter();
+    while let Some(name) = names.next() {
+        match *name {
+            "--skip" => unmatched.extend(names.next().filter(|_| !left_out)),
+            name if ran.iter().any(|test| test.contains(name)) => {}
+            name => unmatched.push(name),
+        }
+    }
+    unmatched
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "\nrunning 2 tests\ntest order::an_order ... ok\ntest tests::a_frame_given_back_twice ... ok\n\n\
+        test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 7 filtered out; finished in 1.00s\n";
+
+    #[test]
+    fn a_name_that_chooses_no_test_is_found() {
+        assert_eq!(unmatched(&["order::", "a_frame_given_back"], OUTPUT), [""; 0]);
+        assert_eq!(unmatched(&["order::", "a_frame_that_was_renamed"], OUTPUT), ["a_frame_that_was_renamed"]);
+    }
+
+    #[test]
+    fn a_name_to_be_left_out_that_leaves_nothing_out_is_found() {
+        assert_eq!(unmatched(&["--skip", "long"], OUTPUT), [""; 0]);
+        let all = OUTPUT.replace("7 filtered out", "0 filtered out");
+        assert_eq!(unmatched(&["--skip", "long"], &all), ["long"]);
+    }
 }
