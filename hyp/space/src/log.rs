@@ -178,15 +178,15 @@ impl Log {
         if state & RUNS != 0 {
             return Err(SpaceError::LogRuns);
         }
-        self.bits.take::<F, M>(tree.memory(), range).map_err(|_| SpaceError::OutOfTables { ipa })?;
+        let harm = if flags & LISTED != 0 { Harm::CLEAN | Harm::LIST } else { Harm::CLEAN };
+        tree.log_begins(harm).map_err(|_| SpaceError::DeviceWouldFault { ipa })?;
+        if self.bits.take::<F, M>(tree.memory(), range).is_err() {
+            tree.log_ends();
+            return Err(SpaceError::OutOfTables { ipa });
+        }
         let serial = (state >> SERIAL_SHIFT) + 1;
         self.start.store(range.start().get(), Relaxed);
         self.end.store(range.end().get(), Relaxed);
-        let harm = if flags & LISTED != 0 { Harm::CLEAN | Harm::LIST } else { Harm::CLEAN };
-        if tree.log_begins(harm).is_err() {
-            self.bits.give_back::<F, M>(tree.memory());
-            return Err(SpaceError::DeviceWouldFault { ipa });
-        }
         let begun = regions.swap(ipa, |draft| {
             draft.check_own(range)?;
             // O101: the range and the bitmap are there before anybody acts by them. Pairs with O100.

@@ -195,6 +195,27 @@ fn a_fault_against_a_region_that_goes_leaves_nothing_mapped() {
 }
 
 #[test]
+fn who_finds_a_log_running_finds_its_range() {
+    check(|| {
+        let world = World::new();
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || {
+                let stay = world.epoch.enter(cpu(1));
+                let _reading = stay.read();
+                if let Some(running) = world.log.running() {
+                    assert_eq!(running.range, all());
+                }
+            })
+        };
+        let mut stay = world.epoch.enter(cpu(0));
+        world.log.begin(&world.tree, &world.regions, &mut stay, all(), 0).expect("room");
+        drop(stay);
+        other.join().unwrap();
+    });
+}
+
+#[test]
 fn a_write_against_a_region_that_becomes_read_only_has_no_right_left() {
     check(|| {
         let world = World::new();
