@@ -2,7 +2,8 @@
 //!
 //! A tag is a *generation* and a VMID. Within a generation no VMID is given out twice. When they run out, a new
 //! generation begins (*rollover*): every CPU's TLB is emptied of all tags, and every space gets a new VMID when it next
-//! runs. Only what a CPU is using at that moment keeps its VMID over the rollover, for the same space, since that CPU
+//! runs. By an instruction that reaches all of them, at once; or, where CPUs are made to forget by interrupts, each by its
+//! own CPU, before that runs anything again: until then nobody uses what is in it. Only what a CPU is using at that moment keeps its VMID over the rollover, for the same space, since that CPU
 //! goes on filling its TLB under it.
 //!
 //! * A CPU is *using* a VMID from [`Vmids::activate`] to [`Vmids::deactivate`]: it runs the space.
@@ -56,6 +57,15 @@ pub enum VmidBits {
     Eight,
     /// 65,535 spaces between rollovers.
     Sixteen,
+}
+
+/// Who empties the TLBs when a generation begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Emptied {
+    /// Whoever begins it, all of them.
+    AtOnce,
+    /// Each CPU its own, before it runs anything under a VMID of that generation.
+    EachByItsOwn,
 }
 
 /// A generation and a VMID in one word: `generation << 16 | VMID`.
@@ -118,6 +128,7 @@ impl Default for Tag {
 pub struct Vmids {
     /// The greatest VMID.
     last: u16,
+    emptied: Emptied,
     generation: AtomicU64,
     /// What each CPU runs under.
     active: [AtomicU64; SEATS],
@@ -161,6 +172,7 @@ impl Vmids {
     fn up_to(last: u16) -> Self {
         Self {
             last,
+            emptied: Emptied::AtOnce,
             generation: AtomicU64::new(Stamp::FIRST_GENERATION),
             active: core::array::from_fn(|_| AtomicU64::new(Stamp::IDLE.0)),
             borrowed: core::array::from_fn(|_| AtomicU64::new(Stamp::IDLE.0)),
@@ -170,6 +182,13 @@ impl Vmids {
                 pinned: [Pinned::NOBODY; MAX_PINNED],
             }),
         }
+    }
+
+    /// The same, for CPUs that no instruction of another one reaches: `flush` is then called by each, after a rollover, and
+    /// empties the TLB of the CPU that calls it.
+    #[must_use]
+    pub fn emptied_by_each(self) -> Self {
+        Self { emptied: Emptied::EachByItsOwn, ..self }
     }
 
     /// Returns how often a new generation has begun.
@@ -182,6 +201,8 @@ impl Vmids {
     ///
     /// `flush` empties all CPUs' TLBs of all guests' translations, and waits until that is complete (AArch64:
     /// `DSB ISHST; TLBI ALLE1IS; DSB ISH; ISB`). It is called at a rollover, with a lock held: it waits for hardware only.
+    /// Where [each CPU empties its own](Vmids::emptied_by_each), it is called by every CPU once after a rollover (AArch64:
+    /// `TLBI ALLE1; DSB NSH; ISB`).
     pub fn activate(&self, cpu: CpuId, tag: &Tag, flush: impl FnOnce()) -> Vmid {
         let stamp = tag.load();
         let active = &self.active[cpu.index()];
@@ -198,8 +219,19 @@ impl Vmids {
 
     fn activate_slowly(&self, cpu: CpuId, tag: &Tag, flush: impl FnOnce()) -> Vmid {
         let mut slow = self.slow.lock();
-        let stamp = self.current(&mut slow, tag, flush);
-        self.active[cpu.index()].store(stamp.0, Relaxed);
+        let mut flush = Some(flush);
+        let mut empty = |who| {
+            if let Some(flush) = flush.take_if(|_| who == self.emptied) {
+                flush();
+            }
+        };
+        let stamp = self.current(&mut slow, tag, || empty(Emptied::AtOnce));
+        let active = &self.active[cpu.index()];
+        // A rollover, our own or another's, has been here since this CPU ran anything.
+        if Stamp(active.load(Relaxed)) == Stamp::NONE && !mutant("own-tlb-not-emptied") {
+            empty(Emptied::EachByItsOwn);
+        }
+        active.store(stamp.0, Relaxed);
         // O51: the VMID can be seen before the first walk under it. Pairs with the barrier between entry writes and the
         // look at the tag in an invalidation.
         full_barrier(51);
@@ -220,7 +252,7 @@ impl Vmids {
     }
 
     /// Gives the space of `tag` a VMID that it keeps until [`Vmids::unpin`], over every rollover, and returns it. Each pin is
-    /// given back by itself. `flush` as for [`Vmids::activate`].
+    /// given back by itself. `flush` as for [`Vmids::activate`]; where each CPU empties its own TLB, it is not called.
     ///
     /// # Errors
     /// [`NoVmids`] where [`MAX_PINNED`] VMIDs are pinned, or a quarter of all that there are.
@@ -235,7 +267,10 @@ impl Vmids {
         let is_free = |pinned: &Pinned| pinned.pins == 0 && u32::from(pinned.stamp.vmid().0) < next;
         let free = slow.pinned.iter().take(most).position(is_free);
         let place = at(&slow, stamp).or(free).ok_or(NoVmids)?;
-        let stamp = self.current(&mut slow, tag, flush);
+        let stamp = self.current(&mut slow, tag, || match self.emptied {
+            Emptied::AtOnce => flush(),
+            Emptied::EachByItsOwn => {}
+        });
         // A rollover may have kept it under another stamp, and given up places.
         let place = at(&slow, stamp).unwrap_or(place);
         let pinned = &mut slow.pinned[place];
@@ -271,8 +306,8 @@ impl Vmids {
     }
 
     /// Returns the VMID under which TLBs may hold translations of the space of `tag`, and keeps it from becoming
-    /// another's until `cpu` returns it. `None` where no TLB can hold any: the space has not run since the last
-    /// rollover, or never. Called by that CPU, after the barrier that follows its entry writes.
+    /// another's until `cpu` returns it. `None` where no TLB can hold any that somebody will use: the space has not run
+    /// since the last rollover, or never. Called by that CPU, after the barrier that follows its entry writes.
     pub fn borrow_for(&self, cpu: CpuId, tag: &Tag) -> Option<Vmid> {
         let stamp = tag.load();
         if !stamp.is_some() {

@@ -134,7 +134,7 @@ codes! {
         Vmalls12e1is = 3,
         /// `ALLE1IS`.
         Alle1is = 4,
-        /// `IPAS2E1`, with an operand, as all that follow.
+        /// `IPAS2E1`, with an operand, as the four that follow.
         Ipas2e1 = 5,
         /// `IPAS2E1IS`.
         Ipas2e1is = 6,
@@ -144,6 +144,8 @@ codes! {
         Ripas2e1is = 8,
         /// `RIPAS2LE1IS`.
         Ripas2le1is = 9,
+        /// `ALLE1`.
+        Alle1 = 10,
     }
 }
 

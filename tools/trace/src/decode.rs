@@ -17,6 +17,7 @@ pub(crate) fn tlbi(record: &Record) -> Option<Tlbi> {
         Code::Vmalle1is => Op::Vmalle1is,
         Code::Vmalls12e1 => Op::Vmalls12e1,
         Code::Vmalls12e1is => Op::Vmalls12e1is,
+        Code::Alle1 => Op::Alle1,
         Code::Alle1is => Op::Alle1is,
         Code::Ipas2e1 => Op::Ipas2e1,
         Code::Ipas2e1is | Code::Ripas2e1is => Op::Ipas2e1is,

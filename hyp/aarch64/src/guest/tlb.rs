@@ -18,7 +18,7 @@
 
 mod broadcast;
 
-use super::tlbi::{alle1is, ipas2e1, read_vttbr, vmalle1, vmalle1is, vmalls12e1, write_vttbr};
+use super::tlbi::{alle1, alle1is, ipas2e1, read_vttbr, vmalle1, vmalle1is, vmalls12e1, write_vttbr};
 use crate::barrier::{dsb_ish, dsb_ishst, dsb_nsh, isb};
 use crate::sysreg::{CNTPCT_EL0, Readable};
 use broadcast::MOST_BY_ADDRESS;
@@ -127,8 +127,24 @@ pub enum Pending {
     Exits(Request),
 }
 
-/// Empties the TLBs of all CPUs of every guest's translations, and waits until that is complete: when VMIDs begin anew.
-pub fn flush_all() {
+impl Style {
+    /// Empties TLBs of every guest's translations, when VMIDs have begun anew, and waits until that is complete: those of all
+    /// CPUs; or, where no instruction is to reach others, that of the CPU that calls this.
+    pub fn empty_tlbs(self) {
+        match self {
+            Self::Broadcast => flush_all(),
+            Self::Interrupt => {
+                alle1();
+                if keeps(72) {
+                    dsb_nsh(); // O72, for this CPU
+                }
+                isb();
+            }
+        }
+    }
+}
+
+fn flush_all() {
     if keeps(70) {
         dsb_ishst(); // O70
     }
@@ -189,6 +205,10 @@ impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
             // With these tables loaded this CPU may come to hold translations of them.
             self.presence.note_entry(self.cpu.id());
             before_tables_change();
+            if self.style == Style::Interrupt {
+                // Of before the VMIDs began anew there may be something here under this one.
+                self.style.empty_tlbs();
+            }
             write_vttbr(wanted);
             isb(); // the operations that follow use the new VMID
             let result = work();

@@ -40,6 +40,7 @@ tlbi!(vmalle1, "vmalle1", Vmalle1);
 tlbi!(vmalle1is, "vmalle1is", Vmalle1is);
 tlbi!(vmalls12e1, "vmalls12e1", Vmalls12e1);
 tlbi!(vmalls12e1is, "vmalls12e1is", Vmalls12e1is);
+tlbi!(alle1, "alle1", Alle1);
 tlbi!(alle1is, "alle1is", Alle1is);
 tlbi!(ipas2e1, "ipas2e1", Ipas2e1, operand);
 tlbi!(ipas2e1is, "ipas2e1is", Ipas2e1is, operand);

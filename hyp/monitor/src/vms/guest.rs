@@ -7,7 +7,7 @@ use crate::outlet::Outlet;
 use crate::ram::SpaceRam;
 use aarch64::cpu::Core;
 use aarch64::guest::controls::Identity;
-use aarch64::guest::tlb::{Stage2, Tag, before_tables_change, flush_all, forget_sibling};
+use aarch64::guest::tlb::{Stage2, Tag, before_tables_change, forget_sibling};
 use aarch64::sysreg::{MIDR_EL1, Readable};
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -276,7 +276,7 @@ impl Guest {
         /// MPIDR_EL1's bit 31 is RES1.
         const RES1: u64 = 1 << 31;
         tracing::leaves_tables();
-        let vmid = hypervisor.vmids.activate(cpu, self.space.tag(), flush_all);
+        let vmid = hypervisor.vmids.activate(cpu, self.space.tag(), || hypervisor.style.empty_tlbs());
         self.presence.note_entry(cpu);
         before_tables_change();
         Identity {

@@ -205,7 +205,7 @@ impl Hypervisor {
             format: Vmsa::new(format_features(features)),
             means: means(features),
             layout,
-            vmids: Vmids::new(if features.vmid_bits == 16 { VmidBits::Sixteen } else { VmidBits::Eight }),
+            vmids: vmids(features, machine.options.invalidate),
             issued: Issued::default(),
             view,
             input: Input::new(),
@@ -381,6 +381,14 @@ fn vtcr_controls(features: &Features) -> vmsa::Controls {
     controls.set(vmsa::Controls::HARDWARE_DIRTY, features.updates == HardwareUpdates::Dirty);
     controls.set(vmsa::Controls::VMID16, features.vmid_bits == 16);
     controls
+}
+
+fn vmids(features: &Features, style: Style) -> Vmids {
+    let vmids = Vmids::new(if features.vmid_bits == 16 { VmidBits::Sixteen } else { VmidBits::Eight });
+    match style {
+        Style::Broadcast => vmids,
+        Style::Interrupt => vmids.emptied_by_each(),
+    }
 }
 
 fn means(features: &Features) -> Means {

@@ -260,3 +260,46 @@ fn more_spaces_than_8_bits_tell_apart_run_at_once_and_never_share_a_vmid() {
     run_in_turn(&vmids, 400);
     assert!(cfg!(miri) || vmids.rollovers() > 100);
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Where each CPU empties its own TLB, it finds nothing of another space in it under the VMID that it comes to run. What
+    /// is loaded while a TLB is emptied fills it again.
+    #[test]
+    fn no_cpu_s_own_tlb_has_entries_of_another_space_under_the_vmid_that_it_runs(
+        calls in prop::collection::vec((0usize..3, 0usize..12, any::<bool>()), 1..400),
+    ) {
+        let vmids = Vmids::up_to(8).emptied_by_each();
+        let tags: Vec<_> = (0..12).map(|_| Tag::new()).collect();
+        let mut tlbs = [const { Vec::<(Vmid, usize)>::new() }; 3];
+        let mut loaded: [Option<(Vmid, usize)>; 3] = [None; 3];
+        for (n, space, leaves) in calls {
+            if leaves {
+                loaded[n] = None; // first
+                vmids.deactivate(cpu(n));
+            }
+            let vmid = vmids.activate(cpu(n), &tags[space], || tlbs[n] = loaded[n].into_iter().collect());
+            let strange = tlbs[n].iter().find(|(under, of)| *under == vmid && *of != space);
+            prop_assert_eq!(strange, None, "in the TLB of CPU {} when it runs {} as {:?}", n, space, vmid);
+            tlbs[n].push((vmid, space));
+            loaded[n] = Some((vmid, space));
+        }
+    }
+}
+
+#[test]
+fn each_cpu_empties_its_own_tlb_once_after_a_rollover_and_before_it_runs_anything() {
+    let vmids = Vmids::up_to(8).emptied_by_each();
+    let (running, quiet) = (Tag::new(), Tag::new());
+    let vmid = vmids.activate(cpu(1), &running, no_flush);
+    let mut own = 0;
+    while vmids.rollovers() < 2 {
+        vmids.activate(cpu(0), &Tag::new(), || own += 1);
+    }
+    assert_eq!(own, 2, "by the CPU whose rollovers they were");
+    let mut other = 0;
+    assert_eq!(vmids.activate(cpu(1), &running, || other += 1), vmid, "it ran all the time");
+    vmids.activate(cpu(1), &quiet, || other += 1);
+    assert_eq!(other, 1, "once, though two rollovers have been here");
+}

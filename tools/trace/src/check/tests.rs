@@ -213,6 +213,19 @@ fn good_a_tag_that_is_used_anew_after_a_flush_that_nobody_has_it_loaded_at() {
 }
 
 #[test]
+fn a_flush_of_one_cpu_alone_frees_a_tag_that_no_other_has_used() {
+    for by in [0, 1] {
+        let mut story = Story::begins();
+        second_space(&mut story);
+        story.then(0, Kind::Vttbr, 0, [0, 0, 0]);
+        story.tlbi(by, Op::Alle1, 0);
+        story.dsb(by, Reach::Nsh);
+        story.then(1, Kind::Vttbr, 0, [1 << 48 | SECOND, 0, 0]);
+        assert_eq!(story.ends().broken.is_some(), by == 1);
+    }
+}
+
+#[test]
 fn bad_a_space_under_two_tags_at_once() {
     let mut story = Story::begins();
     story.then(1, Kind::Vttbr, 0, [2 << 48 | ROOT, 0, 0]);

@@ -340,6 +340,33 @@ fn in_the_style_of_interrupts_added_rights_are_forgotten_here_or_at_the_next_ent
 }
 
 #[test]
+fn when_vmids_begin_anew_every_tlb_is_emptied_by_the_means_of_the_style() {
+    effect::reset();
+    Style::Broadcast.empty_tlbs();
+    assert_eq!(
+        effect::take(),
+        [Effect::Dsb("ishst"), Effect::Tlbi("alle1is", None), Effect::Dsb("ish"), Effect::Isb]
+    );
+    Style::Interrupt.empty_tlbs();
+    assert_eq!(effect::take(), [Effect::Tlbi("alle1", None), Effect::Dsb("nsh"), Effect::Isb]);
+}
+
+/// In the style of interrupts a CPU may hold, under the VMID that it loads for an IOMMU's sake, what another space had there
+/// before the VMIDs began anew.
+#[test]
+fn in_the_style_of_interrupts_a_cpu_is_empty_before_it_loads_other_tables() {
+    effect::reset();
+    effect::script("vttbr_el2", &[7 << 48 | 0x5000_0000]);
+    let scene = Scene::new();
+    let stage2 = scene.stage2(OURS, PLAIN, Style::Interrupt);
+    let _ = stage2.begin_broadcast(work(Class::Leaves, 0x8000_1000, 0x8000_2000, None));
+    let done = effect::take();
+    let at = |wanted: &Effect| done.iter().position(|effect| effect == wanted);
+    let (emptied, loaded) = (at(&Effect::Tlbi("alle1", None)), at(&Effect::Write("vttbr_el2", OURS)));
+    assert!(emptied.is_some() && emptied < loaded, "{done:?}");
+}
+
+#[test]
 fn by_broadcast_an_entry_and_an_exit_cost_nothing() {
     effect::reset();
     let scene = Scene::new();
