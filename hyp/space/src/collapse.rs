@@ -5,9 +5,11 @@
 //!   in single frames is joined first: all words frozen, none pinned.
 //! - What is moved together is moved as a page is: entries frozen first, words then, and nothing is freed before no CPU can
 //!   reach it. A pin anywhere in it refuses the whole, and its pinner is asked to let go.
-//! - Where the hardware keeps a dirty flag, the contents are copied before anything is frozen, and what was written since,
-//!   by a guest or through a pin, is copied again: a guest waits for the invalidation, and for what it writes itself. Where
-//!   somebody else has taken dirty flags away meanwhile, who collapses the same block or takes a right, all is copied again.
+//! - The contents are copied before anything is frozen, and what was written since, by a guest or through a pin, is copied
+//!   again: a guest waits for the invalidation, and for what it writes itself. What tells of a guest's write is the dirty flag;
+//!   where the hardware keeps none, the pages are write-protected before they are copied, and a write's fault gives the right
+//!   back, which tells of it. Where somebody else has taken such marks away meanwhile, who collapses the same block or takes a
+//!   right, all is copied again.
 //!
 //! Neighbours: `stage2` has the engine, `moving` moves single leaves.
 
@@ -17,11 +19,11 @@ use crate::tally::Event;
 use crate::{MoveError, Space};
 use frames::{FrameError, Order, Refused, Usage};
 use stage2::{
-    Children, CollapseError, Entries, Entry, Format, Harm, Invalidate, Leaf, Lull, Marks, Mover, Section,
-    span,
+    Attrs, ChangeError, Children, CollapseError, Entries, Format, Harm, Invalidate, Leaf, Lull, Marks, Mover,
+    Section, span,
 };
 use types::sync::{met, mutant, window};
-use types::{Cpu, Height, Ipa, Pa, Range};
+use types::{Access, Cpu, Height, Ipa, Pa, Range};
 
 /// How small mappings became a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,14 +48,13 @@ pub(crate) struct Parts {
     first: Leaf,
     /// They lie side by side, aligned as the block is.
     contiguous: bool,
-    /// Whether hardware keeps dirty flags in them.
-    keeps_dirty: bool,
 }
 
 /// Moves the parts of a block together, or joins their frames where they are.
 struct Gather<'g, 'f, F: Format, C> {
     space: &'g Space<'f, F>,
     cpu: &'g C,
+    block: Range,
     /// Where the block is to be.
     to: Pa,
     /// What was copied before the parts were frozen is as it was unless they are dirty.
@@ -79,8 +80,9 @@ impl<'f, F: Format> Space<'f, F> {
     /// Bounded by a table's entries, four invalidations, a grace period and two copies of the block.
     ///
     /// # Errors
-    /// [`MoveError`]. Nothing was changed, but that folios may be parted and that what was written counts as clean until
-    /// it is written again, which nobody asks for while no log runs.
+    /// [`MoveError`]. Nothing was changed, but that folios may be parted and that what was written may count as clean until
+    /// it is written again, which nobody asks for while no log runs: where the hardware keeps no dirty flag, by a fault.
+    /// After [`MoveError::NoMemory`] the marks are as they were.
     pub fn collapse<S: Section, C: Cpu, I: Invalidate>(
         &self,
         section: &mut S,
@@ -148,9 +150,19 @@ impl<'f, F: Format> Space<'f, F> {
         let part = span::<F>(sight.height());
         let mut contiguous = first.pa.is_aligned(block.len());
         let flags = Marks::YOUNG | Marks::DIRTY;
+        // Where it is the mark, the right to write comes back to whoever wants it; but not where the region does not give it.
+        let is_one_region = || {
+            let region = self.regions.find(block.start());
+            region.is_some_and(|standing| standing.region.range.covers(block))
+        };
+        let loose = match self.tree.keeps_dirty() || !is_one_region() {
+            true => Access::empty(),
+            false => Access::WRITE,
+        };
+        let hard = |attrs: Attrs| attrs.without(flags).with_access(attrs.access | loose);
         loop {
             let leaf = self.movable(&sight, at)?;
-            if leaf.attrs.without(flags) != first.attrs.without(flags) {
+            if hard(leaf.attrs) != hard(first.attrs) {
                 return Err(MoveError::Uneven { ipa: at });
             }
             contiguous &= leaf.pa == first.pa.wrapping_add(at.get() - block.start().get());
@@ -163,12 +175,7 @@ impl<'f, F: Format> Space<'f, F> {
                 return Err(MoveError::Uneven { ipa: at });
             }
         }
-        let clean = Entry::Leaf(Leaf { attrs: first.attrs.without(Marks::DIRTY), ..first });
-        let keeps_dirty = match self.tree.format().canonical(clean, sight.height()) {
-            Entry::Leaf(leaf) => !leaf.attrs.marks.contains(Marks::DIRTY),
-            _ => false,
-        };
-        Ok(Parts { first, contiguous, keeps_dirty })
+        Ok(Parts { first, contiguous })
     }
 
     /// Makes one block of parts that have been looked at: joins their frames, or moves them together.
@@ -190,6 +197,7 @@ impl<'f, F: Format> Space<'f, F> {
         let mut gather = Gather {
             space: self,
             cpu,
+            block,
             to: parts.first.pa,
             copied: None,
             joins: parts.contiguous,
@@ -203,9 +211,6 @@ impl<'f, F: Format> Space<'f, F> {
         let usage = Usage::Guest(self.owner);
         let run = self.frames.allocate(order, usage).map_err(|_| MoveError::NoMemory)?;
         gather.to = run.pa();
-        if parts.keeps_dirty {
-            gather.copied = self.copy_ahead(section, cpu, tlb, block, run.pa())?;
-        }
         let frames = self.frames;
         let sink = &mut |lost| give_back(frames, &lost);
         let made = self.tree.collapse_into(section, tlb, ipa, height, &mut gather, sink);
@@ -223,9 +228,10 @@ impl<'f, F: Format> Space<'f, F> {
         })
     }
 
-    /// Copies the parts of a block while guests use them. On return every later write of a guest sets a dirty flag, which
-    /// tells of it for as long as nobody else takes it away; and every later one through a pin is counted when the pin goes.
-    /// `None` where somebody is taking flags away just now: there is no use in copying.
+    /// Copies the parts of a block while guests use them. On return every later write of a guest makes a leaf dirty, by the
+    /// hardware's flag or by a fault that gives the right to write back, which tells of it for as long as nobody else takes it
+    /// away; and every later one through a pin is counted when the pin goes. `None` where somebody is taking such marks away
+    /// just now, or a device could not stand that they are taken: there is no use in copying.
     pub(crate) fn copy_ahead<S: Section, C: Cpu, I: Invalidate>(
         &self,
         section: &mut S,
@@ -246,7 +252,11 @@ impl<'f, F: Format> Space<'f, F> {
                     self.log.mark::<F, _>(self.tree.memory(), leaf);
                 }
             });
-            at = next.map_err(|_| MoveError::Busy { ipa: at })?;
+            at = match next {
+                Ok(next) => next,
+                Err(ChangeError::DeviceWouldFault { .. }) => return Ok(None),
+                Err(_) => return Err(MoveError::Busy { ipa: at }),
+            };
         }
         let Some(lull) = self.tree.lull() else { return Ok(None) };
         self.each_part_of(section, block, |space, ipa, pa, order| {
@@ -297,6 +307,17 @@ impl<F: Format, C: Cpu> Gather<'_, '_, F, C> {
 }
 
 impl<F: Format, C: Cpu> Mover<F> for Gather<'_, '_, F, C> {
+    fn ahead<S: Section, I: Invalidate>(&mut self, section: &mut S, tlb: &I) -> bool {
+        if self.joins {
+            return true;
+        }
+        match self.space.copy_ahead(section, self.cpu, tlb, self.block, self.to) {
+            Ok(copied) => self.copied = copied,
+            Err(error) => self.refused = Some(error),
+        }
+        self.refused.is_none()
+    }
+
     fn move_in<M: Entries>(&mut self, children: &Children<'_, F, M>) -> Option<Pa> {
         let (space, bytes) = (self.space, span::<F>(children.height()));
         let order = Order::of_bytes(bytes)?;
@@ -339,7 +360,7 @@ impl<F: Format, C: Cpu> Mover<F> for Gather<'_, '_, F, C> {
             kept && (unpinned || mutant("collapse-ignores-written-pins"))
         };
         let is_copied = self.copied.is_some_and(stands);
-        let mut access = types::Access::empty();
+        let mut access = Access::empty();
         for (ipa, leaf) in children.iter() {
             access |= leaf.attrs.access;
             if !is_copied || (leaf.attrs.marks.contains(Marks::DIRTY) && !mutant("collapse-copies-once")) {

@@ -23,16 +23,17 @@
 use crate::batch::Lost;
 use crate::census::Event;
 use crate::geometry::span;
+use crate::iommu::keeps_dirty;
 use crate::place::{PATIENCE, Place, Spot, covered};
 use crate::sweep::{Grace, Subtree};
 use crate::tree::Shortage;
 use crate::{
     Attrs, Bbm, Class, Entries, Entry, Format, Geometry, Harm, IdleTable, Invalidate, Leaf, Live, Marks,
-    Owed, Pages, Purpose, Quiesced, Rewrite, Scope, Section, Slot, TablePa, Tree, View, Work,
+    Owed, Pages, Purpose, Quiesced, Rewrite, Scope, Section, Slot, TablePa, TableSize, Tree, View, Work,
 };
 use core::sync::atomic::Ordering::Relaxed;
 use types::sync::{met, mutant};
-use types::{CpuId, Height, Ipa, Pa};
+use types::{Access, CpuId, Height, Ipa, Pa};
 
 /// The most bytes that one [`Tree::collapse_into`] has moved: the size of the largest folio.
 pub const MOVE_BYTES: u64 = 2 << 20;
@@ -67,6 +68,13 @@ pub enum CollapseError {
 
 /// Who moves the contents of many leaves into one run of memory.
 pub trait Mover<F: Format> {
+    /// Is called before anything is changed, when all pages that the collapse takes are drawn: to copy ahead, if the mover
+    /// likes. Returns whether to go on.
+    fn ahead<S: Section, I: Invalidate>(&mut self, section: &mut S, cpu: &I) -> bool {
+        let _ = (section, cpu);
+        true
+    }
+
     /// Is called when no CPU can use the children any more and no flag is set in them. Returns where the contents of all of
     /// them are now, in order: aligned to the block's size; `None` to have everything put back as it was.
     ///
@@ -109,7 +117,8 @@ impl<F: Format, M: Entries> Children<'_, F, M> {
 enum Likeness {
     /// Addresses side by side.
     Contiguous,
-    /// Attributes only: the contents are moved.
+    /// Attributes only: the contents are moved. Where the right to write is the mark that a leaf was written, some may have
+    /// it and some not: it is theirs to get back.
     Attributes,
 }
 
@@ -123,6 +132,8 @@ struct Collapse {
     entries: usize,
     first: Leaf,
     likeness: Likeness,
+    /// Rights in which the children may differ: the block has those that all of them have.
+    loose: Access,
     /// Read once: a change that begins at one level ends at it.
     bbm: Bbm,
 }
@@ -154,6 +165,9 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
 
     /// As [`Self::collapse`], of leaves that may map any memory: `mover` brings their contents together while nobody can
     /// use them. What they mapped goes to `sink`. Always breaks, since addresses change.
+    ///
+    /// Where the format keeps no dirty flag, a harvest takes the right to write, and a fault gives it back, leaf by leaf. So
+    /// there the leaves may differ in it, and the block gives it if all of them did; if not, the next write faults.
     ///
     /// Bounded as [`Self::collapse`], and by [`MOVE_BYTES`] to move.
     ///
@@ -192,6 +206,19 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         if height == Height::PAGE || height > self.largest_leaf() || !self.geometry.reach().covers(block) {
             return Err(CollapseError::Unmappable);
         }
+        let retiring = self.unlinking();
+        // A mover that copies ahead takes marks away: what may be refused for want of memory comes before that.
+        let drawn = match likeness {
+            Likeness::Attributes => {
+                let mut drawn = Drawn::reserve(self, ipa)?;
+                let _: TablePa = drawn.scratch(self, ipa)?;
+                if !mover.ahead(section, cpu) {
+                    return Err(CollapseError::Refused);
+                }
+                Some(drawn)
+            }
+            Likeness::Contiguous => None,
+        };
         if self.has_waiters() {
             met("collapse gave way to a waiter");
             return Err(CollapseError::Busy { ipa });
@@ -209,23 +236,19 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             return Err(CollapseError::DeviceWouldFault);
         }
         // The reserve first: it is what lets the block be split again in a fault.
-        let retiring = self.unlinking();
-        if !mutant("collapse-without-reserve") {
-            self.draw(|| self.memory.reserve(1)).map_err(|shortage| Self::no_reserve(shortage, ipa))?;
-        }
+        let mut drawn = match drawn {
+            Some(drawn) => drawn,
+            None => Drawn::reserve(self, ipa)?,
+        };
         let done = match way {
             CollapseWay::Hold => view.collapse_by_hold(section, cpu, &collapse),
-            CollapseWay::Break => view.collapse_by_break(section, cpu, &collapse, mover),
+            CollapseWay::Break => view.collapse_by_break(section, cpu, &collapse, &mut drawn, mover),
         };
         drop(view);
         drop(flight);
-        let Committed { grace, scratch } = done.inspect_err(|_| {
-            if !mutant("refused-keeps-its-reserve") {
-                self.memory.release(1);
-            }
-        })?;
-        let grace = grace.wait(section);
-        self.retire_children(section.cpu(), &collapse, scratch, grace, sink);
+        let grace = done?.wait(section);
+        drawn.is_reserve_kept = true;
+        self.retire_children(section.cpu(), &collapse, drawn, grace, sink);
         drop(retiring);
         Ok(())
     }
@@ -243,20 +266,20 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         &self,
         cpu: CpuId,
         collapse: &Collapse,
-        scratch: Option<TablePa>,
+        drawn: Drawn<'_, M>,
         mut grace: Grace<'_, P>,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) {
-        if let Some(scratch) = scratch {
-            if let Likeness::Attributes = collapse.likeness {
-                for index in 0..collapse.entries {
-                    let raw = self.memory.slot(scratch, index).load(Relaxed); // ours alone
-                    let ipa = collapse.ipa.wrapping_add(index as u64 * span::<F>(collapse.below));
-                    sink(Quiesced::long_ago(Lost::new(ipa, raw, collapse.below, self.format)));
-                }
+        if let Likeness::Attributes = collapse.likeness
+            && let Some(scratch) = drawn.scratch
+        {
+            for index in 0..collapse.entries {
+                let raw = self.memory.slot(scratch, index).load(Relaxed); // ours alone
+                let ipa = collapse.ipa.wrapping_add(index as u64 * span::<F>(collapse.below));
+                sink(Quiesced::long_ago(Lost::new(ipa, raw, collapse.below, self.format)));
             }
-            self.memory.give_back(IdleTable::unseen(scratch, Geometry::<F>::table_size()));
         }
+        drop(drawn);
         let subtree = Subtree::whole(collapse.table, collapse.below, collapse.ipa);
         if !self.rests(subtree, &mut grace) {
             let mut budget = usize::MAX; // a single table, every entry dead
@@ -271,10 +294,46 @@ enum CollapseWay {
     Hold,
 }
 
-/// What a commit leaves: the grace period under way, and the scratch page with what the children were.
-struct Committed<'t, P> {
-    grace: Grace<'t, P>,
+/// What a collapse draws before it changes anything. Goes back when this is dropped, but for a reserve that is kept.
+struct Drawn<'t, M: Pages> {
+    memory: &'t M,
+    /// The page for what the children were.
     scratch: Option<TablePa>,
+    size: TableSize,
+    is_reserve_kept: bool,
+}
+
+impl<'t, M: Entries + Pages> Drawn<'t, M> {
+    /// Draws the block's reserve, on behalf of a caller that is counted as retiring.
+    fn reserve<F: Format>(tree: &'t Tree<F, M>, ipa: Ipa) -> Result<Self, CollapseError> {
+        if !mutant("collapse-without-reserve") {
+            let drawn = tree.draw(|| tree.memory.reserve(1));
+            drawn.map_err(|shortage| Tree::<F, M>::no_reserve(shortage, ipa))?;
+        }
+        let size = Geometry::<F>::table_size();
+        Ok(Self { memory: &tree.memory, scratch: None, size, is_reserve_kept: false })
+    }
+
+    /// Draws the scratch page, or returns the one that is drawn.
+    fn scratch<F: Format>(&mut self, tree: &Tree<F, M>, ipa: Ipa) -> Result<TablePa, CollapseError> {
+        if let Some(scratch) = self.scratch {
+            return Ok(scratch);
+        }
+        let scratch = tree.draw(|| tree.memory.take(self.size, Purpose::Scratch));
+        let scratch = scratch.map_err(|shortage| Tree::<F, M>::no_reserve(shortage, ipa))?.into_table();
+        Ok(*self.scratch.insert(scratch))
+    }
+}
+
+impl<M: Pages> Drop for Drawn<'_, M> {
+    fn drop(&mut self) {
+        if let Some(scratch) = self.scratch {
+            self.memory.give_back(IdleTable::unseen(scratch, self.size));
+        }
+        if !self.is_reserve_kept && !mutant("refused-keeps-its-reserve") {
+            self.memory.release(1);
+        }
+    }
 }
 
 impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
@@ -296,7 +355,12 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             return Err(CollapseError::Uneven { ipa });
         };
         let bbm = tree.bbm();
-        let collapse = Collapse { ipa, link, raw_link: raw, table, below, entries, first, likeness, bbm };
+        let loose = match likeness {
+            Likeness::Attributes if !keeps_dirty(tree.format) => Access::WRITE,
+            _ => Access::empty(),
+        };
+        let collapse =
+            Collapse { ipa, link, raw_link: raw, table, below, entries, first, likeness, loose, bbm };
         if let Likeness::Contiguous = likeness
             && !first.pa.is_aligned(span::<F>(height))
         {
@@ -328,12 +392,11 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         section: &S,
         cpu: &I,
         collapse: &Collapse,
+        drawn: &mut Drawn<'_, M>,
         mover: &mut impl Mover<F>,
-    ) -> Result<Committed<'t, S::Period>, CollapseError> {
+    ) -> Result<Grace<'t, S::Period>, CollapseError> {
         let tree = self.tree;
-        let scratch = tree.draw(|| tree.memory.take(Geometry::<F>::table_size(), Purpose::Scratch));
-        let scratch = scratch.map_err(|shortage| Tree::<F, M>::no_reserve(shortage, collapse.ipa))?;
-        let scratch = scratch.into_table();
+        let scratch = drawn.scratch(tree, collapse.ipa)?;
         let give_up = |taken: usize, raw_link: Option<u64>, error| {
             for index in usize::from(mutant("child-not-put-back"))..taken {
                 let raw = tree.memory.slot(scratch, index).load(Relaxed); // ours alone
@@ -342,7 +405,6 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             if let Some(raw) = raw_link {
                 tree.settle(collapse.link, raw);
             }
-            tree.memory.give_back(IdleTable::unseen(scratch, Geometry::<F>::table_size()));
             Err(error)
         };
         let frozen = tree.format.encode(Entry::Frozen, collapse.link.height);
@@ -353,10 +415,15 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let since = cpu.ticks();
         let frozen = tree.format.encode(Entry::Frozen, collapse.below);
         let mut flags = Marks::empty();
+        let mut access = collapse.first.attrs.access | collapse.loose;
         for index in 0..collapse.entries {
             match self.take_child(collapse, index, |_| frozen) {
                 Ok((was, leaf)) => {
                     tree.memory.slot(scratch, index).store(was, Relaxed); // ours alone
+                    // Who took a right from one of them was promised that nobody has it.
+                    if !mutant("right-of-one-part-for-all") {
+                        access &= leaf.attrs.access;
+                    }
                     if !mutant("flags-lost-in-collapse") || index == 0 {
                         flags |= leaf.attrs.marks & (Marks::YOUNG | Marks::DIRTY);
                     }
@@ -383,7 +450,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let Some(pa) = mover.move_in(&children) else {
             return give_up(collapse.entries, Some(link), CollapseError::Refused);
         };
-        let attrs = collapse.first.attrs;
+        let attrs = collapse.first.attrs.with_access(access);
         let marks = attrs.marks.difference(Marks::YOUNG | Marks::DIRTY) | flags;
         let block = Entry::Leaf(Leaf { pa, attrs: Attrs { marks, ..attrs } });
         tree.settle(collapse.link, tree.format.encode(block, collapse.link.height));
@@ -392,7 +459,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         self.publish(cpu, range.start(), range.end());
         self.bury(collapse);
         self.count_collapse(collapse);
-        Ok(Committed { grace, scratch: Some(scratch) })
+        Ok(grace)
     }
 
     fn collapse_by_hold<S: Section, I: Invalidate>(
@@ -400,7 +467,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         section: &S,
         cpu: &I,
         collapse: &Collapse,
-    ) -> Result<Committed<'t, S::Period>, CollapseError> {
+    ) -> Result<Grace<'t, S::Period>, CollapseError> {
         let tree = self.tree;
         let format = tree.format;
         let (height, below) = (collapse.link.height, collapse.below);
@@ -425,7 +492,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         }
         // Young and dirty from the start: what the hardware still sets in a child is in the block already.
         let mut attrs = collapse.first.attrs.with(Marks::YOUNG | Marks::PENDING);
-        if attrs.access.contains(types::Access::WRITE) && !mutant("held-collapse-not-dirty") {
+        if attrs.access.contains(Access::WRITE) && !mutant("held-collapse-not-dirty") {
             attrs = attrs.with(Marks::DIRTY);
         }
         if collapse.bbm == Bbm::Level1 && !mutant("level-1-without-nt") {
@@ -452,7 +519,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let settled = Entry::from(block(attrs.without(Marks::PENDING)));
         tree.settle(collapse.link, format.encode(settled, height));
         self.count_collapse(collapse);
-        Ok(Committed { grace, scratch: None })
+        Ok(grace)
     }
 
     /// Takes one child by compare-exchange, as long as it is what it has to be.
@@ -526,7 +593,8 @@ impl Collapse {
             Likeness::Contiguous => self.first.pa.wrapping_add(index as u64 * span::<F>(self.below)),
             Likeness::Attributes => leaf.pa,
         };
-        let alike = leaf.pa == pa && leaf.attrs.without(flags) == self.first.attrs.without(flags);
+        let hard = |attrs: Attrs| attrs.without(flags).with_access(attrs.access | self.loose);
+        let alike = leaf.pa == pa && hard(leaf.attrs) == hard(self.first.attrs);
         if alike || mutant("collapse-of-what-differs") {
             Ok(leaf)
         } else {

@@ -115,7 +115,7 @@ impl IommuCapability {
 }
 
 /// Tells whether a leaf of this format can give the right to write and be clean.
-fn keeps_dirty<F: Format>(format: F) -> bool {
+pub(crate) fn keeps_dirty<F: Format>(format: F) -> bool {
     let clean = Leaf { pa: Pa::new(0), attrs: Attrs::RAM.without(Marks::DIRTY) };
     format.canonical(Entry::Leaf(clean), Height::PAGE) == Entry::Leaf(clean)
 }

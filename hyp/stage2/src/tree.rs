@@ -104,6 +104,12 @@ impl<F: Format, M> Tree<F, M> {
         self.logs.load(Relaxed) != 0
     }
 
+    /// Tells whether a leaf of this tree's format can give the right to write and be clean: the hardware keeps a dirty flag.
+    /// Where it cannot, the right to write is the mark that it was written.
+    pub fn keeps_dirty(&self) -> bool {
+        crate::iommu::keeps_dirty(self.format)
+    }
+
     /// Returns the greatest height at which this tree can have leaves: what splitting one needs is drawn in one step, and
     /// so within [`STEP_RESERVE`].
     #[inline(always)]

@@ -262,6 +262,28 @@ fn scattered_pages_are_moved_into_one_block_and_come_out() {
     }
 }
 
+/// Where the right to write is the mark that a page was written, some pages have lost it to a harvest and others not. But
+/// one may have lost it for good: so the block has what all of them had.
+#[test]
+fn a_right_that_one_part_has_lost_is_not_in_the_block() {
+    let lost = [(Features::empty(), Ok(())), (Features::HARDWARE_DIRTY, Err(9))];
+    for (features, expected) in lost {
+        let machine = Machine::new(4 << 20);
+        let mut rig = Rig::new(&machine, Vmsa::new(features), geometry(), Bbm::Level2);
+        scattered(&mut rig);
+        let page = range(BLOCK + 9 * PAGE, PAGE);
+        let mut section = machine.enter(CpuId::BOOT);
+        rig.tree.protect(&mut section, &machine, page, Access::RX, &mut |_, _| {}).expect("mapped");
+        drop(section);
+        let (result, ..) = collapse_into(&rig, &machine, Some(Pa::new(8 << 30)));
+        let uneven = |n| CollapseError::Uneven { ipa: Ipa::new(BLOCK + n * PAGE) };
+        assert_eq!(result, expected.map_err(uneven));
+        if result.is_ok() {
+            assert_eq!(leaf_at(&rig, &machine, BLOCK).1.attrs.access, Access::RX);
+        }
+    }
+}
+
 #[test]
 fn a_mover_that_refuses_has_changed_nothing() {
     let machine = Machine::new(4 << 20);

@@ -1,6 +1,7 @@
 use super::*;
 use crate::{Collapsed, Contents, MoveError, Pin, Pins, Scattered};
 use frames::{Hold, Order, Usage};
+use proptest::prelude::*;
 use stage2::{EntryEpoch, Why};
 
 /// A space whose block at `GUEST` is made of pages, each marked with its number, on a machine with the features: in
@@ -204,28 +205,34 @@ fn a_pin_that_comes_during_the_copy_ahead_keeps_a_block_from_being_made() {
     });
 }
 
+/// With a dirty flag of the hardware's, and without.
+const MARKS: [Features; 2] = [Features::HARDWARE_DIRTY, Features::empty()];
+
 /// Collapses pages that `write` writes to when all of them have been copied ahead and none is frozen. Calls `look` with
 /// the block and the number of copies that were made.
 fn with_a_late_write(
     write: impl Fn(&Machine, &Space<'_, Format>, &Stay<'_>) + Sync,
-    look: impl FnOnce(&Space<'_, Format>, &Stay<'_>, u64),
+    look: impl Fn(&Space<'_, Format>, &Stay<'_>, u64),
 ) {
-    with_pages(Features::HARDWARE_DIRTY, true, |machine, space, stay| {
-        let copies = AtomicU64::new(0);
-        let write_late = || {
-            // All pages but the last are copied by now.
-            if copies.fetch_add(1, Relaxed) == 511 {
-                write(machine, space, &EntryEpoch::new().enter(cpu_id(1)));
-            }
-        };
-        let cpu = FakeCpu { moving: Some(&write_late), ..FakeCpu::new(0, machine) };
-        assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::Moved));
-        is_block(machine, space, stay);
-        look(space, stay, copies.load(Relaxed));
-    });
+    for features in MARKS {
+        with_pages(features, true, |machine, space, stay| {
+            let cleaned = AtomicU64::new(0);
+            let write_late = || {
+                // All pages but the last are copied by now.
+                if cleaned.fetch_add(1, Relaxed) == 511 {
+                    write(machine, space, &EntryEpoch::new().enter(cpu_id(1)));
+                }
+            };
+            let cpu = FakeCpu { moving: Some(&write_late), ..FakeCpu::new(0, machine) };
+            assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::Moved));
+            is_block(machine, space, stay);
+            // Each of the old frames is cleaned before its copy.
+            look(space, stay, cleaned.load(Relaxed));
+        });
+    }
 }
 
-/// Has the hardware set the dirty flag of a page's leaf, as for a guest's write.
+/// Does to a page's leaf what a guest's write does: by the hardware, which sets the dirty flag, or by its fault.
 fn dirty(space: &Space<'_, Format>, stay: &Stay<'_>, ipa: Ipa) {
     let view = space.tree().open(stay);
     view.hold_leaf(ipa).unwrap().allow(&Recorder::default(), Access::WRITE);
@@ -253,6 +260,9 @@ fn what_a_pinner_writes_during_the_copy_ahead_is_copied_again() {
     let write = |machine: &Machine, space: &Space<'_, Format>, stay: &Stay<'_>| {
         let mut slot = [None];
         let mut pins = Pins::new(&mut slot);
+        if !space.tree().keeps_dirty() {
+            dirty(space, stay, page.start()); // or the pin would be refused
+        }
         assert_eq!(space.pin_fast(stay, page, Hold::Write, &mut pins), page.end());
         let pin = pins.pop().unwrap();
         machine.write(pin.pa().wrapping_add(64), &[0xdd]).unwrap();
@@ -278,8 +288,9 @@ fn what_is_written_during_the_copy_ahead_is_copied_again_though_others_take_its_
     };
     type Taking = fn(&Space<'_, Format>, &mut Stay<'_>, Range);
     let takings: [Taking; 2] = [by_cleaning, by_restricting];
-    for take_the_mark in takings {
-        with_pages(Features::HARDWARE_DIRTY, true, |machine, space, stay| {
+    for (take_the_mark, features) in takings.into_iter().flat_map(|taking| MARKS.map(|marks| (taking, marks)))
+    {
+        with_pages(features, true, |machine, space, stay| {
             let copies = AtomicU64::new(0);
             let page = range(GUEST + 5 * PAGE, PAGE);
             let write_late = || {
@@ -307,6 +318,108 @@ fn what_is_written_during_the_copy_ahead_is_copied_again_though_others_take_its_
 #[test]
 fn what_nobody_writes_during_the_copy_ahead_is_copied_once() {
     with_a_late_write(|_, _, _| {}, |_, _, copies| assert_eq!(copies, 512));
+}
+
+/// Without a dirty flag of the hardware's, pages are write-protected before they are copied. Those that are written have the
+/// right again, the others not; the block has it if none was written, or all were, or its next write faults.
+#[test]
+fn a_block_of_which_a_part_was_write_protected_gives_the_right_back_by_a_fault() {
+    with_pages(Features::empty(), true, |machine, space, stay| {
+        let page = Ipa::new(GUEST + 9 * PAGE);
+        let cleaned = AtomicU64::new(0);
+        let write_late = || {
+            if cleaned.fetch_add(1, Relaxed) == 511 {
+                dirty(space, &EntryEpoch::new().enter(cpu_id(1)), page);
+            }
+        };
+        let cpu = FakeCpu { moving: Some(&write_late), ..FakeCpu::new(0, machine) };
+        assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::Moved));
+        let tlb = Recorder::default();
+        let fault = Fault { kind: FaultKind::Permission, ..fault_at(GUEST) };
+        assert_eq!(space.fault(stay, &cpu, &tlb, &fault), Ok(crate::Outcome::Allowed));
+        assert_eq!(space.fault(stay, &cpu, &tlb, &fault), Ok(crate::Outcome::AlreadyMapped));
+        is_block(machine, space, stay);
+    });
+}
+
+/// A collapse that has come to nothing leaves pages with the right to write, and pages without. The next one makes a block
+/// of them, where it is the same region that gives them all the right.
+#[test]
+fn pages_that_differ_in_a_right_that_is_only_the_mark_become_a_block() {
+    with_pages(Features::empty(), true, |machine, space, stay| {
+        let tlb = Recorder::default();
+        let some = range(GUEST + 7 * PAGE, 9 * PAGE);
+        space.tree().harvest(stay, &tlb, some, &mut |_, _| {}).unwrap();
+        let cpu = FakeCpu::new(0, machine);
+        assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::Moved));
+        is_block(machine, space, stay);
+    });
+    with_pages(Features::empty(), true, |machine, space, stay| {
+        let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
+        let some = range(GUEST + 7 * PAGE, 9 * PAGE);
+        let _ = space.protect(stay, &tlb, some, Access::RX).unwrap();
+        let ipa = some.start();
+        assert_eq!(collapse(space, stay, &cpu), Err(MoveError::Uneven { ipa }), "regions that differ");
+        assert_eq!(leaves(space), [512, 0, 0]);
+    });
+}
+
+/// A write during a collapse: at which cleaning of a page, to which page, and whether by the guest or through a pin.
+type Write = (u64, u64, bool);
+
+fn whatever_is_written_is_in_the_block(features: Features, writes: &[Write]) {
+    with_pages(features, true, |machine, space, stay| {
+        let contents = Mutex::new([0_u8; 512]);
+        let moment = AtomicU64::new(0);
+        let meanwhile = || {
+            let now = moment.fetch_add(1, Relaxed);
+            let epoch = EntryEpoch::new();
+            let other = epoch.enter(cpu_id(1));
+            for (n, &(_, page, by_guest)) in writes.iter().enumerate().filter(|(_, write)| write.0 == now) {
+                let (ipa, byte) = (Ipa::new(GUEST + page * PAGE), n as u8 + 1);
+                let mut slot = [None];
+                let mut pins = Pins::new(&mut slot);
+                let view = space.tree().open(&other);
+                // A guest's write, or where the page is write-protected the fault that a pin has resolved for it. While the
+                // leaf is somebody's, either comes again later.
+                let is_marked = (by_guest || !space.tree().keeps_dirty())
+                    && view
+                        .hold_leaf(ipa)
+                        .map(|held| held.allow(&Recorder::default(), Access::WRITE))
+                        .is_ok();
+                let written = if by_guest {
+                    view.translate(ipa).pa(ipa).filter(|_| is_marked)
+                } else {
+                    space.pin_fast(&other, range(ipa.get(), PAGE), Hold::Write, &mut pins);
+                    pins.iter().next().map(Pin::pa)
+                };
+                if let Some(pa) = written {
+                    machine.write(pa.wrapping_add(64), &[byte]).unwrap();
+                    contents.lock().unwrap()[page as usize] = byte;
+                }
+                space.unpin_all(&other, &mut pins, Contents::Written).unwrap();
+            }
+        };
+        let cpu = FakeCpu { moving: Some(&meanwhile), ..FakeCpu::new(0, machine) };
+        assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::Moved));
+        for (page, byte) in (0..).zip(contents.into_inner().unwrap()) {
+            assert_eq!(byte_at(space, stay, GUEST + page * PAGE + 64), byte, "page {page}");
+        }
+        is_block(machine, space, stay);
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_is_written_during_a_collapse_is_in_the_block(
+        writes in proptest::collection::vec((0_u64..1100, 0_u64..512, any::<bool>()), 1..12)
+    ) {
+        for features in MARKS {
+            whatever_is_written_is_in_the_block(features, &writes);
+        }
+    }
 }
 
 #[test]
