@@ -75,6 +75,46 @@ fn pages_of_one_folio_become_a_block_where_they_are() {
     });
 }
 
+/// That the pages are one folio is only looked at. One that is parted while they become a block loses nothing by it: its frames
+/// are pinned one by one, and each is in the way of who moves or gives back the block, as the whole would be.
+#[test]
+fn a_folio_that_is_parted_while_its_pages_become_a_block_is_pinned_frame_by_frame() {
+    /// Has something done when the entries are owned.
+    struct Meanwhile<'m>(&'m (dyn Fn() + Sync));
+
+    impl Invalidate for Meanwhile<'_> {
+        type Pending = ();
+
+        fn begin(&self, _: Work) {
+            (self.0)();
+        }
+
+        fn complete(&self, (): ()) {}
+    }
+
+    with_pages(Features::empty(), false, |machine, space, stay| {
+        let (first, _) = translate(space, stay, GUEST).unwrap();
+        let (cpu, ipa) = (FakeCpu::new(0, machine), Ipa::new(GUEST));
+        let part = || machine.part_folio(first).unwrap();
+        let made = space.collapse(stay, &cpu, &Meanwhile(&part), ipa, Height::new(1), Scattered::Gather);
+        assert_eq!((made, leaves(space)), (Ok(Collapsed::InPlace), [0, 1, 0]));
+        let mut slots = [const { None }; 2];
+        let mut pins = Pins::new(&mut slots);
+        let some = range(GUEST + 7 * PAGE, 2 * PAGE);
+        assert_eq!(space.pin_fast(stay, some, Hold::Write, &mut pins), some.end());
+        assert_eq!(pins.iter().map(Pin::bytes).collect::<Vec<_>>(), [PAGE; 2]);
+        let run = machine.allocate(Order::FOLIO, Usage::Guest(Owner(1))).unwrap();
+        let moved = space.move_leaf(stay, &cpu, &Recorder::default(), ipa, run);
+        assert_eq!(moved, Err(MoveError::Pinned { ipa }));
+        let free = machine.stats().free;
+        space.discard(stay, &cpu, &Recorder::default(), range(GUEST, BLOCK)).unwrap();
+        assert_eq!(machine.stats().guest, 2, "what is pinned");
+        assert!(machine.stats().free > free);
+        space.unpin_all(stay, &mut pins, Contents::Written).unwrap();
+        assert_eq!(machine.stats().guest, 0);
+    });
+}
+
 #[test]
 fn pages_side_by_side_in_single_frames_become_a_folio_again() {
     with_pages(Features::empty(), false, |machine, space, stay| {
