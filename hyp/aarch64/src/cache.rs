@@ -4,7 +4,8 @@
 //! accesses to be cacheable (FEAT_S2FWB). Instruction fetches see the point of unification (DDI 0487, D7.5).
 
 use crate::barrier::{dsb_ish, dsb_sy, isb};
-use crate::sysreg::{CLIDR_EL1, CTR_EL0, DCZID_EL0, ID_AA64MMFR2_EL1, Readable};
+use crate::features::{Features, Has};
+use crate::sysreg::{CLIDR_EL1, CTR_EL0, DCZID_EL0, Readable};
 use types::sync::keeps;
 use types::{FRAME_SIZE, Pa};
 
@@ -49,15 +50,17 @@ pub struct Caches {
 const ALL_BEYOND: u64 = 256 << 10;
 
 impl Caches {
-    /// Reads what this CPU's caches are like.
-    pub fn of_this_cpu() -> Self {
-        Self::decode(CTR_EL0.get(), DCZID_EL0.get(), CLIDR_EL1.get(), ID_AA64MMFR2_EL1.get())
+    /// Reads what this CPU's caches are like. `common` is what every CPU has: guests' accesses are forced to be cacheable
+    /// where that can be done on all of them.
+    pub fn of_this_cpu(common: &Features) -> Self {
+        let fwb = common.has.contains(Has::FWB);
+        Self::decode(CTR_EL0.get(), DCZID_EL0.get(), CLIDR_EL1.get(), fwb)
     }
 
     /// Makes it of the registers' values.
-    const fn decode(ctr: u64, dczid: u64, clidr: u64, mmfr2: u64) -> Self {
+    const fn decode(ctr: u64, dczid: u64, clidr: u64, fwb: bool) -> Self {
         let (idc, dic) = (ctr >> 28 & 1 != 0, ctr >> 29 & 1 != 0);
-        let (fwb, level_of_coherency) = (mmfr2 >> 40 & 0xf != 0, clidr >> 24 & 7);
+        let level_of_coherency = clidr >> 24 & 7;
         let clean = if fwb || level_of_coherency == 0 {
             if idc { Clean::Nowhere } else { Clean::ToUnification }
         } else {
@@ -78,6 +81,11 @@ impl Caches {
             fetch,
             zero_block: if dczid >> 4 & 1 == 0 { Some(4 << (dczid & 0xf)) } else { None },
         }
+    }
+
+    /// Tells whether a guest's accesses can go past the caches.
+    pub fn guests_bypass(&self) -> bool {
+        self.clean == Clean::ToCoherency
     }
 
     /// Makes `bytes` bytes at `pa`, written through the direct map, visible to instruction fetches of any CPU, and to
@@ -300,7 +308,8 @@ mod tests {
     // As QEMU 10 has them.
     const CTR_A72: u64 = 0x8444_c004;
     const CTR_A53: u64 = 0x8444_8004;
-    const FWB: u64 = 1 << 40;
+    const FWB: bool = true;
+    const NO_FWB: bool = false;
     const LOC_3: u64 = 3 << 24;
 
     fn effects(act: impl FnOnce()) -> Vec<Effect> {
@@ -311,7 +320,7 @@ mod tests {
 
     #[test]
     fn without_fwb_a_frame_is_zeroed_and_cleaned_line_by_line() {
-        let caches = Caches::decode(CTR_A72, 4, LOC_3, 0);
+        let caches = Caches::decode(CTR_A72, 4, LOC_3, NO_FWB);
         // SAFETY: the fake touches no memory.
         let done = effects(|| unsafe { caches.zero(Pa::new(0x5000), 0x2000) });
         let (last, operations) = done.split_last().expect("something is done");
@@ -334,7 +343,7 @@ mod tests {
 
     #[test]
     fn what_is_moved_is_cleaned_and_invalidated_where_it_was_and_cleaned_where_it_is() {
-        let caches = Caches::decode(CTR_A72, 4, LOC_3, 0);
+        let caches = Caches::decode(CTR_A72, 4, LOC_3, NO_FWB);
         let lines = |name| (0x5000..0x6000).step_by(64).map(move |at| Effect::Dc(name, at));
         let then_dsb = |name| lines(name).chain([Effect::Dsb("ish")]).collect::<Vec<_>>();
         assert_eq!(effects(|| caches.clean_and_invalidate(Pa::new(0x5000), 0x1000)), then_dsb("civac"));
@@ -359,7 +368,7 @@ mod tests {
 
     #[test]
     fn code_is_cleaned_before_it_is_invalidated() {
-        let caches = Caches::decode(CTR_A72, 4, LOC_3, 0);
+        let caches = Caches::decode(CTR_A72, 4, LOC_3, NO_FWB);
         assert_eq!(
             effects(|| caches.publish(Pa::new(0x103f), 2)),
             [

@@ -1,6 +1,7 @@
 //! The CPU that runs this, as virtual machines see it: [`types::Cpu`].
 
 use crate::cache::Caches;
+use crate::features::Features;
 use crate::gic::{IntId, interface};
 use crate::id;
 use crate::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
@@ -17,9 +18,10 @@ pub struct Core<'m> {
 
 impl<'m> Core<'m> {
     /// Describes this CPU, whose number is `id`. `affinities` has MPIDR_EL1's affinity of each CPU, by number.
-    pub fn of_this_cpu(id: CpuId, affinities: &'m [u64]) -> Self {
+    /// `common` is what every CPU has.
+    pub fn of_this_cpu(id: CpuId, affinities: &'m [u64], common: &Features) -> Self {
         let tick_hz = CNTFRQ_EL0.get() & 0xffff_ffff;
-        Self { id, affinities, caches: Caches::of_this_cpu(), tick_hz }
+        Self { id, affinities, caches: Caches::of_this_cpu(common), tick_hz }
     }
 }
 
@@ -45,6 +47,10 @@ impl Cpu for Core<'_> {
 
     fn read_id(&self, reg: SysReg) -> u64 {
         id::read(reg)
+    }
+
+    fn guests_bypass_caches(&self) -> bool {
+        self.caches.guests_bypass()
     }
 
     fn publish(&self, pa: Pa, bytes: u64) {
@@ -80,8 +86,7 @@ mod tests {
         ] {
             effect::script(register, &[value]);
         }
-        effect::script("id_aa64mmfr2_el1", &[0]);
-        Core::of_this_cpu(CpuId::BOOT, &[0x0, 0x100])
+        Core::of_this_cpu(CpuId::BOOT, &[0x0, 0x100], &Features::decode(|_| 0))
     }
 
     #[test]

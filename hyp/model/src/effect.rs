@@ -109,6 +109,13 @@ pub enum Effect {
         /// The addresses that it was for.
         range: Range,
     },
+    /// Guests' memory was cleaned and invalidated to the point of coherency.
+    Dc {
+        /// Where.
+        pa: Pa,
+        /// How many bytes.
+        bytes: u64,
+    },
     /// A step of an operation ended: nothing may be frozen or owed.
     StepEnd,
     /// A CPU's step ended, while others may be in the middle of theirs: nothing of its own may be frozen or owed.

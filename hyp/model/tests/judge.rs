@@ -352,3 +352,44 @@ fn good_leaf_frozen_and_put_back_under_a_frozen_link() {
     let other = page(0, Entry::Frozen, ram(0x60_0000));
     bad(Bbm::Level0, &story(&[&mapped_page(), &[off, froze, other, on, Effect::StepEnd]]), "owes 1 entries");
 }
+
+const DC: Effect = Effect::Dc { pa: Pa::new(0x8000), bytes: PAGE_SIZE };
+const FREE: Effect = Effect::Freed { pa: Pa::new(0x8000), bytes: PAGE_SIZE };
+
+/// Judges what is done to a page that was mapped, with its invalidation in between where `out` is done and `then` not.
+fn past_caches(out: &[Effect], then: &[Effect]) -> Result<(), String> {
+    let geometry = Geometry::new(BLOCK, 14).expect("two blocks");
+    let frozen = [page(0, ram(0x8000), Entry::Frozen)];
+    let clean = invalidate(Class::Leaves, range(0, PAGE_SIZE), None);
+    let all = story(&[&mapped_page(), out, &frozen, &clean, then]);
+    let mut judge = Judge::new(Tiny, geometry, Bbm::Level0, ROOT).with_guests_past_caches();
+    judge.judge(&all).map_err(|violation| violation.0)
+}
+
+#[test]
+fn good_memory_cleaned_out_of_reach_and_given_back() {
+    assert_eq!(past_caches(&[], &[DC, FREE]), Ok(()));
+    assert_eq!(past_caches(&[], &[page(0, Entry::Frozen, Entry::Absent), DC, FREE]), Ok(()));
+    good(Bbm::Level0, &story(&[&mapped_page(), &[FREE]])); // where guests cannot go past the caches
+}
+
+#[test]
+fn bad_memory_given_back_uncleaned() {
+    let why = past_caches(&[], &[FREE]).expect_err("it was never cleaned");
+    assert!(why.contains("neither cleaned nor invalidated"), "{why}");
+    let part = Effect::Dc { pa: Pa::new(0x9000), bytes: PAGE_SIZE };
+    assert!(past_caches(&[], &[part, FREE]).is_err(), "another page was");
+    let again = [DC, page(0, Entry::Frozen, Entry::Absent), page(0, Entry::Absent, ram(0x8000)), FREE];
+    assert!(past_caches(&[], &again).is_err(), "a guest has used it since");
+}
+
+#[test]
+fn bad_memory_cleaned_within_reach() {
+    assert!(past_caches(&[DC], &[FREE]).is_err(), "while it was mapped");
+    let geometry = Geometry::new(BLOCK, 14).expect("two blocks");
+    let [begun, completed] = halves(work(Class::Leaves, range(0, PAGE_SIZE), None));
+    let frozen = [page(0, ram(0x8000), Entry::Frozen)];
+    let early = story(&[&mapped_page(), &frozen, &begun, &[DC], &completed, &[FREE]]);
+    let mut judge = Judge::new(Tiny, geometry, Bbm::Level0, ROOT).with_guests_past_caches();
+    assert!(judge.judge(&early).is_err(), "before the invalidation was complete");
+}

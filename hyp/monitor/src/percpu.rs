@@ -17,7 +17,7 @@ pub struct PerCpu {
 impl PerCpu {
     /// Makes the state of the CPU that runs this, whose number is `cpu`, and hangs it where [`PerCpu::this`] finds it.
     pub(crate) fn install(machine: &'static Machine, cpu: CpuId) {
-        let core = Core::of_this_cpu(cpu, &machine.affinities);
+        let core = Core::of_this_cpu(cpu, &machine.affinities, &machine.features);
         let this: &'static Self = Box::leak(Box::new(Self { machine, core }));
         Local::this().set_data((&raw const *this).cast());
     }

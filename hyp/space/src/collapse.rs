@@ -212,7 +212,7 @@ impl<'f, F: Format> Space<'f, F> {
         let run = self.frames.allocate(order, usage).map_err(|_| MoveError::NoMemory)?;
         gather.to = run.pa();
         let frames = self.frames;
-        let sink = &mut |lost| give_back(frames, &lost);
+        let sink = &mut |lost| give_back(frames, cpu, &lost);
         let made = self.tree.collapse_into(section, tlb, ipa, height, &mut gather, sink);
         made.map_err(|error| gather.refused.take().unwrap_or(failed(error, ipa)))?;
         run.into_pa();

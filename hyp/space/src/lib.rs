@@ -53,7 +53,7 @@ mod tests;
 mod vmid;
 
 pub use collapse::{Collapsed, Scattered};
-pub use discard::Remains;
+pub use discard::{CLEAN_STEP_BYTES, Remains};
 pub use error::SpaceError;
 pub use fault::Outcome;
 pub use iommu::{Attach, Everyone, IommuId, MAX_IOMMUS, Pending};

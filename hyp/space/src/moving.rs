@@ -16,7 +16,7 @@
 //! Neighbours: `stage2` takes the leaf, `frames` has the words, `collapse` moves many pages into one run.
 
 use crate::Space;
-use crate::discard::give_back;
+use crate::discard::give_back_clean;
 use crate::tally::Event;
 use core::fmt;
 use frames::{FrameError, Order, Refused, Request, Run};
@@ -143,7 +143,7 @@ impl<'f, F: Format> Space<'f, F> {
         finish(cpu, run.pa(), order, attrs.access);
         let lost = taken.publish(tlb, run.into_pa(), attrs);
         drop(frozen);
-        give_back(self.frames, &lost);
+        give_back_clean(self.frames, &lost); // for the copy
         self.tally.count(section.cpu(), Event::Moved);
         Ok(())
     }

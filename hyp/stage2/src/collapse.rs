@@ -25,7 +25,7 @@ use crate::census::Event;
 use crate::geometry::span;
 use crate::iommu::keeps_dirty;
 use crate::place::{PATIENCE, Place, Spot, covered};
-use crate::sweep::{Grace, Subtree};
+use crate::sweep::{Budget, Grace, Subtree};
 use crate::tree::Shortage;
 use crate::{
     Attrs, Bbm, Class, Entries, Entry, Format, Geometry, Harm, IdleTable, Invalidate, Leaf, Live, Marks,
@@ -282,7 +282,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         drop(drawn);
         let subtree = Subtree::whole(collapse.table, collapse.below, collapse.ipa);
         if !self.rests(subtree, &mut grace) {
-            let mut budget = usize::MAX; // a single table, every entry dead
+            let mut budget = Budget::TABLE; // a single table, every entry dead
             self.sweep(cpu, subtree, &mut budget, &mut |_| {});
         }
     }

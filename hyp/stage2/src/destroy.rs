@@ -5,8 +5,7 @@
 //! saved is invalidation entry by entry, and not the order.
 
 use crate::census::Event;
-use crate::sweep::Subtree;
-use crate::tree::STEP_ENTRIES;
+use crate::sweep::{Budget, Subtree};
 use crate::{Entries, Format, Invalidate, Lost, Owed, Pages, Quiesced, Section, Tree};
 use types::sync::mutant;
 use types::{CpuId, Ipa};
@@ -47,11 +46,17 @@ impl<F: Format, M: Entries + Pages> Remains<F, M> {
     ///
     /// Bounded by [`Bounds::DESTROY`](crate::Bounds::DESTROY).
     pub fn sweep(&mut self, cpu: CpuId, sink: &mut impl FnMut(Quiesced<Lost<F>>)) -> bool {
-        let mut budget = STEP_ENTRIES;
+        self.sweep_some(cpu, u64::MAX, sink)
+    }
+
+    /// As [`Self::sweep`], for who does something for each byte that a leaf has mapped: ends when leaves of `bytes` bytes
+    /// in all have come out, with the leaf, or the table of pages, in which that is reached.
+    pub fn sweep_some(&mut self, cpu: CpuId, bytes: u64, sink: &mut impl FnMut(Quiesced<Lost<F>>)) -> bool {
+        let mut budget = Budget::step(bytes);
         if !mutant("destroy-forgets-what-rests") {
             self.tree.sweep_remains(cpu, &mut budget, sink); // the grace period of the end was after every unlink
         }
-        if budget == 0 {
+        if budget.is_spent() {
             return false;
         }
         if let Some(cursor) = self.cursor {

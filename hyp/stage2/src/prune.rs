@@ -11,7 +11,7 @@
 use crate::batch::Batch;
 use crate::census::Event;
 use crate::place::{ABSENT, Place, Spot, covered};
-use crate::sweep::Subtree;
+use crate::sweep::{Budget, Subtree};
 use crate::tree::STEP_ENTRIES;
 use crate::{ChangeError, Entries, Entry, Format, Invalidate, Pages, Section, Slot, TablePa, Tree, View};
 use core::sync::atomic::Ordering::Relaxed;
@@ -88,7 +88,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
                 self.counters.count(id, Event::Pruned, 1);
                 let subtree = Subtree::whole(TablePa::linked(child), below, ipa);
                 if !self.rests(subtree, &mut grace) {
-                    let mut budget = usize::MAX; // a single table, every entry dead
+                    let mut budget = Budget::TABLE; // a single table, every entry dead
                     self.sweep(id, subtree, &mut budget, &mut |_| {});
                 }
             }

@@ -40,6 +40,34 @@ impl Subtree {
     }
 }
 
+/// What one step may sweep still.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    entries: usize,
+    /// Of memory that leaves mapped.
+    bytes: u64,
+}
+
+impl Budget {
+    /// For a single table, which is swept whole.
+    pub(crate) const TABLE: Self = Self { entries: usize::MAX, bytes: u64::MAX };
+
+    /// For a step out of which leaves of `bytes` bytes of memory may come.
+    pub(crate) const fn step(bytes: u64) -> Self {
+        Self { entries: STEP_ENTRIES, bytes }
+    }
+
+    /// Tells whether nothing is left.
+    pub(crate) const fn is_spent(self) -> bool {
+        self.entries == 0 || self.bytes == 0
+    }
+
+    const fn spend(&mut self, entries: usize, bytes: u64) {
+        self.entries = self.entries.saturating_sub(entries);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
 /// What has to happen before tables that were just unlinked may be freed.
 #[derive(Debug)]
 pub(crate) enum Grace<'t, P> {
@@ -98,7 +126,18 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// For a CPU that idles or goes off, and before memory is said to have run out. Bounded by [`STEP_ENTRIES`]
     /// entries.
     pub fn drain<S: Section>(&self, section: &mut S, sink: &mut impl FnMut(Quiesced<Lost<F>>)) -> bool {
-        let mut budget = STEP_ENTRIES;
+        self.drain_some(section, u64::MAX, sink)
+    }
+
+    /// As [`Self::drain`], for who does something for each byte that a leaf has mapped: gives back what leaves of `bytes`
+    /// bytes in all mapped, and the rest of the table in which that is reached.
+    pub fn drain_some<S: Section>(
+        &self,
+        section: &mut S,
+        bytes: u64,
+        sink: &mut impl FnMut(Quiesced<Lost<F>>),
+    ) -> bool {
+        let mut budget = Budget::step(bytes);
         self.sweep_parked(section, &mut budget, sink);
         self.is_draining()
     }
@@ -108,11 +147,11 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         self.parking.has_parked()
     }
 
-    /// Sweeps what is parked and whose epoch has passed, until `budget` entries have been read.
+    /// Sweeps what is parked and whose epoch has passed, until `budget` is spent.
     pub(crate) fn sweep_parked<S: Section>(
         &self,
         section: &mut S,
-        budget: &mut usize,
+        budget: &mut Budget,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) {
         let cpu = section.cpu();
@@ -133,7 +172,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     pub(crate) fn sweep_remains(
         &self,
         cpu: CpuId,
-        budget: &mut usize,
+        budget: &mut Budget,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) {
         self.sweep_where(cpu, budget, sink, |_| true);
@@ -142,12 +181,12 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     fn sweep_where(
         &self,
         cpu: CpuId,
-        budget: &mut usize,
+        budget: &mut Budget,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
         mut may_be_swept: impl FnMut(Epoch) -> bool,
     ) {
         let mut after = 0;
-        while *budget > 0
+        while !budget.is_spent()
             && let Some((next, parked)) = self.parking.take(after)
         {
             after = next;
@@ -170,13 +209,13 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         true
     }
 
-    /// Sweeps `subtree` until `budget` entries have been read, and parks the rest. Returns whether there is a rest.
+    /// Sweeps `subtree` until `budget` is spent, and parks the rest. Returns whether there is a rest.
     pub(crate) fn sweep_or_park(
         &self,
         cpu: CpuId,
         subtree: Subtree,
         place: Reserved<'_>,
-        budget: &mut usize,
+        budget: &mut Budget,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) -> bool {
         match self.sweep(cpu, subtree, budget, sink) {
@@ -188,13 +227,14 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         }
     }
 
-    /// Hands the leaves and notes of `subtree` to `sink` and gives its tables back, children first, until `budget`
-    /// entries have been read, or tables let go of out of the reserve; ends within a table of it. Returns from where to go on, if anything is left.
+    /// Hands the leaves and notes of `subtree` to `sink` and gives its tables back, children first, until `budget` is spent
+    /// on entries that are read, tables that are let go of out of the reserve, and memory that leaves mapped; ends within a
+    /// table of it. Returns from where to go on, if anything is left.
     pub(crate) fn sweep(
         &self,
         cpu: CpuId,
         subtree: Subtree,
-        budget: &mut usize,
+        budget: &mut Budget,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) -> Option<Ipa> {
         let Subtree { table, height, base, cursor } = subtree;
@@ -205,10 +245,10 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
                 let first = ((cursor.get() - base.get()) / span) as usize;
                 for index in first..self.geometry.entries(height) {
                     let base = base.wrapping_add(index as u64 * span);
-                    if *budget == 0 {
+                    if budget.is_spent() {
                         return Some(base);
                     }
-                    *budget -= 1;
+                    budget.spend(1, 0);
                     let raw = self.memory.slot(table, index).load(Relaxed); // after the grace period: O4
                     if let Some(child) = F::child(raw) {
                         let table = TablePa::linked(child);
@@ -220,9 +260,12 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
                     } else {
                         self.hand_over(cpu, base, raw, height, sink);
                         let is_leaf = F::output(raw, height).is_some();
-                        if is_leaf && !mutant("reserve-let-go-without-a-bound") {
-                            let reserve = Geometry::<F>::split_tables(height) as usize;
-                            *budget = budget.saturating_sub(reserve);
+                        if is_leaf {
+                            let reserve = match mutant("reserve-let-go-without-a-bound") {
+                                true => 0,
+                                false => Geometry::<F>::split_tables(height) as usize,
+                            };
+                            budget.spend(reserve, span);
                         }
                     }
                 }
@@ -236,7 +279,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         &self,
         cpu: CpuId,
         subtree: Subtree,
-        budget: &mut usize,
+        budget: &mut Budget,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) -> Option<Ipa> {
         let entries = self.geometry.entries(Height::PAGE);
@@ -254,7 +297,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         }
         self.counters.lost(cpu, Height::PAGE, leaves);
         self.counters.count(cpu, Event::Entry, entries as u64);
-        *budget = budget.saturating_sub(entries);
+        budget.spend(entries, leaves * span::<F>(Height::PAGE));
         self.give_back(cpu, subtree.table, Height::PAGE);
         None
     }

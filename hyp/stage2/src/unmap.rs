@@ -17,10 +17,11 @@
 
 use crate::batch::{Batch, WINDOW};
 use crate::census::Event;
+use crate::geometry::span;
 use crate::parking::Reserved;
 use crate::place::{ABSENT, PATIENCE, Place, Spot, covered};
 use crate::split::Splitting;
-use crate::sweep::{Grace, Subtree};
+use crate::sweep::{Budget, Grace, Subtree};
 use crate::tree::{STEP_ENTRIES, STEP_RESERVE};
 use crate::under_way::Counted;
 use crate::{
@@ -37,7 +38,7 @@ enum Collected<'t> {
     Frozen { next: Ipa, parking: Option<Reserved<'t>>, underway: Counted<'t> },
     /// Nothing is mapped before this address.
     Nothing { next: Ipa },
-    /// A block reaches beyond the range.
+    /// A block reaches beyond the range, or is larger than what may come out at once.
     Partial { ipa: Ipa, spot: Spot },
     /// Somebody else owns this entry.
     Blocked { ipa: Ipa, height: Height },
@@ -62,7 +63,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         range: Range,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) -> Result<Ipa, ChangeError> {
-        self.unmap_told(section, cpu, range, &mut |_| {}, sink)
+        self.unmap_told(section, cpu, range, u64::MAX, &mut |_| {}, sink)
     }
 
     /// As [`Self::unmap`], for who keeps a log of what changes: `leaving` is told of addresses under which something is
@@ -71,6 +72,10 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     ///
     /// `leaving` is called with entries frozen: it waits for nothing.
     ///
+    /// And for who does something for each byte that a leaf has mapped: at most `bytes` bytes come out of the range, and as
+    /// many, up to a table's worth, of what rested. A block that is larger is split first, though it goes whole, with the
+    /// tables that it has in reserve; where it cannot be, it comes out alone.
+    ///
     /// # Errors
     /// As for [`Self::unmap`].
     pub fn unmap_told<S: Section, I: Invalidate>(
@@ -78,30 +83,32 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         section: &mut S,
         cpu: &I,
         range: Range,
+        bytes: u64,
         leaving: &mut impl FnMut(Range),
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) -> Result<Ipa, ChangeError> {
         self.check(range)?;
-        let mut budget = STEP_ENTRIES;
+        let mut budget = Budget::step(bytes);
         self.sweep_parked(section, &mut budget, sink);
-        if budget == 0 {
+        if budget.is_spent() {
             return Ok(range.start()); // a step's worth of others' work is a step
         }
         let mut at = range.start();
         let mut patience = self.patience();
         let root = Place { table: self.root(), index: 0, height: self.geometry.top() };
         let mut batch = Batch::new(root, at, false);
+        let mut most = bytes;
         loop {
             let rest = Range::new(at, range.end()).map_err(|_| ChangeError::Unmappable)?;
             let flight = self.depart();
             let view = self.open(&*section);
-            let blocked = match view.collect(rest, &mut batch) {
+            let blocked = match view.collect(rest, most, &mut batch) {
                 Collected::Frozen { next, mut parking, underway } => {
                     let (batch, grace) = self.break_batch(section, cpu, &mut batch, &mut parking, leaving);
                     drop(view);
                     drop(flight);
                     let grace = grace.wait(section);
-                    let rest = self.hand_over_batch(section.cpu(), &batch, grace, parking, sink);
+                    let rest = self.hand_over_batch(section.cpu(), &batch, grace, parking, bytes, sink);
                     drop(underway);
                     // Where part of a subtree is left, the caller comes again for it.
                     return Ok(if rest { at } else { next });
@@ -109,8 +116,13 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
                 Collected::Nothing { next } => return Ok(next),
                 Collected::Partial { ipa, spot } => {
                     at = ipa;
+                    let block = covered::<F>(ipa, spot.place.height);
                     match view.split_spot(cpu, ipa, spot, Why::Unmapped) {
                         Splitting::Done => continue,
+                        Splitting::NoPages | Splitting::Refused if range.covers(block) => {
+                            most = block.len();
+                            continue;
+                        }
                         Splitting::NoPages => {
                             return Err(ChangeError::NoPages { ipa, height: spot.place.height });
                         }
@@ -160,6 +172,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         batch: &Quiesced<&mut Batch>,
         mut grace: Grace<'_, P>,
         mut parking: Option<Reserved<'_>>,
+        bytes: u64,
         sink: &mut impl FnMut(Quiesced<Lost<F>>),
     ) -> bool {
         let mut rest = false;
@@ -175,11 +188,11 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
             }
             match parking.take() {
                 Some(place) => {
-                    let mut budget = STEP_ENTRIES;
+                    let mut budget = Budget::step(bytes);
                     rest |= self.sweep_or_park(cpu, subtree, place, &mut budget, sink);
                 }
                 None => {
-                    let mut budget = usize::MAX; // a single table: `may_unlink`
+                    let mut budget = Budget::TABLE; // a single table: `may_unlink`
                     self.sweep(cpu, subtree, &mut budget, sink);
                 }
             }
@@ -189,17 +202,22 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
 }
 
 impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
-    /// The first pass: freezes what comes first in `range`.
-    fn collect(&self, range: Range, batch: &mut Batch) -> Collected<'t> {
+    /// The first pass: freezes what comes first in `range`, of at most `bytes` bytes.
+    fn collect(&self, range: Range, bytes: u64, batch: &mut Batch) -> Collected<'t> {
         let mut at = range.start();
         let mut touched = 0;
         let underway = self.tree.unlinking();
         while at < range.end() && touched < STEP_ENTRIES {
             let mut parking = None;
             let spot = self.tree.find(at, Height::PAGE, |place| {
-                range.covers(covered::<F>(at, place.height)) && self.may_unlink(place.height, &mut parking)
+                range.covers(covered::<F>(at, place.height))
+                    && span::<F>(place.height) <= bytes
+                    && self.may_unlink(place.height, &mut parking)
             });
             let here = covered::<F>(at, spot.place.height);
+            if here.len() > bytes && F::output(spot.raw, spot.place.height).is_some() {
+                return Collected::Partial { ipa: at, spot };
+            }
             if spot.raw != ABSENT && !range.covers(here) && !mutant("part-takes-the-whole-block") {
                 return match self.tree.format.decode(spot.raw, spot.place.height) {
                     Entry::Leaf(_) | Entry::Note(_) => Collected::Partial { ipa: at, spot },
@@ -207,7 +225,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
                 };
             }
             batch.restart(spot.place, here.start(), spot.pending);
-            let blocked = self.freeze_window(batch, range, spot.place, parking.is_some());
+            let blocked = self.freeze_window(batch, (range, bytes), spot.place, parking.is_some());
             self.tree.counters.count(self.cpu, Event::Entry, batch.len().max(1) as u64);
             let next = batch.end::<F>().min(range.end());
             if !batch.is_empty() {
@@ -231,10 +249,16 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         height.get() == 1 || parking.is_some()
     }
 
-    /// Freezes entries from `first` on into `batch`, to the end of the window, the table or the range, or to the
+    /// Freezes entries from `first` on into `batch`, to the end of the window, the table, the range or the bytes, or to the
     /// first that is another matter. `large`: a link to more than one table may be frozen, alone. Returns whether it
     /// ended at an entry that somebody else owns.
-    fn freeze_window(&self, batch: &mut Batch, range: Range, first: Place, large: bool) -> bool {
+    fn freeze_window(
+        &self,
+        batch: &mut Batch,
+        (range, bytes): (Range, u64),
+        first: Place,
+        large: bool,
+    ) -> bool {
         let tree = self.tree;
         let height = first.height;
         let frozen = match mutant("absent-before-clean") {
@@ -250,10 +274,13 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let mut raw = tree.read(first);
         let mut place = first;
         let mut tries = 0;
+        let mut left = bytes;
         loop {
             let here = covered::<F>(batch.end::<F>(), height);
             if raw == ABSENT {
                 batch.skip();
+            } else if left < here.len() {
+                return false;
             } else if !range.covers(here) && !mutant("part-takes-the-whole-block") {
                 return false;
             } else {
@@ -265,7 +292,10 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
                     Entry::Frozen | Entry::Held(_) | Entry::Dead => return true,
                 };
                 match tree.replace(self.cpu, place, raw, |_| frozen) {
-                    Ok(was) => batch.push(tree, was),
+                    Ok(was) => {
+                        batch.push(tree, was);
+                        left -= here.len();
+                    }
                     Err(seen) => {
                         tries += 1;
                         if tries == PATIENCE {

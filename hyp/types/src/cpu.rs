@@ -2,6 +2,11 @@
 
 use crate::{Pa, SysReg};
 
+#[cfg(feature = "lab")]
+mod stand_in;
+#[cfg(feature = "lab")]
+pub use stand_in::StandIn;
+
 /// The most CPUs that a machine may have.
 pub const MAX_CPUS: usize = 64;
 
@@ -100,6 +105,10 @@ pub trait Cpu {
     /// Reads an identification register (op0 = 3, op1 = 0, CRn = 0) of this CPU as the hardware has it; 0 for one
     /// that is not defined.
     fn read_id(&self, reg: SysReg) -> u64;
+
+    /// Tells whether guests of this machine can go past the caches, so that what they write and what the direct map reads
+    /// may differ: then memory has to be cleaned where it passes from the one to the other. The same on every CPU.
+    fn guests_bypass_caches(&self) -> bool;
 
     /// Makes `bytes` of memory at `pa`, written through the direct map, visible to instruction fetches and to
     /// observers with caches off: data cache cleaned to the point of coherency, instruction cache invalidated.

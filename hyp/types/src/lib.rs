@@ -20,6 +20,8 @@ mod sysreg;
 
 pub use access::Access;
 pub use addr::{Ipa, Pa, Vmid};
+#[cfg(feature = "lab")]
+pub use cpu::StandIn;
 pub use cpu::{Cpu, CpuId, CpuSet, MAX_CPUS, Ticks};
 pub use fault::{Cause, Fault, FaultKind};
 pub use height::Height;

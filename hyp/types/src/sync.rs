@@ -158,6 +158,8 @@ pub enum Touch {
     Taken(u64),
     /// As many bytes of memory are nobody's from now on.
     Freed(u64),
+    /// As many bytes of memory were cleaned and invalidated.
+    Cleaned(u64),
 }
 
 /// Tells the witness what is done to the memory that this program sees at `address`. Nothing outside of tests.

@@ -171,7 +171,7 @@ mod loom_tests {
         },
         thread,
     };
-    use types::{Pa, SysReg, Ticks};
+    use types::StandIn;
 
     struct LoomCpu {
         index: usize,
@@ -179,38 +179,14 @@ mod loom_tests {
         kicked: Arc<AtomicBool>,
     }
 
-    impl Cpu for LoomCpu {
-        fn id(&self) -> CpuId {
-            CpuId::new(self.index).unwrap()
+    impl StandIn for LoomCpu {
+        fn number(&self) -> usize {
+            self.index
         }
 
-        fn kick(&self, target: CpuId) {
+        fn kicks(&self, target: CpuId) {
             assert_eq!(target.index(), 1);
             self.kicked.store(true, Relaxed);
-        }
-
-        fn now(&self) -> Ticks {
-            0
-        }
-
-        fn tick_hz(&self) -> u64 {
-            1
-        }
-
-        fn read_id(&self, _: SysReg) -> u64 {
-            0
-        }
-
-        fn publish(&self, _: Pa, _: u64) {}
-
-        fn zero(&self, _: Pa, _: u64) {}
-
-        fn clean(&self, _: Pa, _: u64) {
-            panic!("nothing is moved here");
-        }
-
-        fn clean_and_invalidate(&self, _: Pa, _: u64) {
-            panic!("nothing is moved here");
         }
     }
 

@@ -2,19 +2,19 @@
 
 use crate::host::{Line, ListRegisters, Timer};
 use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
-use types::{Cpu, CpuId, Pa, SysReg, Ticks};
+use types::{CpuId, StandIn, SysReg};
 
 /// A CPU that records its kicks.
 #[derive(Debug)]
 pub(crate) struct FakeCpu {
-    id: CpuId,
+    index: usize,
     pub(crate) kicks: RefCell<Vec<usize>>,
     pub(crate) ids: BTreeMap<SysReg, u64>,
 }
 
 impl FakeCpu {
     pub(crate) fn new(index: usize) -> Self {
-        Self { id: CpuId::new(index).unwrap(), kicks: RefCell::default(), ids: BTreeMap::new() }
+        Self { index, kicks: RefCell::default(), ids: BTreeMap::new() }
     }
 
     /// Returns the CPUs kicked since the last call.
@@ -23,37 +23,17 @@ impl FakeCpu {
     }
 }
 
-impl Cpu for FakeCpu {
-    fn id(&self) -> CpuId {
-        self.id
+impl StandIn for FakeCpu {
+    fn number(&self) -> usize {
+        self.index
     }
 
-    fn kick(&self, target: CpuId) {
+    fn kicks(&self, target: CpuId) {
         self.kicks.borrow_mut().push(target.index());
     }
 
-    fn now(&self) -> Ticks {
-        0
-    }
-
-    fn tick_hz(&self) -> u64 {
-        1
-    }
-
-    fn read_id(&self, reg: SysReg) -> u64 {
+    fn identifies(&self, reg: SysReg) -> u64 {
         self.ids.get(&reg).copied().unwrap_or(0)
-    }
-
-    fn publish(&self, _: Pa, _: u64) {}
-
-    fn zero(&self, _: Pa, _: u64) {}
-
-    fn clean(&self, _: Pa, _: u64) {
-        panic!("nothing is moved here");
-    }
-
-    fn clean_and_invalidate(&self, _: Pa, _: u64) {
-        panic!("nothing is moved here");
     }
 }
 

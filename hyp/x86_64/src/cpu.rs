@@ -47,6 +47,11 @@ impl Cpu for Core<'_> {
         0
     }
 
+    /// No: accesses that are not cacheable see what caches hold (SDM 3A, 13.3.2).
+    fn guests_bypass_caches(&self) -> bool {
+        false
+    }
+
     /// Does nothing: instruction fetches see stores, and nobody goes past the caches (SDM 3A, 13.3.2).
     fn publish(&self, _: Pa, _: u64) {}
 

@@ -7,7 +7,7 @@ use stage2::{
     Visit, Visitor, Why, Work,
 };
 use std::mem::ManuallyDrop;
-use types::{CpuId, Height, Ipa, Pa, Range};
+use types::{Cpu, CpuId, Height, Ipa, Pa, Range, SysReg, Ticks};
 use vmsa::{Features, Granule4K, Vmsa};
 
 /// AArch64 stage 2 with 4 KiB pages.
@@ -28,6 +28,41 @@ pub const ONE_UP: Height = Height::new(1);
 /// up once what is the same for all addresses of a known gibibyte.
 pub fn origin() -> u64 {
     std::hint::black_box(3 << 40 | 5 << 30)
+}
+
+/// A CPU that takes memory for zeroed.
+pub struct NoZeroing(pub CpuId);
+
+impl Cpu for NoZeroing {
+    fn id(&self) -> CpuId {
+        self.0
+    }
+
+    fn kick(&self, _: CpuId) {}
+
+    fn now(&self) -> Ticks {
+        0
+    }
+
+    fn tick_hz(&self) -> u64 {
+        1
+    }
+
+    fn read_id(&self, _: SysReg) -> u64 {
+        0
+    }
+
+    fn guests_bypass_caches(&self) -> bool {
+        false
+    }
+
+    fn publish(&self, _: Pa, _: u64) {}
+
+    fn zero(&self, _: Pa, _: u64) {}
+
+    fn clean(&self, _: Pa, _: u64) {}
+
+    fn clean_and_invalidate(&self, _: Pa, _: u64) {}
 }
 
 /// A machine that has nothing to invalidate: what it costs to say so is what is measured.

@@ -14,6 +14,7 @@ use super::state::{Crime, Pinned, State};
 use super::trace::Event;
 use super::walk::Kind;
 use super::words::{Use, Words};
+use crate::Effect;
 use stage2::{Attrs, Entry, Format, Geometry, Leaf, Live, TableSize, span};
 use std::collections::{BTreeMap, BTreeSet};
 use types::sync::Touch;
@@ -63,6 +64,7 @@ impl<F: Format> State<F> {
             Touch::Wrote(old, new) => self.wrote(words, cpu, key, old, new),
             Touch::Taken(bytes) => self.came(words, pa, bytes),
             Touch::Freed(bytes) => self.went(words, pa, bytes),
+            Touch::Cleaned(bytes) => self.effect(None, Effect::Dc { pa, bytes }),
         }
     }
 
@@ -100,6 +102,7 @@ impl<F: Format> State<F> {
         if let Some(size) = self.tables.get(&pa).copied() {
             return self.given_back(pa, size);
         }
+        self.effect(None, Effect::Freed { pa, bytes })?;
         self.each_frame(pa, bytes, |state, pa| {
             let granule = span::<F>(Height::PAGE);
             let Some(frame) = state.frames.get(pa).copied() else { return Ok(()) };

@@ -264,7 +264,8 @@ impl<F: Format> State<F> {
         }
         self.spots.clear();
         self.spots.insert(root, (Ipa::new(0), self.geometry.top()));
-        self.judge = self.is_judged.then(|| Judge::new(self.format, self.geometry, self.bbm, root));
+        let judge = || Judge::new(self.format, self.geometry, self.bbm, root).with_guests_past_caches();
+        self.judge = self.is_judged.then(judge);
     }
 
     /// A table is given back: nobody may be able to come there any more.

@@ -50,6 +50,7 @@ impl<F: Format> Judge<F> {
                 // Before the link comes back, perhaps.
                 (None, Some(live)) => {
                     self.put_back(&change, live);
+                    self.mapped(live, height);
                 }
                 _ => {}
             }

@@ -9,17 +9,20 @@
 //! ```
 //!
 //! with the instructions between the two in [`cleaning`], and one for each table: taken → linked → unlinked →
-//! (invalidated, and a grace period) → given back, in [`table`]. What may become what is in [`entry`]. The rules are
+//! (invalidated, and a grace period) → given back, in [`table`]; and one for each page of guests' memory: mapped → out of
+//! reach → cleaned → given back, in [`memory`]. What may become what is in [`entry`]. The rules are
 //! written from the manual and the protocol, not from the library: `Format::decode` is all that is shared.
 
 mod cleaning;
 mod entry;
 mod machine;
+mod memory;
 mod table;
 
 use crate::{Effect, Reach, Tlbi};
 use cleaning::Cleaning;
 pub use machine::{Fleet, Objection};
+use memory::Memory;
 use stage2::{Bbm, Format, Geometry, span};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -121,6 +124,7 @@ pub struct Judge<F> {
     leaves: BTreeSet<(Height, Pa, (Pa, usize))>,
     /// The entry that was objected to last.
     blamed: Cell<Option<(Pa, usize)>>,
+    memory: Memory,
 }
 
 impl<F: Format> Judge<F> {
@@ -153,6 +157,7 @@ impl<F: Format> Judge<F> {
             owned: BTreeMap::new(),
             leaves: BTreeSet::new(),
             blamed: Cell::new(None),
+            memory: Memory::default(),
         }
     }
 
@@ -197,6 +202,13 @@ impl<F: Format> Judge<F> {
     #[must_use]
     pub fn with_tag(self, vmid: Vmid) -> Self {
         Self { vmid, ..self }
+    }
+
+    /// The same, on a machine whose guests can go past the caches: no CPU forces their accesses to be cacheable (on AArch64
+    /// FEAT_S2FWB does).
+    #[must_use]
+    pub fn with_guests_past_caches(self) -> Self {
+        Self { memory: Memory::of_guests_past_caches(), ..self }
     }
 
     /// The same, where no CPU has entered a guest of the space so far: then it is known who may hold what.
@@ -254,7 +266,11 @@ impl<F: Format> Judge<F> {
                 unwaited.for_each(|table| table.is_quiescent = true);
             }
             Effect::Handed { range } => return self.handed(range),
-            Effect::Freed { pa, bytes } => return self.freed(pa, bytes),
+            Effect::Dc { pa, bytes } => self.cleaned(pa, bytes),
+            Effect::Freed { pa, bytes } => {
+                self.may_be_free(pa, bytes)?;
+                return self.freed(pa, bytes);
+            }
             Effect::StepEnd => return self.step_end(None),
             Effect::Rests { cpu } => return self.step_end(Some(cpu)),
             // Each TLB invalidation says its tag; the others are for the reader.

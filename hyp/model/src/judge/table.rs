@@ -26,6 +26,7 @@ impl<F: Format> Judge<F> {
         range: Range,
         height: Height,
     ) -> Result<(), Violation> {
+        self.mapped(live, height);
         let (Live::Table(link), Some(below)) = (live, height.below()) else { return Ok(()) };
         require!(self.words.contains_key(&link.pa), "a link to {:?}, which is no table", link.pa);
         require!(!self.linked.contains_key(&link.pa), "a second link to {:?}", link.pa);
@@ -154,7 +155,7 @@ impl<F: Format> Judge<F> {
     }
 
     /// What a table that is linked still may be given back by.
-    fn the_end(&self) -> Unlinked {
+    pub(super) fn the_end(&self) -> Unlinked {
         let mut end = self.end.clone();
         if self.is_told {
             // Whoever has walked these tables since the invalidation holds something again.
@@ -194,7 +195,7 @@ impl<F: Format> Judge<F> {
     }
 
     /// Frames that are free lie behind no entry that is valid, or that a TLB may know.
-    pub(super) fn freed(&self, pa: Pa, bytes: u64) -> Result<(), Violation> {
+    pub(super) fn may_be_free(&self, pa: Pa, bytes: u64) -> Result<(), Violation> {
         let end = pa.wrapping_add(bytes);
         let mut height = Height::PAGE;
         loop {

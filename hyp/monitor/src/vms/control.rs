@@ -80,7 +80,7 @@ fn make(hypervisor: &Hypervisor, core: &Core<'_>, config: &vm::VmConfig) -> Resu
     // Nobody else has seen it: it goes at once.
     if let Some(guest) = Arc::into_inner(guest) {
         let mut remains = guest.take_apart(hypervisor, core);
-        while remains.step(core.id()) == Progress::More {}
+        while remains.step(core) == Progress::More {}
     }
     hypervisor.roster.settle(number, Life::Free);
     Err(Status::NoRoom)
@@ -163,7 +163,7 @@ fn step(hypervisor: &Hypervisor, core: &Core<'_>, life: Life) -> (Life, Status) 
             Ok(guest) => (Life::Remains(Box::new(guest.take_apart(hypervisor, core))), Status::Continue),
             Err(guest) => (Life::Leaving(guest), Status::Busy),
         },
-        Life::Remains(mut remains) => match remains.step(core.id()) {
+        Life::Remains(mut remains) => match remains.step(core) {
             Progress::More => (Life::Remains(remains), Status::Continue),
             Progress::Done => (Life::Gone(remains.gone()), Status::Continue),
         },

@@ -59,9 +59,9 @@ pub(super) struct Remains {
 
 impl Remains {
     /// Gives back one step's worth.
-    pub(super) fn step(&mut self, cpu: CpuId) -> Progress {
+    pub(super) fn step(&mut self, core: &Core<'_>) -> Progress {
         trace::make_room();
-        let progress = self.space.step(cpu);
+        let progress = self.space.step(core);
         trace::rests();
         if progress == Progress::Done {
             tracing::space_is_gone(self.owner);
@@ -306,8 +306,8 @@ impl Guest {
         let unfit = |error| Unfit::Space { name: config.name.clone(), error };
         let mut section = hypervisor.waiting.enter(core.id());
         if load == Load::Again {
-            self.space.reset(&mut section, &tlb).map_err(unfit)?;
-            while self.space.drain(&mut section) {
+            self.space.reset(&mut section, core, &tlb).map_err(unfit)?;
+            while self.space.drain(&mut section, core) {
                 section.pass(); // nobody runs this guest, so whoever looks at its tables will soon have done
             }
         }

@@ -351,7 +351,7 @@ impl<'s> Turns<'s> {
     fn tidy(&self) {
         if self.guest.space.tree().is_draining() {
             let mut section = self.hypervisor.waiting.enter(self.cpu.id());
-            let _ = self.guest.space.drain(&mut section); // what still rests is for the next one who idles
+            let _ = self.guest.space.drain(&mut section, self.cpu); // what still rests is for the next one who idles
         }
     }
 

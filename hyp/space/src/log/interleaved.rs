@@ -150,7 +150,7 @@ impl World {
         let mut rest = range(0, PAGE);
         let leaving = &mut |range| self.log.mark::<Tiny, _>(self.tree.memory(), range);
         while !rest.is_empty() {
-            match self.tree.unmap_told(stay, &Instant, rest, leaving, &mut |_| {}) {
+            match self.tree.unmap_told(stay, &Instant, rest, u64::MAX, leaving, &mut |_| {}) {
                 Ok(next) => rest = Range::new(next, rest.end()).expect("ascending"),
                 Err(ChangeError::Busy { .. }) => thread::yield_now(),
                 Err(other) => panic!("{other:?}"),

@@ -26,7 +26,7 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
         at: Ipa,
     ) -> Result<(), ShareError> {
         let pages = self.pages(pages, at)?;
-        match self.leave(section, pages) {
+        match self.leave(section, cpu, pages) {
             Err(ShareError::Busy { .. }) if mutant("taken-back-while-the-borrower-is-on") => {}
             left => left?,
         }
@@ -35,7 +35,7 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
     }
 
     /// Unmaps the pages in the borrower, and drops the loan's references when no CPU can reach them.
-    fn leave<S: Section>(&self, section: &mut S, pages: Pages) -> Result<(), ShareError> {
+    fn leave<S: Section, C: Cpu>(&self, section: &mut S, cpu: &C, pages: Pages) -> Result<(), ShareError> {
         let space = self.to.space;
         let place = ShareError::NoPlace { ipa: pages.to.start() };
         let is_for_loans =
@@ -46,7 +46,8 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
         let tlb = &space.everyone(self.to.tlb);
         let mut rest = pages.to;
         while !rest.is_empty() {
-            let next = space.let_go(section, tlb, rest).map_err(|error| of_space(error, rest.start()))?;
+            let next =
+                space.let_go(section, cpu, tlb, rest).map_err(|error| of_space(error, rest.start()))?;
             rest = Range::new(next, rest.end()).map_err(|_| place)?;
         }
         Ok(())

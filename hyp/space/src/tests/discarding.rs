@@ -26,19 +26,19 @@ fn discard(space: &Space<'_, Format>, stay: &mut Stay<'_>, start: u64, bytes: u6
     let end = Ipa::new(start + bytes);
     let mut at = Ipa::new(start);
     while at < end {
-        match space.discard(stay, &tlb, Range::new(at, end).unwrap()) {
+        match space.discard(stay, &plain(&space), &tlb, Range::new(at, end).unwrap()) {
             Ok(next) => at = next,
             Err(SpaceError::Busy { ipa }) => at = ipa,
             Err(wrong) => panic!("{wrong}"),
         }
-        stage2::Section::pass(stay);
+        Section::pass(stay);
     }
 }
 
 #[test]
 fn a_space_that_is_destroyed_gives_back_every_frame_and_table() {
     with_guest(3 * BLOCK + 5 * PAGE, |_, space, stay| {
-        space.destroy(stay, &Recorder::default());
+        destroy(space, stay, &Recorder::default());
     });
 }
 
@@ -48,7 +48,7 @@ fn destroying_an_empty_space_gives_its_root_back() {
     let before = machine.stats();
     let epoch = EntryEpoch::new();
     let mut stay = epoch.enter(cpu_id(0));
-    space(&machine).destroy(&mut stay, &Recorder::default());
+    destroy(space(&machine), &mut stay, &Recorder::default());
     assert_eq!(machine.stats(), before);
 }
 
@@ -61,7 +61,7 @@ fn devices_and_notes_are_not_given_back_with_a_space() {
         let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
         assert_eq!(space.fault(stay, &cpu, &tlb, &fault_at(0)), Ok(Outcome::Mapped));
         space.tree().open(&*stay).annotate(range(8 * BLOCK, PAGE), Note::new(1)).unwrap();
-        space.destroy(stay, &Recorder::default());
+        destroy(space, stay, &Recorder::default());
         assert_eq!(machine.stats().monitor, 512);
     });
 }
@@ -73,7 +73,7 @@ fn a_pinned_frame_outlives_its_space() {
         machine.pin(pa, Order::FOLIO, Hold::Write).unwrap();
         let (page, _) = translate(&space, stay, GUEST + 5 * PAGE).unwrap();
         machine.pin(page, Order::FRAME, Hold::Read).unwrap();
-        space.destroy(stay, &Recorder::default());
+        destroy(space, stay, &Recorder::default());
         assert_eq!(machine.stats().guest, 512 + 1);
         machine.unpin(pa, Order::FOLIO, Hold::Write).unwrap();
         machine.unpin(page, Order::FRAME, Hold::Read).unwrap();
@@ -95,7 +95,7 @@ fn part_of_a_block_can_be_discarded_and_the_rest_keeps_its_contents() {
         );
         assert_eq!(space.fault(stay, &cpu, &tlb, &fault_at(GUEST + 3 * PAGE)), Ok(Outcome::Mapped));
         assert_eq!(byte_at(&space, stay, GUEST + 3 * PAGE), 0, "what comes back is zeroed");
-        space.destroy(stay, &tlb);
+        destroy(space, stay, &tlb);
     });
 }
 
@@ -104,13 +104,13 @@ fn a_reset_leaves_regions_and_nothing_in_them() {
     with_guest(2 * BLOCK + PAGE, |machine, space, stay| {
         let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
         space.copy_in(stay, &cpu, &tlb, Ipa::new(GUEST), &vec![7; 2 * BLOCK as usize]).unwrap();
-        space.reset(stay, &tlb).unwrap();
+        space.reset(stay, &plain(&space), &tlb).unwrap();
         assert_eq!((machine.stats().guest, leaves(&space)), (0, [0, 0, 0]));
         space.populate(stay, &cpu, &tlb, range(GUEST, 2 * BLOCK + PAGE)).unwrap();
         for ipa in (GUEST..GUEST + 2 * BLOCK).step_by(PAGE as usize) {
             assert_eq!(byte_at(&space, stay, ipa), 0);
         }
-        space.destroy(stay, &tlb);
+        destroy(space, stay, &tlb);
     });
 }
 
@@ -128,7 +128,7 @@ fn a_gibibyte_goes_back_in_bounded_steps() {
     discard(&space, &mut stay, GUEST + 17 * PAGE, PAGE);
     assert_eq!(machine.stats().guest, (1 << 18) - 1);
     let mut remains = space.start_destroy(&mut stay, &tlb);
-    while remains.step(cpu_id(0)) == Progress::More {}
+    while remains.step(&cpu) == Progress::More {}
     assert_eq!(machine.stats(), before);
 }
 
@@ -196,7 +196,7 @@ fn faults_and_discards_at_once_lose_no_frame_and_share_none() {
         }
     }
     assert_eq!(machine.stats().guest, seen.len() as u64);
-    space.destroy(&mut stay, &Recorder::default());
+    destroy(space, &mut stay, &Recorder::default());
     assert_eq!(machine.stats(), before);
 }
 
@@ -213,10 +213,13 @@ fn what_rests_since_an_unlink_goes_back_when_its_readers_have_gone_and_somebody_
     let before = machine.stats();
     let reader = way.enter(cpu_id(1));
     let _ = space.tree().open(&reader); // from now on it is known as one who looks
-    assert_eq!(space.discard(&mut stay, &tlb, range(GUEST, BLOCK)), Ok(Ipa::new(GUEST + BLOCK)));
-    assert!(space.drain(&mut stay), "somebody may look at it");
+    assert_eq!(
+        space.discard(&mut stay, &plain(&space), &tlb, range(GUEST, BLOCK)),
+        Ok(Ipa::new(GUEST + BLOCK))
+    );
+    assert!(space.drain(&mut stay, &plain(&space)), "somebody may look at it");
     assert_eq!(machine.stats().free, before.free);
     drop(reader);
-    while space.drain(&mut stay) {}
+    while space.drain(&mut stay, &plain(&space)) {}
     assert_eq!(machine.stats().free, before.free + 3, "the page, and two tables");
 }

@@ -26,7 +26,7 @@ fn on_a_dying_space_nothing_begins() {
     assert_eq!(space.fault(&stay, &cpu, &tlb, &fault_at(GUEST + BLOCK)), Err(dying));
     assert_eq!(space.populate(&mut stay, &cpu, &tlb, all), Err(dying));
     assert_eq!(space.copy_in(&mut stay, &cpu, &tlb, Ipa::new(GUEST), &[1]), Err(dying));
-    assert_eq!(space.discard(&mut stay, &tlb, all), Err(dying));
+    assert_eq!(space.discard(&mut stay, &plain(&space), &tlb, all), Err(dying));
     assert_eq!(space.protect(&mut stay, &tlb, all, Access::READ).map(|done| *done), Err(dying));
     assert_eq!(space.arm_log(&mut stay, &tlb, log), Err(dying));
     assert_eq!(space.harvest_log(&mut stay, &tlb, &Leaves, log, &mut |_| {}), Err(dying));
@@ -40,7 +40,7 @@ fn on_a_dying_space_nothing_begins() {
     assert!(space.pin(&mut stay, &cpu, &tlb, range(GUEST, PAGE), frames::Hold::Read, &mut pins).is_err());
     assert!(tlb.0.lock().unwrap().is_empty(), "and nothing was changed");
     assert_eq!(machine.stats(), before);
-    space.destroy(&mut stay, &tlb);
+    destroy(space, &mut stay, &tlb);
     machine.drain_kept();
     assert_eq!(machine.stats().guest, 0);
 }
@@ -81,7 +81,7 @@ fn who_has_read_a_leaf_before_a_space_dies_pins_its_frame_in_time_or_not_at_all(
         walker.join().unwrap()
     });
     let mut stay = epoch.enter(cpu_id(0));
-    space.destroy(&mut stay, &Recorder::default());
+    destroy(space, &mut stay, &Recorder::default());
     stay.pass();
     let word = machine.record(pinned).unwrap().load();
     assert_eq!((word.refs(), word.pins()), (0, 1), "the pin keeps the frame from its next owner");

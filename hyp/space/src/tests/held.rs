@@ -107,7 +107,12 @@ impl World<'_> {
                 },
                 1 if block != 0 => {
                     let bytes = if rng.below(2) == 0 { BLOCK } else { 17 * PAGE };
-                    let _ = self.space.discard(&mut section, &tlb, range(start.get(), bytes));
+                    let _ = self.space.discard(
+                        &mut section,
+                        &plain(&self.space),
+                        &tlb,
+                        range(start.get(), bytes),
+                    );
                 }
                 2 => {
                     let fault = fault_at(start.get() + rng.below(512) * PAGE);
@@ -169,7 +174,7 @@ fn pins_hold_under_moves_splits_collapses_and_unmaps_and_every_count_is_exact_at
         while world.space.tree().drain(&mut stay, &mut |_| {}) {
             stay.pass();
         }
-        world.space.destroy(&mut stay, &tlb);
+        destroy(world.space, &mut stay, &tlb);
         machine.drain_kept();
         assert_eq!(machine.stats(), before, "nothing has leaked");
     }
@@ -217,7 +222,7 @@ fn a_second_look_sees_that_the_table_was_unlinked() {
     let sight = view.sight(Ipa::new(GUEST + PAGE));
     let row = view.row(&sight, 2);
     assert_eq!((view.stands(&sight), view.standing(&row)), (true, 2));
-    space.discard(&mut stay, &Recorder::default(), range(GUEST, BLOCK)).unwrap();
+    space.discard(&mut stay, &plain(&space), &Recorder::default(), range(GUEST, BLOCK)).unwrap();
     assert!(space.tree().is_draining(), "the reader is not waited for");
     assert_eq!((view.stands(&sight), view.standing(&row)), (false, 0));
 }

@@ -133,11 +133,14 @@ fn a_page_that_leaves_is_reported_though_its_leaf_is_gone() {
             round(space, stay, &hardware, &Leaves);
             store(machine, space, stay, &hardware, 2);
             let gone = range(GUEST + 2 * PAGE, 2 * PAGE);
-            assert_eq!(space.discard(stay, &*hardware, gone), Ok(gone.end()));
+            assert_eq!(space.discard(stay, &plain(&space), &*hardware, gone), Ok(gone.end()));
             assert_eq!(round(space, stay, &hardware, &Leaves), [2, 3]);
             assert_eq!(round(space, stay, &hardware, &Leaves), [0; 0]);
             // A table with all its pages.
-            assert_eq!(space.discard(stay, &*hardware, range(GUEST, BLOCK)), Ok(Ipa::new(GUEST + BLOCK)));
+            assert_eq!(
+                space.discard(stay, &plain(&space), &*hardware, range(GUEST, BLOCK)),
+                Ok(Ipa::new(GUEST + BLOCK))
+            );
             assert_eq!(round(space, stay, &hardware, &Leaves), (0..512).collect::<Vec<_>>());
         });
     }
@@ -159,7 +162,7 @@ fn a_page_is_marked_before_anybody_can_see_it_gone() {
             let found = tree.open(&other.enter(cpu_id(3))).translate(page.start());
             assert_eq!(found.entry(tree.format()), stage2::Entry::Frozen, "not absent yet");
         };
-        let unmapped = tree.unmap_told(stay, &*hardware, page, &mut told_of, &mut |_| {});
+        let unmapped = tree.unmap_told(stay, &*hardware, page, u64::MAX, &mut told_of, &mut |_| {});
         assert_eq!((unmapped, told), (Ok(page.end()), 1));
     });
 }
@@ -282,7 +285,7 @@ fn what_was_not_split_by_a_log_or_is_uneven_by_now_stays_as_it_is() {
         view.split(&*hardware, Ipa::new(GUEST), Height::PAGE, stage2::Why::Pin).unwrap();
         start(space, stay, &hardware, &Leaves, Granularity::Pages);
         space.stop_log(stay).unwrap();
-        space.discard(stay, &*hardware, range(GUEST + BLOCK, PAGE)).unwrap();
+        space.discard(stay, &plain(&space), &*hardware, range(GUEST + BLOCK, PAGE)).unwrap();
         let mut rest = all();
         while !rest.is_empty() {
             rest = Range::new(space.recover(stay, &*hardware, rest).unwrap().next, rest.end()).unwrap();
@@ -309,7 +312,7 @@ fn a_log_that_finds_no_memory_leaves_everything_as_it_was() {
         assert_eq!(wrong, Err(SpaceError::OutOfTables { ipa: Ipa::new(0) }));
         assert_eq!((machine.stats(), space.stats()), before);
         assert!(space.log_round(&stay).is_none() && !space.tree().is_logging());
-        space.destroy(&mut stay, &Recorder::default());
+        destroy(space, &mut stay, &Recorder::default());
     }
     let space = space_with_tables(&machine, root + wanted);
     let log = space.start_log(&mut stay, &Leaves, large, Granularity::Pages);
@@ -318,7 +321,7 @@ fn a_log_that_finds_no_memory_leaves_everything_as_it_was() {
     space.stop_log(&mut stay).unwrap();
     assert_eq!(space.stats().table_bytes, u64::from(root) * PAGE, "all of it has gone back");
     space.start_log(&mut stay, &Leaves, large, Granularity::Pages).unwrap();
-    space.destroy(&mut stay, &Recorder::default());
+    destroy(space, &mut stay, &Recorder::default());
     stay.pass();
     machine.drain_kept();
     assert_eq!(machine.stats().guest, 0);

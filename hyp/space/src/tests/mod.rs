@@ -1,5 +1,6 @@
 //! Tests of a whole space on the host: RAM in a buffer, real descriptors, CPUs that are threads.
 
+mod cleaning;
 mod collapsing;
 mod content;
 mod discarding;
@@ -27,10 +28,10 @@ mod strict;
 use crate::{Region, Space, SpaceError};
 use frames::fake::Machine;
 use frames::{Frames, Owner, PaRange};
-use stage2::{Bbm, EntryEpoch, Geometry, Invalidate, Quiescence, Stay, Work};
+use stage2::{Bbm, EntryEpoch, Geometry, Invalidate, Quiescence, Section, Stay, Work};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use types::{Access, Cause, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range, SysReg, Ticks};
+use types::{Access, Cause, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range, StandIn};
 use vmsa::{Controls, Features, Granule4K, Layout, Vmsa};
 
 type Format = Vmsa<Granule4K>;
@@ -59,6 +60,10 @@ struct FakeCpu<'f> {
     published: Mutex<Vec<(Pa, u64)>>,
     /// What was cleaned, in order: how, where, and the first byte there at that time.
     cleaned: Mutex<Vec<(Cleaned, Pa, u8)>>,
+    /// The bytes that were cleaned and invalidated.
+    invalidated: AtomicU64,
+    /// Whether guests can go past the caches.
+    caches: Caches,
     /// Called before each copy, by its first cleaning: what happens on other CPUs while this one moves memory.
     moving: Option<&'f (dyn Fn() + Sync)>,
     /// Called before each zeroing: what happens on other CPUs while this one prepares a fault.
@@ -75,11 +80,32 @@ impl<'f> FakeCpu<'f> {
             zeroed: AtomicU64::new(0),
             published: Mutex::default(),
             cleaned: Mutex::default(),
+            invalidated: AtomicU64::new(0),
+            caches: Caches::Forced,
             moving: None,
             meanwhile: None,
             before: None,
         }
     }
+}
+
+/// Makes a CPU that nothing happens beside.
+fn plain<'f>(space: &Space<'f, Format>) -> FakeCpu<'f> {
+    FakeCpu::new(0, space.frames())
+}
+
+/// Ends a space.
+fn destroy<S: Section>(space: Space<'_, Format>, section: &mut S, tlb: &impl Invalidate) {
+    let cpu = plain(&space);
+    space.destroy(section, &cpu, tlb);
+}
+
+/// Whether guests can go past the caches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Caches {
+    /// Their accesses are always cacheable.
+    Forced,
+    Bypassed,
 }
 
 /// How memory was cleaned.
@@ -98,47 +124,40 @@ impl FakeCpu<'_> {
     }
 }
 
-impl Cpu for FakeCpu<'_> {
-    fn id(&self) -> CpuId {
+impl StandIn for FakeCpu<'_> {
+    fn number(&self) -> usize {
         if let Some(before) = self.before {
             before();
         }
-        self.id
+        self.id.index()
     }
 
-    fn kick(&self, _: CpuId) {
+    fn kicks(&self, _: CpuId) {
         panic!("a space kicks nobody");
     }
 
-    fn now(&self) -> Ticks {
-        panic!("a space asks for no time");
+    fn has_guests_past_caches(&self) -> bool {
+        self.caches == Caches::Bypassed
     }
 
-    fn tick_hz(&self) -> u64 {
-        panic!("a space asks for no time");
-    }
-
-    fn read_id(&self, _: SysReg) -> u64 {
-        panic!("a space asks for no registers");
-    }
-
-    fn publish(&self, pa: Pa, bytes: u64) {
+    fn publishes(&self, pa: Pa, bytes: u64) {
         self.published.lock().unwrap().push((pa, bytes));
         self.note_cleaned(Cleaned::ForFetches, pa);
     }
 
-    fn clean(&self, pa: Pa, _: u64) {
+    fn cleans(&self, pa: Pa, _: u64) {
         self.note_cleaned(Cleaned::ForData, pa);
     }
 
-    fn clean_and_invalidate(&self, pa: Pa, _: u64) {
+    fn cleans_and_invalidates(&self, pa: Pa, bytes: u64) {
+        self.invalidated.fetch_add(bytes, Relaxed);
         if let Some(moving) = self.moving {
             moving();
         }
         self.note_cleaned(Cleaned::AndInvalidated, pa);
     }
 
-    fn zero(&self, pa: Pa, bytes: u64) {
+    fn zeroes(&self, pa: Pa, bytes: u64) {
         if let Some(meanwhile) = self.meanwhile {
             meanwhile();
         }

@@ -74,7 +74,7 @@ fn a_block_moves_as_a_whole() {
         assert_eq!(leaves(space), [0, 2, 0]);
         assert_eq!(byte_at(space, stay, GUEST + BLOCK + 5 * PAGE + 99), 3);
         assert_eq!(machine.stats().guest, before.guest);
-        space.discard(stay, &Recorder::default(), range(GUEST + BLOCK, BLOCK)).unwrap();
+        space.discard(stay, &plain(&space), &Recorder::default(), range(GUEST + BLOCK, BLOCK)).unwrap();
         assert_eq!(machine.stats().guest, before.guest - 512);
     });
 }
@@ -208,7 +208,7 @@ fn a_frame_that_two_spaces_map_does_not_move_under_a_pin_by_the_other() {
         assert_eq!(moved, Err(MoveError::Immovable { ipa }));
         assert_eq!(translate(space, stay, GUEST).unwrap().0, pa);
         // The other's mapping is gone: then it moves.
-        other.discard(stay, &Recorder::default(), page).unwrap();
+        other.discard(stay, &plain(&other), &Recorder::default(), page).unwrap();
         move_to(machine, space, stay, GUEST, Order::FRAME).unwrap();
     });
 }

@@ -242,9 +242,9 @@ fn a_pinned_page_outlives_its_mapping_and_its_space() {
     pin(&machine, &space, &mut stay, both, Hold::Write, &mut pins).unwrap();
     let at = pins.iter().next().unwrap().pa();
     machine.write(at, &[7]).unwrap();
-    space.discard(&mut stay, &tlb, range(GUEST, BLOCK)).unwrap();
+    space.discard(&mut stay, &plain(&space), &tlb, range(GUEST, BLOCK)).unwrap();
     assert_eq!(space.pin_fast(&stay, both, Hold::Read, &mut pins), both.start(), "it is not the guest's now");
-    space.destroy(&mut stay, &tlb);
+    destroy(space, &mut stay, &tlb);
     machine.drain_kept();
     assert_eq!(machine.stats().guest, before.guest + 2, "the pinned pages and nothing else");
     let mut byte = [0];

@@ -107,7 +107,9 @@ impl World<'_> {
                 let mut next = all.start();
                 while next < all.end() {
                     let rest = Range::new(next, all.end()).unwrap();
-                    next = space.discard(&mut self.stay, &hardware, rest).expect("nobody else is here");
+                    next = space
+                        .discard(&mut self.stay, &plain(&space), &hardware, rest)
+                        .expect("nobody else is here");
                 }
                 self.memory.retain(|page, _| !(at..at + n).contains(page));
             }

@@ -181,7 +181,7 @@ fn run(case: &Case, refused: Numbers<u64>, end: Option<&Flat>) -> (Went, u64, Fl
         assert_eq!(&reached, end, "{what}");
     }
     let Bench { space, tlb, .. } = bench;
-    space.destroy(&mut stay, &tlb);
+    destroy(space, &mut stay, &tlb);
     machine.drain_kept();
     assert_eq!(machine.stats(), at_first, "{what}");
     (went, requested, reached)
@@ -266,7 +266,7 @@ fn device(bench: &Bench<'_>, stay: &mut Stay<'_>) {
 fn discard(bench: &Bench<'_>, stay: &mut Stay<'_>, range: Range) -> Went {
     let mut rest = range;
     while !rest.is_empty() {
-        match bench.space.discard(stay, &bench.tlb, rest) {
+        match bench.space.discard(stay, &plain(&bench.space), &bench.tlb, rest) {
             Ok(next) => rest = Range::new(next, range.end()).unwrap(),
             Err(error) => return went(Err(error)),
         }

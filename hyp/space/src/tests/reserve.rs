@@ -35,7 +35,7 @@ fn a_block_is_unmapped_in_part_in_a_space_at_its_budget_when_memory_is_used_up()
     let _held = leave_free(&machine, 0);
     for block in 0..2 {
         let part = range(GUEST + block * BLOCK + 7 * PAGE, PAGE);
-        assert_eq!(space.discard(&mut stay, &Recorder::default(), part), Ok(part.end()));
+        assert_eq!(space.discard(&mut stay, &plain(&space), &Recorder::default(), part), Ok(part.end()));
     }
     assert_eq!((leaves(&space), space.stats().reserve_bytes), ([2 * 511, 0, 0], 0));
 }
@@ -68,7 +68,7 @@ fn what_rests_until_its_epoch_has_passed_makes_a_missing_reserve_busy_and_not_an
     let _looked = space.tree().open(&reader).translate(Ipa::new(GUEST));
     // A table of pages, which goes and rests.
     space.tree().open(&stay).annotate(range(GUEST, PAGE), stage2::Note::new(1)).unwrap();
-    space.discard(&mut stay, &Recorder::default(), range(GUEST, BLOCK)).unwrap();
+    space.discard(&mut stay, &plain(&space), &Recorder::default(), range(GUEST, BLOCK)).unwrap();
     assert!(space.tree().is_draining());
     assert_eq!(fault(&machine, &space, &stay, GUEST), Ok(Outcome::Busy), "a page is on its way back");
     drop(reader);
@@ -104,8 +104,8 @@ fn a_table_on_its_way_back_is_never_taken_for_gone() {
             });
             while !done.load(Relaxed) {
                 let mut stay = way.enter(cpu_id(0));
-                let _ = space.discard(&mut stay, &Recorder::default(), range(GUEST, BLOCK));
-                space.drain(&mut stay);
+                let _ = space.discard(&mut stay, &plain(&space), &Recorder::default(), range(GUEST, BLOCK));
+                space.drain(&mut stay, &plain(&space));
             }
         });
     }
@@ -129,7 +129,7 @@ fn a_fault_while_a_discard_is_under_way_is_busy_and_no_error() {
             asked.set(Some(fault(&machine, &space, &other.enter(cpu_id(1)), GUEST + PAGE)));
         }
     };
-    space.discard(&mut stay, &Meanwhile(during), range(GUEST, BLOCK)).unwrap();
+    space.discard(&mut stay, &plain(&space), &Meanwhile(during), range(GUEST, BLOCK)).unwrap();
     assert_eq!(asked.get(), Some(Ok(Outcome::Busy)));
     assert_eq!(fault(&machine, &space, &stay, GUEST + PAGE), Ok(Outcome::Mapped));
 }
@@ -153,7 +153,7 @@ fn a_fault_while_a_discard_has_the_last_frame_is_busy_and_no_error() {
     let asked = std::cell::Cell::new(None);
     let other = EntryEpoch::new();
     let during = |_: Work| asked.set(Some(fault(&machine, &space, &other.enter(cpu_id(1)), wanted)));
-    space.discard(&mut stay, &Meanwhile(during), range(given, PAGE)).unwrap();
+    space.discard(&mut stay, &plain(&space), &Meanwhile(during), range(given, PAGE)).unwrap();
     assert_eq!(asked.get(), Some(Ok(Outcome::Busy)));
     assert_eq!(fault(&machine, &space, &stay, wanted), Ok(Outcome::Mapped));
     assert_eq!(fault(&machine, &space, &stay, given), Err(SpaceError::OutOfMemory { ipa: Ipa::new(given) }));

@@ -68,10 +68,10 @@ fn with_two(test: impl FnOnce(&Two<'_>, &mut Stay<'_>)) {
     test(&two, &mut stay);
     let Two { lender, borrower, .. } = two;
     for space in [borrower, lender] {
-        while space.drain(&mut stay) {
+        while space.drain(&mut stay, &cpu) {
             stay.pass();
         }
-        space.destroy(&mut stay, &tlb);
+        space.destroy(&mut stay, &cpu, &tlb);
     }
     machine.drain_kept();
     assert_eq!(machine.stats(), before, "nothing has leaked");
@@ -245,7 +245,7 @@ fn nothing_is_taken_back_before_the_borrower_has_forgotten_it() {
             let mut early = early.lock().unwrap();
             early.get_or_insert_with(|| two.take_back(&mut stay, pages(0, 1), WINDOW));
         };
-        two.borrower.discard(stay, &Meanwhile(&take_back), range(WINDOW, PAGE)).unwrap();
+        two.borrower.discard(stay, &two.cpu(), &Meanwhile(&take_back), range(WINDOW, PAGE)).unwrap();
         let early = early.lock().unwrap().take().expect("it was invalidated");
         assert!(matches!(early, Err(ShareError::Busy { .. })), "{early:?}");
         let mine = two.seen(&two.lender, stay, GUEST).unwrap();
@@ -284,7 +284,7 @@ fn what_is_given_has_its_contents_and_another_owner() {
         };
         back.give(stay, &two.cpu(), pages(601, 1), Ipa::new(GUEST + PAGE)).unwrap();
         assert_eq!(byte_at(&two.lender, stay, GUEST + PAGE), 2);
-        two.borrower.discard(stay, &tlb, pages(600, 1)).unwrap();
+        two.borrower.discard(stay, &two.cpu(), &tlb, pages(600, 1)).unwrap();
         assert_ne!(two.machine.record(frames[0]).unwrap().load().kind(), Kind::Guest, "it went back");
     });
 }
@@ -382,7 +382,7 @@ fn what_cannot_change_hands_is_an_error_that_names_it() {
         let both = Between { from: itself, to: Side { space: &two.lender, tlb: &tlb } };
         let to_itself = both.give(stay, &two.cpu(), pages(0, 1), Ipa::new(GUEST + 700 * PAGE));
         assert_eq!(to_itself, Err(ShareError::BadPages));
-        two.borrower.discard(stay, &tlb, range(GUEST, PAGES * PAGE)).unwrap();
+        two.borrower.discard(stay, &two.cpu(), &tlb, range(GUEST, PAGES * PAGE)).unwrap();
         assert_eq!(two.all(stay), before);
     });
 }
@@ -393,7 +393,7 @@ fn what_an_owner_discards_stays_the_borrowers_until_it_is_taken_back() {
     with_two(|two, stay| {
         two.lend(stay, pages(0, 1), WINDOW, Access::RW).unwrap();
         let (pa, _) = translate(&two.lender, stay, GUEST).unwrap();
-        two.lender.discard(stay, &Recorder::default(), pages(0, 1)).unwrap();
+        two.lender.discard(stay, &two.cpu(), &Recorder::default(), pages(0, 1)).unwrap();
         assert_eq!(byte_at(&two.borrower, stay, WINDOW), 1);
         assert_eq!(two.machine.record(pa).unwrap().load().refs(), 1);
         // The owner has another page there, which the end of the loan leaves alone.
@@ -411,8 +411,8 @@ fn a_borrower_that_lets_go_or_is_reset_leaves_the_owner_its_pages() {
     with_two(|two, stay| {
         two.lend(stay, pages(0, 4), WINDOW, Access::RW).unwrap();
         let tlb = Recorder::default();
-        two.borrower.discard(stay, &tlb, range(WINDOW, PAGE)).unwrap();
-        two.borrower.reset(stay, &tlb).unwrap();
+        two.borrower.discard(stay, &two.cpu(), &tlb, range(WINDOW, PAGE)).unwrap();
+        two.borrower.reset(stay, &two.cpu(), &tlb).unwrap();
         let mine = two.seen(&two.lender, stay, GUEST).unwrap();
         assert_eq!((mine.owner, mine.word.refs()), (Owned::Lent, 1));
         assert_eq!(
@@ -466,7 +466,7 @@ fn no_round_of_the_owners_log_misses_what_a_borrower_wrote() {
         assert_eq!(round(stay), [pages(2, 2)], "the last writes");
         assert_eq!(round(stay), [pages(3, 1)]);
         // A borrower that is gone writes no more, but may have written.
-        two.borrower.discard(stay, &tlb, range(WINDOW, 2 * PAGE)).unwrap();
+        two.borrower.discard(stay, &two.cpu(), &tlb, range(WINDOW, 2 * PAGE)).unwrap();
         two.take_back(stay, pages(3, 1), WINDOW + PAGE).unwrap();
         assert_eq!(round(stay), [pages(3, 1)]);
         assert_eq!(round(stay), []);
@@ -489,7 +489,9 @@ fn what_caches_hold_is_seen_to_before_the_other_side_looks() {
         both.lend(stay, &cpu, pages(0, 1), Ipa::new(WINDOW), Access::RW).unwrap();
         both.take_back(stay, &cpu, pages(0, 1), Ipa::new(WINDOW)).unwrap();
         both.give(stay, &cpu, pages(0, 1), Ipa::new(GUEST)).unwrap();
-        let how = [Cleaned::ForData, Cleaned::AndInvalidated, Cleaned::AndInvalidated, Cleaned::ForFetches];
+        use Cleaned::{AndInvalidated, ForData, ForFetches};
+        // Lent; gone from the borrower, and the owner's alone; given.
+        let how = [ForData, AndInvalidated, AndInvalidated, AndInvalidated, ForFetches];
         assert_eq!(*cpu.cleaned.lock().unwrap(), how.map(|how| (how, pa, 1)));
     });
 }

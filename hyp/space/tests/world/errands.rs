@@ -97,7 +97,7 @@ impl<F: Format> Worker<'_, F> {
         self.steps(
             &mut section,
             range,
-            |section, rest| self.space.discard(section, &self.actor, rest),
+            |section, rest| self.space.discard(section, &self.hands, &self.actor, rest),
             |part| self.actor.is_gone(part, since),
         );
         drop(section);
@@ -316,7 +316,7 @@ impl<F: Format> Worker<'_, F> {
                     _ => break,
                 }
             }
-            self.space.drain(&mut section);
+            self.space.drain(&mut section, &self.hands);
         }
         self.ends(Errand::Prune, range);
     }

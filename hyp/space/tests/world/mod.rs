@@ -140,6 +140,11 @@ impl<F: Format> World<F> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the first CPU's hands.
+    fn hands(&self) -> Hands<'_> {
+        Hands { id: CpuId::BOOT, ram: &self.ram }
+    }
+
     /// From a space's beginning to its end.
     fn live(&self, format: F, geometry: Geometry<F>, plan: &Plan, life: u64) {
         self.ground.guarded(|| {
@@ -189,7 +194,7 @@ impl<F: Format> World<F> {
                 space.stop_log(&mut section).expect("it runs, and nobody else is at work");
             }
         }
-        while space.drain(&mut section) {
+        while space.drain(&mut section, &self.hands()) {
             section.pass();
         }
         let mapped = actor.rests(plan.cpus);
@@ -236,7 +241,7 @@ impl<F: Format> World<F> {
             actor.is_ending();
             let mut section = sections.enter(CpuId::BOOT);
             if let Some(space) = space.take() {
-                space.destroy(&mut section, &actor);
+                space.destroy(&mut section, &self.hands(), &actor);
             }
             actor.has_ended();
             self.ram.machine.drain_kept();

@@ -7,7 +7,8 @@ use stage2::{Entries, FreshTable, TablePa, TableSize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use types::{Cpu, CpuId, FRAME_SHIFT, FRAME_SIZE, Pa, SysReg, Ticks};
+use types::sync::{Touch, touch};
+use types::{CpuId, FRAME_SHIFT, FRAME_SIZE, Pa, StandIn};
 
 /// Where it is.
 pub(crate) const BASE: Pa = Pa::new(0x4000_0000);
@@ -176,38 +177,25 @@ pub(crate) struct Hands<'w> {
     pub(crate) ram: &'w Ram,
 }
 
-impl Cpu for Hands<'_> {
-    fn id(&self) -> CpuId {
-        self.id
+impl StandIn for Hands<'_> {
+    fn number(&self) -> usize {
+        self.id.index()
     }
 
-    fn kick(&self, _: CpuId) {}
-
-    fn now(&self) -> Ticks {
-        0
-    }
-
-    fn tick_hz(&self) -> u64 {
-        1
-    }
-
-    fn read_id(&self, _: SysReg) -> u64 {
-        0
-    }
-
-    fn publish(&self, pa: Pa, bytes: u64) {
+    fn publishes(&self, pa: Pa, bytes: u64) {
         self.ram.clean(pa, bytes);
     }
 
-    fn clean(&self, pa: Pa, bytes: u64) {
+    fn cleans(&self, pa: Pa, bytes: u64) {
         self.ram.clean(pa, bytes);
     }
 
-    fn clean_and_invalidate(&self, pa: Pa, bytes: u64) {
+    fn cleans_and_invalidates(&self, pa: Pa, bytes: u64) {
         in_one_step(|| self.ram.clean_and_invalidate(pa, bytes));
+        touch(self.ram.machine.map().pointer(pa).addr(), Touch::Cleaned(bytes));
     }
 
-    fn zero(&self, pa: Pa, bytes: u64) {
+    fn zeroes(&self, pa: Pa, bytes: u64) {
         let zeroes = [0; FRAME_SIZE as usize];
         for at in (0..bytes).step_by(FRAME_SIZE as usize) {
             let zeroed = self.ram.machine.write(pa.wrapping_add(at), &zeroes);

@@ -25,12 +25,12 @@ const MOVES: u64 = 64;
 impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
     /// Gives memory back.
     pub(super) fn discard(&mut self, part: Part) -> Result<Answer, Status> {
-        let answer = match self.space.discard(self.section, self.tlb, part.rest) {
+        let answer = match self.space.discard(self.section, self.cpu, self.tlb, part.rest) {
             Ok(next) => part.done(next),
             Err(error) => part.failed(error),
         };
         // What had to wait for readers goes back soon, not when this CPU idles.
-        self.space.drain(self.section);
+        self.space.drain(self.section, self.cpu);
         Ok(answer)
     }
 

@@ -117,7 +117,7 @@ impl Service {
             calls::SURVEY => self.on_range(arguments, |part| memory.survey(part)),
             calls::SELF_CHECK => self.on_range(arguments, |part| memory.check(part)),
             calls::YIELD => {
-                memory.space.drain(memory.section);
+                memory.space.drain(memory.section, memory.cpu);
                 after = After::Yield;
                 Answer::SUCCESS
             }

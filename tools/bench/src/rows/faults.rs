@@ -3,49 +3,18 @@
 use super::threads::together;
 use crate::comparison::{Comparison, Contender, Row, Target};
 use crate::pool;
-use crate::scene::{BLOCK, Format, NoTlb, PAGE, cpu, geometry, range};
+use crate::scene::{BLOCK, Format, NoTlb, NoZeroing, PAGE, cpu, geometry, range};
 use frames::{Order, Owner};
 use space::{Outcome, Region, Space};
 use stage2::{Bbm, EntryEpoch, Quiescence};
 use std::time::Duration;
-use types::{Access, Cause, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, SysReg, Ticks};
+use types::{Access, Cause, CpuId, Fault, FaultKind, Height, Ipa};
 use vmsa::Features;
 
 /// The region: 256 MiB.
 const BLOCKS: u64 = 128;
 /// Pages of each block that are faulted in one by one; the first is there before, so that the table is.
 const PAGES_OF_BLOCK: u64 = BLOCK / PAGE - 1;
-
-/// A CPU that takes memory for zeroed.
-struct NoZeroing(CpuId);
-
-impl Cpu for NoZeroing {
-    fn id(&self) -> CpuId {
-        self.0
-    }
-
-    fn kick(&self, _: CpuId) {}
-
-    fn now(&self) -> Ticks {
-        0
-    }
-
-    fn tick_hz(&self) -> u64 {
-        1
-    }
-
-    fn read_id(&self, _: SysReg) -> u64 {
-        0
-    }
-
-    fn publish(&self, _: Pa, _: u64) {}
-
-    fn zero(&self, _: Pa, _: u64) {}
-
-    fn clean(&self, _: Pa, _: u64) {}
-
-    fn clean_and_invalidate(&self, _: Pa, _: u64) {}
-}
 
 /// By pages, and by blocks.
 pub fn comparisons() -> Vec<Comparison> {
@@ -120,6 +89,6 @@ fn with_region(work: impl FnOnce(&Space<'static, Format>, &EntryEpoch) -> Durati
     space.add_region(&mut section, Region::ram(range(0, BLOCKS * BLOCK))).expect("there is no other");
     drop(section);
     let took = work(&space, &epoch);
-    space.destroy(&mut epoch.enter(CpuId::BOOT), &NoTlb);
+    space.destroy(&mut epoch.enter(CpuId::BOOT), &NoZeroing(CpuId::BOOT), &NoTlb);
     took
 }

@@ -4,7 +4,7 @@
 use super::threads::together;
 use crate::comparison::{Comparison, Contender, Row, Target, time};
 use crate::pool;
-use crate::scene::{BLOCK, Format, NoTlb, ONE_UP, PAGE, cpu, geometry, mapping, range};
+use crate::scene::{BLOCK, Format, NoTlb, NoZeroing, ONE_UP, PAGE, cpu, geometry, mapping, range};
 use frames::{Hold, Order, Owner, Usage};
 use space::{Contents, Pin, Pins, Space};
 use stage2::{Answer, Bbm, EntryEpoch, Quiescence};
@@ -69,7 +69,7 @@ fn on_memory(bytes: u64, largest: Height, work: OnSpace) -> Duration {
     // Twice: the first time fetches what both then have at hand.
     work(&space, &epoch, bytes);
     let took = work(&space, &epoch, bytes);
-    space.destroy(&mut epoch.enter(CpuId::BOOT), &NoTlb);
+    space.destroy(&mut epoch.enter(CpuId::BOOT), &NoZeroing(CpuId::BOOT), &NoTlb);
     took
 }
 

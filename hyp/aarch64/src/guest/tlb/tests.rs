@@ -2,40 +2,20 @@
 
 use super::*;
 use crate::effect::{self, Effect};
-use types::{Height, Ipa, Pa, SysReg, Ticks};
+use types::{Height, Ipa, StandIn};
 
 /// A CPU that can kick.
 #[derive(Debug)]
 pub(super) struct Fake(pub(super) CpuId);
 
-impl Cpu for Fake {
-    fn id(&self) -> CpuId {
-        self.0
+impl StandIn for Fake {
+    fn number(&self) -> usize {
+        self.0.index()
     }
 
-    fn kick(&self, target: CpuId) {
+    fn kicks(&self, target: CpuId) {
         effect::record(Effect::Write("kick", target.index() as u64));
     }
-
-    fn now(&self) -> Ticks {
-        0
-    }
-
-    fn tick_hz(&self) -> u64 {
-        1
-    }
-
-    fn read_id(&self, _: SysReg) -> u64 {
-        0
-    }
-
-    fn publish(&self, _: Pa, _: u64) {}
-
-    fn clean(&self, _: Pa, _: u64) {}
-
-    fn clean_and_invalidate(&self, _: Pa, _: u64) {}
-
-    fn zero(&self, _: Pa, _: u64) {}
 }
 
 pub(super) fn cpu(n: usize) -> CpuId {

@@ -228,7 +228,7 @@ impl Turn {
     fn tidy(&self) {
         if self.guest.space.tree().is_draining() {
             let mut section = self.hypervisor.waiting.enter(self.this.core.id());
-            let _ = self.guest.space.drain(&mut section); // what still rests is for the next one who idles
+            let _ = self.guest.space.drain(&mut section, &self.this.core); // what still rests is for the next one who idles
         }
     }
 

@@ -211,7 +211,7 @@ fn a_space_ends_with_its_iommus_off_before_the_last_invalidation() {
         "nobody is let in any more"
     );
     drop(started);
-    space.destroy(&mut stay, &Recorder::default());
+    destroy(space, &mut stay, &Recorder::default());
     drop(stay);
 
     let space = board.space(&iommus, Bbm::Level0, Features::empty());
@@ -227,7 +227,7 @@ fn a_space_ends_with_its_iommus_off_before_the_last_invalidation() {
         }
         fn complete(&self, (): ()) {}
     }
-    space.destroy(&mut stay, &Order(&device));
+    destroy(space, &mut stay, &Order(&device));
     board.machine.drain_kept();
     assert_eq!(board.machine.stats().guest, 0);
     let pins = (0..crate::MAX_PINNED).filter(|_| board.vmids.pin(&Tag::new(), || {}).is_ok()).count();

@@ -48,7 +48,7 @@ fn a_fault_on_a_kept_run_that_is_refused_it_allocates_another() {
             let kept = bench.machine.allocate(frames::Order::FOLIO, frames::Usage::Guest(Owner(1)));
             match kept {
                 Ok(run) => {
-                    bench.cpu.zero(run.pa(), BLOCK);
+                    bench.cpu.zeroes(run.pa(), BLOCK);
                     bench.machine.keep(cpu_id(0), run);
                 }
                 Err(_) => return Went::OutOfMemory,

@@ -16,7 +16,7 @@ use frames::fake::Machine;
 use frames::{Frames, Owner};
 use space::{Region, Space};
 use stage2::{Bbm, EntryEpoch, Geometry, Invalidate, Quiescence, Section, Stay, Work};
-use types::{Access, Cause, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range, SysReg, Ticks};
+use types::{Access, Cause, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range, StandIn};
 use vmsa::{Controls, Features, Granule4K, Layout, Vmsa};
 
 type Format = Vmsa<Granule4K>;
@@ -33,34 +33,16 @@ const MORE: u64 = 0x8000_0000;
 /// A CPU that writes its zeroes into the machine's buffer.
 struct FakeCpu<'f>(usize, &'f Frames);
 
-impl Cpu for FakeCpu<'_> {
-    fn id(&self) -> CpuId {
-        CpuId::new(self.0).unwrap()
+impl StandIn for FakeCpu<'_> {
+    fn number(&self) -> usize {
+        self.0
     }
 
-    fn kick(&self, _: CpuId) {
+    fn kicks(&self, _: CpuId) {
         panic!("a service kicks nobody");
     }
 
-    fn now(&self) -> Ticks {
-        0
-    }
-
-    fn tick_hz(&self) -> u64 {
-        1
-    }
-
-    fn read_id(&self, _: SysReg) -> u64 {
-        0
-    }
-
-    fn publish(&self, _: Pa, _: u64) {}
-
-    fn clean(&self, _: Pa, _: u64) {}
-
-    fn clean_and_invalidate(&self, _: Pa, _: u64) {}
-
-    fn zero(&self, pa: Pa, bytes: u64) {
+    fn zeroes(&self, pa: Pa, bytes: u64) {
         let zeroes = vec![0; bytes as usize];
         self.1.write(pa, &zeroes).expect("what is zeroed is a guest's frame");
     }
@@ -104,10 +86,10 @@ fn with_rig(test: impl FnOnce(&Rig<'_>)) {
     rig.with_memory(0, |memory| rig.service.end(memory));
     let Rig { space, .. } = rig;
     let mut stay = epoch.enter(CpuId::BOOT);
-    while space.drain(&mut stay) {
+    while space.drain(&mut stay, &FakeCpu(0, &machine)) {
         stay.pass();
     }
-    space.destroy(&mut stay, &Complete);
+    space.destroy(&mut stay, &FakeCpu(0, &machine), &Complete);
     machine.drain_kept();
     assert_eq!(machine.stats(), before, "nothing has leaked");
 }

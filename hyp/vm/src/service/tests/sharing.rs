@@ -41,10 +41,10 @@ fn with_pair(test: impl FnOnce(&Pair<'_>)) {
     for rig in pair.machines {
         rig.with_memory(0, |memory| rig.service.end(memory));
         let mut stay = epoch.enter(CpuId::BOOT);
-        while rig.space.drain(&mut stay) {
+        while rig.space.drain(&mut stay, &FakeCpu(0, &machine)) {
             stay.pass();
         }
-        rig.space.destroy(&mut stay, &Complete);
+        rig.space.destroy(&mut stay, &FakeCpu(0, &machine), &Complete);
     }
     machine.drain_kept();
     assert_eq!(machine.stats(), before, "nothing has leaked");

@@ -19,7 +19,7 @@ use std::{
     },
     thread,
 };
-use types::{CpuId, Ipa, Pa, SysReg, Ticks};
+use types::{CpuId, Ipa, StandIn};
 
 /// So many looks at a kick that does not come mean that it was lost.
 const PATIENCE: usize = 20_000_000;
@@ -30,37 +30,13 @@ struct ThreadCpu<'a> {
     pending: &'a [AtomicBool],
 }
 
-impl Cpu for ThreadCpu<'_> {
-    fn id(&self) -> CpuId {
-        self.id
+impl StandIn for ThreadCpu<'_> {
+    fn number(&self) -> usize {
+        self.id.index()
     }
 
-    fn kick(&self, target: CpuId) {
+    fn kicks(&self, target: CpuId) {
         self.pending[target.index()].store(true, SeqCst);
-    }
-
-    fn now(&self) -> Ticks {
-        0
-    }
-
-    fn tick_hz(&self) -> u64 {
-        1
-    }
-
-    fn read_id(&self, _: SysReg) -> u64 {
-        0
-    }
-
-    fn publish(&self, _: Pa, _: u64) {}
-
-    fn zero(&self, _: Pa, _: u64) {}
-
-    fn clean(&self, _: Pa, _: u64) {
-        panic!("nothing is moved here");
-    }
-
-    fn clean_and_invalidate(&self, _: Pa, _: u64) {
-        panic!("nothing is moved here");
     }
 }
 
