@@ -6,7 +6,7 @@
 //!
 //! Neighbours: the tests of `space`, which bring spaces; [`stress`](crate::stress), which brings a tree alone.
 
-use super::baton::Baton;
+use super::baton::{Act, Baton};
 use super::breach::{Breach, Failure};
 use super::cpu::{Cpu, Pending, Tags};
 use super::errand::{Coverage, Errand};
@@ -22,7 +22,6 @@ use super::words::Words;
 use crate::{Effect, Reach};
 use stage2::{Bbm, Format, Geometry, Invalidate, Work, span};
 use std::sync::Arc;
-use std::thread;
 use types::sync::Point;
 use types::{CpuId, Height, Ipa, Pa, Range, Vmid};
 
@@ -105,20 +104,15 @@ impl<F: Format> Ground<F> {
 
     /// Runs `act` on every CPU, in turns. `tags`: where the space's tag comes from, if it may change.
     pub fn together(&self, tags: Option<&dyn Tags>, act: impl Fn(Actor<'_, F>) + Sync) {
-        self.machine.baton.again(self.plan.cpus);
-        thread::scope(|scope| {
-            for cpu in 0..self.plan.cpus {
-                let act = &act;
-                scope.spawn(move || self.machine.run_as(cpu, || act(self.actor(cpu, tags))));
-            }
-        });
+        let act = &act;
+        let work = |cpu| Box::new(move || act(self.actor(cpu, tags))) as Act<'_>;
+        self.machine.run((0..self.plan.cpus).map(work).collect());
     }
 
     /// Runs `act` on the first CPU, with nobody else at work.
     pub fn alone(&self, tags: Option<&dyn Tags>, act: impl FnOnce(Actor<'_, F>)) {
         if !self.machine.has_failed() {
-            self.machine.baton.again(1);
-            self.machine.run_as(0, || act(self.actor(0, tags)));
+            self.machine.run_alone(|| act(self.actor(0, tags)));
         }
     }
 

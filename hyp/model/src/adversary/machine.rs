@@ -1,6 +1,6 @@
-//! [`Adversary`]: the state behind its lock, and the threads that act on it, each as one CPU.
+//! [`Adversary`]: the state behind its lock, and the CPUs that act on it.
 
-use super::baton::{Baton, Stopped};
+use super::baton::{Act, Baton, Stopped};
 use super::breach::{Breach, Failure};
 use super::state::{Crime, State};
 use super::words::Words;
@@ -21,7 +21,7 @@ const RESTLESS: u64 = 3;
 pub(super) struct Adversary<F: Format> {
     words: Arc<dyn Words>,
     state: Mutex<State<F>>,
-    pub(super) baton: Arc<Baton>,
+    pub(super) baton: Baton,
     failure: Mutex<Option<Failure>>,
 }
 
@@ -31,35 +31,30 @@ trait Points: Send + Sync {
     fn touch(&self, me: usize, address: usize, touch: Touch);
 }
 
-/// Which CPU this thread is.
-struct Me {
-    cpu: usize,
-    machine: Arc<dyn Points>,
-}
-
 thread_local! {
-    static ME: RefCell<Option<Me>> = const { RefCell::new(None) };
+    /// The machine whose CPUs this thread runs.
+    static MACHINE: RefCell<Option<Arc<dyn Points>>> = const { RefCell::new(None) };
+    /// Which of them has the baton.
+    static ME: Cell<usize> = const { Cell::new(0) };
     /// The machine itself is at work in this thread: what it does is no CPU's doing.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Passes a point of this thread, if it is a CPU's.
+/// Passes a point of this thread, if it runs CPUs.
 pub(super) fn pass(point: Point) {
-    if !thread::panicking() && !INSIDE.get() {
-        ME.with_borrow(|me| {
-            if let Some(me) = me {
-                me.machine.pass(me.cpu, point);
-            }
-        });
-    }
+    as_cpu(|machine, me| machine.pass(me, point));
 }
 
 /// This thread does something to memory that the hardware reads, too.
 fn touch(address: usize, touch: Touch) {
+    as_cpu(|machine, me| machine.touch(me, address, touch));
+}
+
+fn as_cpu(act: impl FnOnce(&dyn Points, usize)) {
     if !thread::panicking() && !INSIDE.get() {
-        ME.with_borrow(|me| {
-            if let Some(me) = me {
-                me.machine.touch(me.cpu, address, touch);
+        MACHINE.with_borrow(|machine| {
+            if let Some(machine) = machine {
+                act(&**machine, ME.get());
             }
         });
     }
@@ -73,9 +68,9 @@ pub fn in_one_step<T>(act: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Returns which CPU this thread is: the first, where it is none of a run's threads.
+/// Returns which CPU it is that acts: the first, where it is none of a run's.
 pub(super) fn me() -> usize {
-    ME.with_borrow(|me| me.as_ref().map_or(0, |me| me.cpu))
+    ME.get()
 }
 
 impl<F: Format> Points for Adversary<F> {
@@ -119,7 +114,7 @@ impl<F: Format> Points for Adversary<F> {
 }
 
 impl<F: Format> Adversary<F> {
-    pub(super) fn new(words: Arc<dyn Words>, state: State<F>, baton: Arc<Baton>) -> Arc<Self> {
+    pub(super) fn new(words: Arc<dyn Words>, state: State<F>, baton: Baton) -> Arc<Self> {
         Arc::new(Self { words, state: Mutex::new(state), baton, failure: Mutex::new(None) })
     }
 
@@ -194,17 +189,28 @@ impl<F: Format> Adversary<F> {
         let _ = catch_unwind(AssertUnwindSafe(|| self.fail(Breach::Panicked, what, Vec::new())));
     }
 
-    /// Runs `act` as CPU `cpu`, in turns with the others.
-    pub(super) fn run_as(self: &Arc<Self>, cpu: usize, act: impl FnOnce()) {
-        let machine: Arc<dyn Points> = self.clone();
-        ME.set(Some(Me { cpu, machine }));
-        self.baton.come(cpu);
+    /// Runs `acts`, one as each CPU, in turns.
+    pub(super) fn run<'a>(self: &'a Arc<Self>, acts: Vec<Act<'a>>) {
+        let guarded = |act: Act<'a>| Box::new(move || self.guarded(act)) as Act<'a>;
+        let acts = acts.into_iter().map(guarded).collect();
+        self.at_work(|| self.baton.run(acts, |cpu| ME.set(cpu)));
+    }
+
+    /// Runs `act` as the first CPU, with nobody else at work.
+    pub(super) fn run_alone(self: &Arc<Self>, act: impl FnOnce()) {
+        self.baton.alone();
+        self.at_work(|| self.guarded(act));
+    }
+
+    /// Has this thread run CPUs.
+    fn at_work(self: &Arc<Self>, act: impl FnOnce()) {
+        MACHINE.set(Some(self.clone()));
         set_hook(Some(pass));
         set_witness(Some(touch));
-        self.guarded(act);
+        act();
         set_witness(None);
         set_hook(None);
-        ME.set(None);
-        self.baton.leave(cpu);
+        MACHINE.set(None);
+        ME.set(0);
     }
 }

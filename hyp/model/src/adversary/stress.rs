@@ -1,6 +1,6 @@
 //! [`stress`]: several CPUs at work on one tree, with guests and a device on it, as one seed says.
 
-use super::baton::Baton;
+use super::baton::{Act, Baton};
 use super::breach::Failure;
 use super::cpu::{Cpu, Lapse};
 use super::errand::{Coverage, Errand};
@@ -16,7 +16,6 @@ use stage2::{
     Tree, Waiting, span,
 };
 use std::sync::Arc;
-use std::thread;
 use types::sync::Point;
 use types::{CpuId, Height, Ipa, Range};
 
@@ -223,22 +222,17 @@ fn one_life<F: Format>(
             // The judge wants grace periods, also where nobody else has ever looked.
             let _ = tree.open(&sections.enter(CpuId::new(types::MAX_CPUS - 1).unwrap_or(CpuId::BOOT)));
         }
-        machine.baton.again(plan.cpus);
-        thread::scope(|scope| {
-            for cpu in 0..plan.cpus {
-                let (tree, sections) = (&tree, &sections);
-                scope.spawn(move || {
-                    machine.run_as(cpu, || {
-                        let seed = plan.seed ^ (life << 32 | (cpu as u64 + 1) << 8);
-                        let cpu = Cpu::new(machine.clone(), cpu, plan.sequence.clone(), plan.lapse);
-                        Worker::new(machine, tree, sections, cpu, field, seed).work(plan.operations);
-                    });
-                });
+        let work = |cpu: usize| {
+            let (tree, sections) = (&tree, &sections);
+            move || {
+                let seed = plan.seed ^ (life << 32 | (cpu as u64 + 1) << 8);
+                let cpu = Cpu::new(machine.clone(), cpu, plan.sequence.clone(), plan.lapse);
+                Worker::new(machine, tree, sections, cpu, field, seed).work(plan.operations);
             }
-        });
+        };
+        machine.run((0..plan.cpus).map(|cpu| Box::new(work(cpu)) as Act<'_>).collect());
         if !machine.has_failed() {
-            machine.baton.again(1);
-            machine.run_as(0, || rest(machine, tree, &sections, plan, field, life));
+            machine.run_alone(|| rest(machine, tree, &sections, plan, field, life));
         }
     });
 }
