@@ -307,6 +307,10 @@ impl<F: Format, C: Cpu> Gather<'_, '_, F, C> {
 }
 
 impl<F: Format, C: Cpu> Mover<F> for Gather<'_, '_, F, C> {
+    fn is_free_of_marks(&self) -> bool {
+        true // no log runs, and none that begins meanwhile finds the collapse at work
+    }
+
     fn ahead<S: Section, I: Invalidate>(&mut self, section: &mut S, tlb: &I) -> bool {
         if self.joins {
             return true;

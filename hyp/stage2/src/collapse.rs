@@ -68,6 +68,12 @@ pub enum CollapseError {
 
 /// Who moves the contents of many leaves into one run of memory.
 pub trait Mover<F: Format> {
+    /// Tells whether nobody asks which of the leaves were written, as no log runs. Where the format keeps no dirty flag, they may
+    /// then differ in the right to write, which is the mark of that, and the block gives it if all of them did.
+    fn is_free_of_marks(&self) -> bool {
+        false
+    }
+
     /// Is called before anything is changed, when all pages that the collapse takes are drawn: to copy ahead, if the mover
     /// likes. Returns whether to go on.
     fn ahead<S: Section, I: Invalidate>(&mut self, section: &mut S, cpu: &I) -> bool {
@@ -117,8 +123,8 @@ impl<F: Format, M: Entries> Children<'_, F, M> {
 enum Likeness {
     /// Addresses side by side.
     Contiguous,
-    /// Attributes only: the contents are moved. Where the right to write is the mark that a leaf was written, some may have
-    /// it and some not: it is theirs to get back.
+    /// Attributes only: the contents are moved. Where the right to write is a mark that nobody asks for, some may have it and
+    /// some not: it is theirs to get back.
     Attributes,
 }
 
@@ -166,8 +172,9 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     /// As [`Self::collapse`], of leaves that may map any memory: `mover` brings their contents together while nobody can
     /// use them. What they mapped goes to `sink`. Always breaks, since addresses change.
     ///
-    /// Where the format keeps no dirty flag, a harvest takes the right to write, and a fault gives it back, leaf by leaf. So
-    /// there the leaves may differ in it, and the block gives it if all of them did; if not, the next write faults.
+    /// Where the format keeps no dirty flag, a harvest takes the right to write, and a fault gives it back, leaf by leaf. Leaves
+    /// that differ in it become a block only where the mover is [free of such marks](Mover::is_free_of_marks): the block gives
+    /// the right if all of them did; if not, the next write faults.
     ///
     /// Bounded as [`Self::collapse`], and by [`MOVE_BYTES`] to move.
     ///
@@ -229,7 +236,11 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
         if self.is_logging() && !mutant("collapse-under-a-log") {
             return Err(CollapseError::Logging);
         }
-        let collapse = view.candidate(block.start(), height, likeness)?;
+        let loose = match likeness {
+            Likeness::Attributes if !keeps_dirty(self.format) && mover.is_free_of_marks() => Access::WRITE,
+            _ => Access::empty(),
+        };
+        let collapse = view.candidate(block.start(), height, likeness, loose)?;
         let way = view.collapse_way(&collapse);
         let is_harmful = way == CollapseWay::Break && self.restraint().from.contains(Harm::BREAK);
         if is_harmful && !mutant("iommu-downgraded") {
@@ -338,7 +349,13 @@ impl<M: Pages> Drop for Drawn<'_, M> {
 
 impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
     /// Looks whether there is a table to collapse. A look that says no is final; one that says yes decides nothing.
-    fn candidate(&self, ipa: Ipa, height: Height, likeness: Likeness) -> Result<Collapse, CollapseError> {
+    fn candidate(
+        &self,
+        ipa: Ipa,
+        height: Height,
+        likeness: Likeness,
+        loose: Access,
+    ) -> Result<Collapse, CollapseError> {
         let tree = self.tree;
         let Spot { place: link, raw, pending } = tree.find(ipa, height, |_| false);
         let busy = CollapseError::Busy { ipa };
@@ -355,10 +372,6 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             return Err(CollapseError::Uneven { ipa });
         };
         let bbm = tree.bbm();
-        let loose = match likeness {
-            Likeness::Attributes if !keeps_dirty(tree.format) => Access::WRITE,
-            _ => Access::empty(),
-        };
         let collapse =
             Collapse { ipa, link, raw_link: raw, table, below, entries, first, likeness, loose, bbm };
         if let Likeness::Contiguous = likeness

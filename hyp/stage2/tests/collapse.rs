@@ -201,9 +201,15 @@ fn flags_of_single_pages_are_in_the_block() {
 struct Removal {
     to: Option<Pa>,
     seen: Vec<(Ipa, Pa)>,
+    /// Nobody asks what was written.
+    is_free_of_marks: bool,
 }
 
 impl Mover<Format4K> for Removal {
+    fn is_free_of_marks(&self) -> bool {
+        self.is_free_of_marks
+    }
+
     fn move_in<M: Entries>(&mut self, children: &Children<'_, Format4K, M>) -> Option<Pa> {
         self.seen.extend(children.iter().map(|(ipa, leaf)| (ipa, leaf.pa)));
         self.to
@@ -226,7 +232,14 @@ fn collapse_into(
     machine: &Machine,
     to: Option<Pa>,
 ) -> (Result<(), CollapseError>, Places, Places) {
-    let mut removal = Removal { to, seen: Vec::new() };
+    collapse_by(rig, machine, Removal { to, seen: Vec::new(), is_free_of_marks: true })
+}
+
+fn collapse_by(
+    rig: &Rig<'_, Format4K>,
+    machine: &Machine,
+    mut removal: Removal,
+) -> (Result<(), CollapseError>, Places, Places) {
     let mut lost = Vec::new();
     let mut section = machine.enter(CpuId::BOOT);
     let result = rig.tree.collapse_into(
@@ -275,8 +288,12 @@ fn a_right_that_one_part_has_lost_is_not_in_the_block() {
         let mut section = machine.enter(CpuId::BOOT);
         rig.tree.protect(&mut section, &machine, page, Access::RX, &mut |_, _| {}).expect("mapped");
         drop(section);
-        let (result, ..) = collapse_into(&rig, &machine, Some(Pa::new(8 << 30)));
         let uneven = |n| CollapseError::Uneven { ipa: Ipa::new(BLOCK + n * PAGE) };
+        let to = Some(Pa::new(8 << 30));
+        let asked = Removal { to, seen: Vec::new(), is_free_of_marks: false };
+        let (result, ..) = collapse_by(&rig, &machine, asked);
+        assert_eq!(result, Err(uneven(9)), "who may be asked what was written has it told apart");
+        let (result, ..) = collapse_into(&rig, &machine, to);
         assert_eq!(result, expected.map_err(uneven));
         if result.is_ok() {
             assert_eq!(leaf_at(&rig, &machine, BLOCK).1.attrs.access, Access::RX);
@@ -343,7 +360,7 @@ fn no_more_is_moved_at_once_than_the_largest_folio() {
     let mut rig = rig(&machine, Bbm::Level2);
     rig.map(&stage2::Mapping { largest: BLOCK_HEIGHT, ..mapping(range(GIB, GIB)) }).expect("free");
     let mut section = machine.enter(CpuId::BOOT);
-    let mut removal = Removal { to: Some(Pa::new(8 << 30)), seen: Vec::new() };
+    let mut removal = Removal { to: Some(Pa::new(8 << 30)), seen: Vec::new(), is_free_of_marks: true };
     let ipa = Ipa::new(GIB);
     let moved =
         rig.tree.collapse_into(&mut section, &machine, ipa, Height::new(2), &mut removal, &mut |_| {});
