@@ -356,6 +356,17 @@ fn good_leaf_frozen_and_put_back_under_a_frozen_link() {
 const DC: Effect = Effect::Dc { pa: Pa::new(0x8000), bytes: PAGE_SIZE };
 const FREE: Effect = Effect::Freed { pa: Pa::new(0x8000), bytes: PAGE_SIZE };
 
+#[test]
+fn good_memory_given_back_while_the_table_that_led_there_rests() {
+    let block = range(0, 2 * PAGE_SIZE);
+    let (off, gone) = (root(link(false), Entry::Frozen), root(Entry::Frozen, Entry::Absent));
+    let dead = page(0, ram(0x8000), Entry::Dead);
+    let clean = invalidate(Class::Tables, block, None);
+    good(Bbm::Level0, &story(&[&mapped_page(), &[off], &clean, &[dead, gone, FREE]]));
+    let early = story(&[&mapped_page(), &[off, dead], &[FREE]]);
+    bad(Bbm::Level0, &early, "while TLBs may hold it");
+}
+
 /// Judges what is done to a page that was mapped, with its invalidation in between where `out` is done and `then` not.
 fn past_caches(out: &[Effect], then: &[Effect]) -> Result<(), String> {
     let geometry = Geometry::new(BLOCK, 14).expect("two blocks");
@@ -370,7 +381,10 @@ fn past_caches(out: &[Effect], then: &[Effect]) -> Result<(), String> {
 fn good_memory_cleaned_out_of_reach_and_given_back() {
     assert_eq!(past_caches(&[], &[DC, FREE]), Ok(()));
     assert_eq!(past_caches(&[], &[page(0, Entry::Frozen, Entry::Absent), DC, FREE]), Ok(()));
-    good(Bbm::Level0, &story(&[&mapped_page(), &[FREE]])); // where guests cannot go past the caches
+    // Where guests cannot go past the caches.
+    let frozen = [page(0, ram(0x8000), Entry::Frozen)];
+    let clean = invalidate(Class::Leaves, range(0, PAGE_SIZE), None);
+    good(Bbm::Level0, &story(&[&mapped_page(), &frozen, &clean, &[FREE]]));
 }
 
 #[test]
@@ -379,8 +393,10 @@ fn bad_memory_given_back_uncleaned() {
     assert!(why.contains("neither cleaned nor invalidated"), "{why}");
     let part = Effect::Dc { pa: Pa::new(0x9000), bytes: PAGE_SIZE };
     assert!(past_caches(&[], &[part, FREE]).is_err(), "another page was");
-    let again = [DC, page(0, Entry::Frozen, Entry::Absent), page(0, Entry::Absent, ram(0x8000)), FREE];
-    assert!(past_caches(&[], &again).is_err(), "a guest has used it since");
+    let again = [DC, page(0, Entry::Frozen, ram(0x8000)), page(0, ram(0x8000), Entry::Frozen)];
+    let clean = invalidate(Class::Leaves, range(0, PAGE_SIZE), None);
+    let why = past_caches(&[], &story(&[&again, &clean, &[FREE]])).expect_err("a guest has used it since");
+    assert!(why.contains("neither cleaned nor invalidated"), "{why}");
 }
 
 #[test]

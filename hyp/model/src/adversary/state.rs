@@ -240,12 +240,12 @@ impl<F: Format> State<F> {
         let Some(judge) = &mut self.judge else { return Ok(()) };
         let about = about.or_else(|| judge.owed().filter(|_| effect == Effect::StepEnd));
         judge.step(effect).map_err(|violation| {
-            let table = if let Effect::Write { table, .. } | Effect::GiveBack { table } = effect {
-                Some(table)
-            } else {
-                None
+            let table = match effect {
+                Effect::Write { table, .. } | Effect::GiveBack { table } => Some(table),
+                _ => judge.blamed().map(|(table, _)| table),
             };
-            Crime { breach: Breach::Judged, what: violation.to_string(), range: about, table }
+            let range = about.or_else(|| judge.blamed_range());
+            Crime { breach: Breach::Judged, what: violation.to_string(), range, table }
         })
     }
 

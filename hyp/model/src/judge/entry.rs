@@ -44,7 +44,10 @@ impl<F: Format> Judge<F> {
             // Nobody comes here any more but through what walk caches hold.
             match (from.live(), to.live()) {
                 (Some(live), None) => {
-                    self.break_entry(&change, old, live);
+                    // Of a table that nobody can hold anything of, nobody holds an entry.
+                    if !self.is_forgotten(key.0) {
+                        self.break_entry(&change, old, live);
+                    }
                     self.frozen.insert(key, old);
                 }
                 // Before the link comes back, perhaps.

@@ -9,7 +9,7 @@
 //! Cleaned while somebody can still reach it, a page is as it was: what is written a moment later is not cleaned.
 
 use super::{Judge, Violation, require};
-use stage2::{Entry, Format, Live, span};
+use stage2::{Format, Live, span};
 use std::collections::BTreeMap;
 use types::{Height, Pa};
 
@@ -47,7 +47,9 @@ impl<F: Format> Judge<F> {
     /// Memory was cleaned and invalidated.
     pub(super) fn cleaned(&mut self, pa: Pa, bytes: u64) {
         for page in pages::<F>(pa, bytes) {
-            if self.memory.pages.contains_key(&page) && !self.is_within_reach(page) {
+            if self.memory.pages.contains_key(&page)
+                && self.may_be_free(page, span::<F>(Height::PAGE)).is_ok()
+            {
                 self.memory.pages.insert(page, Page::Clean);
             }
         }
@@ -63,32 +65,6 @@ impl<F: Format> Judge<F> {
             );
         }
         Ok(())
-    }
-
-    /// Tells whether anybody may come to a page: by a table that the hardware can reach, or may hold; or by what an entry
-    /// was that is not clean.
-    fn is_within_reach(&self, page: Pa) -> bool {
-        let leads_here = |raw, height| match self.format.decode(raw, height) {
-            Entry::Leaf(leaf) | Entry::Held(Live::Leaf(leaf)) => {
-                leaf.pa <= page && page.get() < leaf.pa.get() + span::<F>(height)
-            }
-            _ => false,
-        };
-        let end = self.the_end();
-        let is_over = end.cleaning.is_clean() && end.is_quiescent;
-        let by_table = self.words.iter().any(|(table, words)| {
-            let height = match (self.linked.get(table), self.unlinked.get(table)) {
-                (Some(spot), _) if !is_over => spot.height,
-                (_, Some(unlinked)) if !unlinked.cleaning.is_clean() => unlinked.at.height,
-                _ => return false,
-            };
-            words.values().any(|raw| leads_here(*raw, height))
-        });
-        by_table
-            || self.unclean.iter().any(|(key, unclean)| {
-                let height = self.place(*key).map(|(_, height)| height);
-                unclean.broken.zip(height).is_some_and(|(raw, height)| leads_here(raw, height))
-            })
     }
 }
 

@@ -407,6 +407,12 @@ impl<F: Format> Judge<F> {
         self.place(*key).map(|(range, _)| range)
     }
 
+    /// Returns the addresses of the entry that was objected to last, where that is known.
+    #[cfg(not(loom))]
+    pub(crate) fn blamed_range(&self) -> Option<Range> {
+        self.place(self.blamed.get()?).map(|(range, _)| range)
+    }
+
     /// Names an entry, and tells its story.
     fn story(&self, key: (Pa, usize)) -> String {
         self.blamed.set(Some(key));

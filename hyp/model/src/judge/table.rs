@@ -155,7 +155,7 @@ impl<F: Format> Judge<F> {
     }
 
     /// What a table that is linked still may be given back by.
-    pub(super) fn the_end(&self) -> Unlinked {
+    fn the_end(&self) -> Unlinked {
         let mut end = self.end.clone();
         if self.is_told {
             // Whoever has walked these tables since the invalidation holds something again.
@@ -222,7 +222,7 @@ impl<F: Format> Judge<F> {
 
     /// Tells whether a table was unlinked, and no TLB and no walk cache holds anything that came through it any more: then
     /// nobody walks it again, and whatever its entries become, they owe nothing.
-    fn is_forgotten(&self, table: Pa) -> bool {
+    pub(super) fn is_forgotten(&self, table: Pa) -> bool {
         self.unlinked.get(&table).is_some_and(|table| table.cleaning.is_clean())
     }
 
