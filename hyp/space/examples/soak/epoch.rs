@@ -154,7 +154,7 @@ impl Epoch {
         self.plan.likes = Some(race.likes);
         self.plan.lingers = *dice.pick(&[2, 3, 6]);
         self.plan.longest = match race.place {
-            Place::SharedTags => *dice.pick(&[500, 2000, 5000]),
+            Place::SharedTags | Place::SlowLooks => *dice.pick(&[500, 2000, 5000]),
             _ => *dice.pick(&[60, 200, 600]),
         };
         self.plan.pace = *dice.pick(&[1, 2, 3, 5]);
@@ -163,7 +163,7 @@ impl Epoch {
             Place::ShortLives => (self.plan.lives, self.plan.operations) = (12, self.plan.operations.min(25)),
             Place::AboveLevel0 => self.plan.bbm = bbm.max(Bbm::Level1),
             Place::Device => self.plan.style = Style::Broadcast,
-            Place::Tables | Place::Space | Place::SharedTags | Place::SpaceWithDevice => {}
+            Place::Tables | Place::Space | Place::SlowLooks | Place::SharedTags | Place::SpaceWithDevice => {}
         }
         self
     }

@@ -52,6 +52,8 @@ struct Outcome {
     operations: u64,
     steps: u64,
     seen: Seen,
+    /// The epoch that took longest, and how long.
+    slowest: Option<(Duration, Epoch)>,
     failure: Option<Failed>,
 }
 
@@ -113,6 +115,9 @@ fn main() -> ExitCode {
         outcome.operations as f64 / seconds,
         outcome.steps
     );
+    if let Some((time, epoch)) = outcome.slowest {
+        println!("the slowest took {:.1} seconds: {epoch}", time.as_secs_f64());
+    }
     if let Some(failed) = outcome.failure {
         tell(&failed, wanted.epoch.is_some());
         return ExitCode::from(1);
@@ -188,7 +193,9 @@ fn lock(outcome: &Mutex<Outcome>) -> std::sync::MutexGuard<'_, Outcome> {
 
 /// Runs one epoch and adds what came of it.
 fn add(outcome: &Mutex<Outcome>, epoch: Epoch) {
+    let start = Instant::now();
     let Report { failure, steps, operations, coverage } = epoch.run();
+    let time = start.elapsed();
     let mut outcome = lock(outcome);
     outcome.epochs += 1;
     outcome.operations += operations;
@@ -198,5 +205,7 @@ fn add(outcome: &Mutex<Outcome>, epoch: Epoch) {
     of.add(&coverage);
     if let Some(failure) = failure {
         outcome.failure.get_or_insert(Failed { epoch, failure: failure.to_string() });
+    } else if outcome.slowest.as_ref().is_none_or(|(slowest, _)| *slowest < time) {
+        outcome.slowest = Some((time, epoch));
     }
 }

@@ -32,6 +32,8 @@ pub(crate) enum Place {
     Tables,
     /// On a space.
     Space,
+    /// On a space where others do a lot between a look and the check that it still stands.
+    SlowLooks,
     /// On a space that shares tags with others.
     SharedTags,
     /// On tables at a level at which one TLB may hold two sizes.
@@ -161,10 +163,10 @@ pub(crate) const RACES: &[Race] = &[
     named("an IOMMU was let out", Place::SpaceWithDevice, &[Attach, Collapse, Split]),
     named("pin lost to a change of its entry", Place::Space, &[Pin, Zap, Move]),
     named("pin refused by the word", Place::Space, &[Pin, Move, Split]),
-    named("a block pin came after the folio was parted", Place::Space, &[Pin, Pin, Zap, Zap, Fault]),
+    named("a block pin came after the folio was parted", Place::SlowLooks, &[Pin, Pin, Zap, Collapse]),
     named("move lost to a pin", Place::Space, &[Pin, Move]),
     named("move refused by a pin", Place::Space, &[Pin, Move]),
-    named("collapse lost to a pin", Place::Space, &[Pin, Split, Move, Collapse, Collapse]),
+    named("collapse lost to a pin", Place::SlowLooks, &[Pin, Zap, Collapse, Collapse]),
     named("collapse refused by a pin", Place::Space, &[Pin, Collapse, Split]),
     named("collapse refused by a log", Place::Space, &[Log, Collapse, Split]),
     named("a pinner was asked, and let go", Place::Space, &[Pin, Move]),
