@@ -154,7 +154,8 @@ impl Epoch {
         self.plan.likes = Some(race.likes);
         self.plan.lingers = *dice.pick(&[2, 3, 6]);
         self.plan.longest = match race.place {
-            Place::SharedTags | Place::SlowLooks => *dice.pick(&[500, 2000, 5000]),
+            Place::SharedTags => *dice.pick(&[500, 2000, 5000]),
+            Place::SlowLooks => *dice.pick(&[500, 1000, 2000]),
             _ => *dice.pick(&[60, 200, 600]),
         };
         self.plan.pace = *dice.pick(&[1, 2, 3, 5]);

@@ -324,7 +324,8 @@ impl<F: Format> Worker<'_, F> {
     /// Pins a page or a block for a device.
     pub(super) fn pin(&mut self, ipa: Ipa) {
         self.let_go_of_pins(PINS - 1);
-        let range = if self.dice.one_in(3) { self.block(ipa) } else { self.page(ipa) };
+        let blocks = if self.world.field.is_focused { 2 } else { 3 };
+        let range = if self.dice.one_in(blocks) { self.block(ipa) } else { self.page(ipa) };
         let (hold, kind) =
             if self.dice.one_in(3) { (Hold::Read, Kind::Load) } else { (Hold::Write, Kind::Store) };
         self.begins(Errand::Pin, range);

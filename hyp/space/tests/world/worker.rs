@@ -105,7 +105,8 @@ impl<'w, F: Format> Worker<'w, F> {
             }
             self.let_go_of_what_is_left();
             if self.dice.one_in(if self.world.field.is_focused { 2 } else { 4 }) {
-                self.let_go_of_pins(self.pins.len().saturating_sub(1));
+                let kept = if self.dice.one_in(2) { 0 } else { self.pins.len().saturating_sub(1) };
+                self.let_go_of_pins(kept);
             }
             let moments = self.dice.roll(if self.world.field.is_focused { 3 } else { 6 });
             match self.run_guest(moments) {
@@ -194,12 +195,14 @@ impl<'w, F: Format> Worker<'w, F> {
         Range::block_around(ipa, span::<F>(Height::new(1)))
     }
 
-    /// Returns a page, a block, or everything.
+    /// Returns a page, a block, or everything; in a run about one race blocks as often as pages: what has gone whole comes back
+    /// as a block.
     pub(super) fn some(&mut self) -> Range {
         let at = self.hot();
+        let blocks = if self.world.field.is_focused { 4 } else { 2 };
         match self.dice.roll(8) {
             0 => self.world.field.range,
-            1 | 2 => self.block(at),
+            n if n <= blocks => self.block(at),
             _ => self.page(at),
         }
     }
