@@ -101,6 +101,15 @@ pub fn full_barrier(n: u16) {
     }
 }
 
+/// The barrier with number `n` on memory that is shared with a guest, whose accesses the guest orders by barriers of its
+/// own: `Acquire`, earlier loads before later accesses; `Release`, earlier accesses before later stores.
+#[inline(always)]
+pub fn guest_barrier(n: u16, ordering: Ordering) {
+    if keeps(n) {
+        fence(ordering);
+    }
+}
+
 /// Tells whether the protocol is to be wrong in this one way: never, but in a test that expects to catch it, and where it
 /// is [seeded](SEEDED).
 #[cfg(not(feature = "lab"))]

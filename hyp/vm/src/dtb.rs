@@ -77,6 +77,9 @@ pub fn build(
     if config.hypercalls != Granted::Nothing {
         control(&mut fdt)?;
     }
+    for slot in 0..config.devices.len() {
+        virtio(&mut fdt, slot)?;
+    }
 
     fdt.end_node(root)?;
     fdt.finish()
@@ -200,6 +203,17 @@ fn control(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
+/// A virtio-mmio slot with a device. Which one, its registers tell.
+fn virtio(fdt: &mut FdtWriter, slot: usize) -> Result<(), Error> {
+    let at = map::VIRTIO.get() + map::VIRTIO_SIZE * slot as u64;
+    let node = fdt.begin_node(&format!("virtio_mmio@{at:x}"))?;
+    fdt.property_string("compatible", "virtio,mmio")?;
+    fdt.property_array_u64("reg", &[at, map::VIRTIO_SIZE])?;
+    fdt.property_array_u32("interrupts", &[SPI, map::virtio_intid(slot) - 32, LEVEL_HIGH])?;
+    fdt.property_null("dma-coherent")?;
+    fdt.end_node(node)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,6 +231,7 @@ mod tests {
         let mut config = config(Format::Image, image, Some(1000), 1 << 30);
         config.cpus = (0..vcpus).filter_map(CpuId::new).collect();
         config.regions.push(Range::with_len(Ipa::new(0x1_0000_0000), 0x400_0000).unwrap());
+        config.devices = vec![crate::DeviceKind::Entropy, crate::DeviceKind::Console];
         let placement = plan(&config).unwrap();
         let dtb = build(&config, GicVersion::V3, &placement, &SEED).unwrap();
         (config, placement, dtb)
@@ -254,6 +269,9 @@ mod tests {
             ("/pl011@9000000", "interrupts", vec![0, 1, 4]),
             ("/pl011@9000000", "clocks", vec![CLOCK, CLOCK]),
             ("/apb-pclk", "phandle", vec![CLOCK]),
+            ("/virtio_mmio@a000000", "reg", vec![0, 0xa00_0000, 0, 0x200]),
+            ("/virtio_mmio@a000200", "reg", vec![0, 0xa00_0200, 0, 0x200]),
+            ("/virtio_mmio@a000200", "interrupts", vec![0, 17, 4]),
             ("/psci", "cpu_on", vec![0xc400_0003]),
             ("/chosen", "linux,initrd-start", vec![0, initrd.start().get() as u32]),
             ("/chosen", "linux,initrd-end", vec![0, initrd.start().get() as u32 + 1000]),
@@ -275,6 +293,7 @@ mod tests {
             assert_eq!(text(&dtb, node, property), expected, "{node} {property}");
         }
         assert!(Fdt::new(&dtb).unwrap().find_node("/cpus/cpu@3").is_none());
+        assert!(Fdt::new(&dtb).unwrap().find_node("/virtio_mmio@a000400").is_none());
     }
 
     #[test]

@@ -179,6 +179,25 @@ pub enum BadVm {
         /// What it may say.
         choices: &'static str,
     },
+    /// One device twice.
+    TwoDevices {
+        /// Which.
+        device: &'static str,
+    },
+    /// A block device without a disk's contents, or the contents without the device.
+    DiskAlone {
+        /// What the manifest says.
+        there: &'static str,
+        /// What it does not say.
+        missing: &'static str,
+    },
+    /// A file that is no disk: not of whole sectors, or too large.
+    BadDisk {
+        /// The file.
+        name: &'static str,
+        /// Its bytes.
+        bytes: usize,
+    },
     /// A file that is not in the bundle.
     NoFile {
         /// The key that names it.
@@ -302,6 +321,11 @@ impl fmt::Display for BadVm {
             }
             Self::BadChoice { key, value, choices } => {
                 write!(f, "{key} = {value:?}: it must be one of {choices}")
+            }
+            Self::TwoDevices { device } => write!(f, "devices lists {device:?} twice"),
+            Self::DiskAlone { there, missing } => write!(f, "{there} needs {missing}, too"),
+            Self::BadDisk { name, bytes } => {
+                write!(f, "disk {name:?} has {bytes} bytes: it must be of 512-byte sectors, up to 512 MiB")
             }
             Self::NoFile { key, name } => write!(f, "{key} = {name:?} is not in the bundle"),
             Self::Kernel { name, fault } => write!(f, "kernel {name:?} {fault}"),

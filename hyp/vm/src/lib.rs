@@ -33,6 +33,7 @@ mod sysreg;
 #[cfg(test)]
 mod testing;
 mod vcpu;
+pub mod virtio;
 pub mod vm;
 
 pub use call::{CallOutcome, CallRegs};
@@ -40,7 +41,7 @@ pub use dtb::Seed;
 pub use error::Error;
 pub use gic::{GicModel, GicVersion, TimerIntids};
 pub use host::{Console, Line, ListRegisters, Ram, RamError, Timer};
-pub use manifest::{Granted, Isa, Largest, Limits, Populate, Role, VmConfig, configure};
+pub use manifest::{DeviceKind, Granted, Isa, Largest, Limits, Populate, Role, VmConfig, configure};
 pub use pl011::{Room, Taken};
 pub use power::{Start, Why};
 pub use stats::ExitReason;

@@ -24,7 +24,7 @@ pub const UART_INTID: u32 = 33;
 pub const CONTROL: Ipa = Ipa::new(abi::page::BASE);
 /// Bytes of the hypercall page.
 pub const CONTROL_SIZE: u64 = abi::page::SIZE;
-/// The first virtio-mmio slot. There is no device in any yet.
+/// The first virtio-mmio slot. The devices that the manifest gives a machine are in the first slots, in its order.
 pub const VIRTIO: Ipa = Ipa::new(0x0a00_0000);
 /// Bytes of one virtio-mmio slot.
 pub const VIRTIO_SIZE: u64 = 0x200;
@@ -34,6 +34,14 @@ pub const VIRTIO_SLOTS: u64 = 32;
 pub const BORROWED: Ipa = Ipa::new(abi::share::WINDOW);
 /// Bytes of that window.
 pub const BORROWED_SIZE: u64 = abi::share::WINDOW_BYTES;
+/// The interrupt of the device in slot 0, shared peripheral interrupt 16; the others' follow.
+pub const VIRTIO_INTID: u32 = 48;
+
+/// Returns the interrupt of the device in a slot.
+pub(crate) const fn virtio_intid(slot: usize) -> u32 {
+    VIRTIO_INTID + slot as u32
+}
+
 /// Main memory.
 pub const RAM: Ipa = Ipa::new(0x4000_0000);
 

@@ -17,7 +17,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use log::{debug, error};
 use space::{Progress, SpaceError};
 use stage2::Quiescence;
-use types::{Cpu, Range};
+use types::Cpu;
 use vm::{CallRegs, Role, Why};
 
 /// Answers a controller's call. Tells whether there is one of that number.
@@ -52,7 +52,7 @@ fn answer(hypervisor: &Hypervisor, core: &Core<'_>, regs: &mut CallRegs) -> Answ
 fn create(hypervisor: &Hypervisor, core: &Core<'_>, template: u64) -> Result<Handle, Status> {
     let config = usize::try_from(template).ok().and_then(|number| hypervisor.templates.get(number));
     let config = config.ok_or(Status::InvalidParameter)?;
-    let memory = config.memory().map(Range::len).sum::<u64>();
+    let memory = config.frames_bytes();
     let spare = |spare: u64| spare.checked_sub(memory);
     hypervisor.spare.fetch_update(Relaxed, Relaxed, spare).map_err(|_| Status::NoMemory)?;
     let made = make(hypervisor, core, config);

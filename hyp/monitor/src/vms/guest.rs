@@ -252,7 +252,7 @@ impl Guest {
         let (owner, tag) = (space.owner(), space.tag().last());
         let tlb = tlb(hypervisor, core, &tag, space.root(), &presence);
         let space = (*space).start_destroy(&mut hypervisor.waiting.enter(core.id()), &tlb);
-        let memory = vm.config().memory().map(Range::len).sum();
+        let memory = vm.config().frames_bytes();
         Remains { space, owner, memory }
     }
 

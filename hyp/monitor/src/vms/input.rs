@@ -5,6 +5,7 @@
 //! control holds the rest back.
 
 use super::guest::Guest;
+use super::service::Engine;
 use crate::console;
 use crate::outlet;
 use aarch64::cpu::Core;
@@ -57,7 +58,7 @@ impl Input {
     /// it is dropped.
     ///
     /// Where there are several guests, [`SWITCH`] is for nobody: it tells that the input is to go to the next one.
-    pub(super) fn receive(&self, guest: Option<&Guest>, core: &Core<'_>) -> Switch {
+    pub(super) fn receive(&self, guest: Option<&Guest>, engine: &Engine, core: &Core<'_>) -> Switch {
         let mut queue = self.queue.lock();
         let mut switch = Switch::Stay;
         console::receive(&mut |byte| {
@@ -72,7 +73,7 @@ impl Input {
             console::mask_receive_interrupt();
             queue.gate = Gate::Shut;
         }
-        self.hand_over(&mut queue, guest, core);
+        self.hand_over(&mut queue, guest, engine, core);
         switch
     }
 
@@ -83,17 +84,21 @@ impl Input {
     }
 
     /// Hands `guest`, which has read from its serial port, what it has room for again.
-    pub(super) fn go_on(&self, guest: &Guest, core: &Core<'_>) {
-        self.hand_over(&mut self.queue.lock(), Some(guest), core);
+    pub(super) fn go_on(&self, guest: &Guest, engine: &Engine, core: &Core<'_>) {
+        self.hand_over(&mut self.queue.lock(), Some(guest), engine, core);
     }
 
-    fn hand_over(&self, queue: &mut Queue, guest: Option<&Guest>, core: &Core<'_>) {
+    fn hand_over(&self, queue: &mut Queue, guest: Option<&Guest>, engine: &Engine, core: &Core<'_>) {
+        let before = queue.bytes.len();
         while let Some(guest) = guest
             && let Some(&byte) = queue.bytes.front()
             && guest.vm.input_room() == Room::Some
         {
             guest.vm.input(core, byte);
             queue.bytes.pop_front();
+        }
+        if queue.bytes.len() < before && guest.is_some_and(|guest| guest.vm.has_devices()) {
+            engine.ask(core);
         }
         self.waiting.store(!queue.bytes.is_empty(), Relaxed);
         if queue.gate == Gate::Shut && queue.bytes.len() < CAPACITY / 2 {

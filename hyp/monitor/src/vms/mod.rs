@@ -248,7 +248,8 @@ impl Hypervisor {
     fn add(&self, config: VmConfig) {
         let name = config.name.clone();
         let cpus = config.cpus.len();
-        let bytes = config.memory().map(Range::len).sum::<u64>();
+        let bytes = config.frames_bytes();
+        let megabytes = config.memory().map(Range::len).sum::<u64>() >> 20;
         let Some(number) = self.roster.claim() else {
             fatal!("there are more than {} VMs", roster::MOST_GUESTS)
         };
@@ -257,7 +258,7 @@ impl Hypervisor {
             Err(error) => fatal!("{error}"),
         };
         self.spare.fetch_sub(bytes, Relaxed); // the manifest's check has counted them
-        info!("{name}: {cpus} vCPUs, {} MiB", bytes >> 20);
+        info!("{name}: {cpus} vCPUs, {megabytes} MiB");
     }
 
     /// Returns what names tables that map nothing, under the VMID that is nobody's.
@@ -341,14 +342,14 @@ impl Hypervisor {
     #[inline]
     fn has_read(&self, guest: &Guest, core: &Core<'_>) {
         if self.input.is_waiting() && outlet::listener() == guest.number {
-            self.input.go_on(guest, core);
+            self.input.go_on(guest, &self.engine, core);
         }
     }
 
     /// Takes an interrupt that is no vCPU's.
     fn machine_interrupt(&self, core: &Core<'_>, id: IntId) {
         if Some(id) == self.machine.console_interrupt {
-            if self.input.receive(self.listener().as_deref(), core) == Switch::Next {
+            if self.input.receive(self.listener().as_deref(), &self.engine, core) == Switch::Next {
                 self.next_listener();
             }
         } else {

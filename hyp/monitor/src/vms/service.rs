@@ -1,7 +1,8 @@
-//! Guests' calls on their own memory, and the CPUs that serve their transfers.
+//! Guests' calls on their own memory, and the CPUs that serve their transfers and their devices.
 //!
-//! Each CPU that runs turns, or has nothing else to do, serves transfers: it is asked by a bit and a kick, and serves when
-//! it has left its guest or is about to idle. What is asked of it is a hint: a guest that polls asks again.
+//! Each CPU that runs turns, or has nothing else to do, serves: it is asked by a bit and a kick, and serves when it has left
+//! its guest or is about to idle. What it leaves for a while it comes back for: its own bit stays set, and its guest is
+//! interrupted soon.
 //!
 //! Neighbours: `vm` knows what the calls mean; `turn` calls this where a guest was left.
 
@@ -11,9 +12,11 @@ use aarch64::cpu::Core;
 use aarch64::features::Features;
 use aarch64::guest::tlb::Stage2;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use rand_chacha::rand_core::Rng;
 use stage2::Quiescence;
 use types::{Cpu, CpuId, CpuSet};
-use vm::service::{After, Company, Left, Memory, PageAccess, Service};
+use vm::service::{After, Asked, Company, Left, Memory, PageAccess, Service};
+use vm::virtio::{Bus, Fill, Source, Take, Unreached};
 use vm::{CallRegs, Mmio, MmioOutcome};
 
 /// The most steps of transfers that a CPU does before it looks after its guest again.
@@ -25,9 +28,11 @@ pub(super) struct Engine {
     /// Those that do.
     servers: AtomicU64,
     /// Those that were asked to.
-    asked: AtomicU64,
+    asked: Asked,
     /// How often somebody was asked.
     times: AtomicU64,
+    /// The place in the roster of the guest that is served first, the next time.
+    first: AtomicU64,
 }
 
 /// A section of the way of waiting that is in use.
@@ -52,11 +57,11 @@ impl Engine {
     }
 
     /// Asks a CPU to serve: another one, where there is one, in turn.
-    fn ask(&self, core: &Core<'_>) {
+    pub(super) fn ask(&self, core: &Core<'_>) {
         let (_, others) = self.company(core.id());
         let number = self.times.fetch_add(1, Relaxed) % u64::from(others.len().max(1));
         let target = others.iter().nth(number as usize).unwrap_or(core.id());
-        self.asked.fetch_or(CpuSet::EMPTY.with(target).bits(), Relaxed);
+        self.asked.ask(target);
         if target != core.id() {
             core.kick(target);
         }
@@ -65,14 +70,13 @@ impl Engine {
     /// Tells whether `cpu` was asked to serve.
     #[inline]
     pub(super) fn is_asked(&self, cpu: CpuId) -> bool {
-        CpuSet::from_bits(self.asked.load(Relaxed)).contains(cpu)
+        self.asked.is_asked(cpu)
     }
 
     /// Serves transfers of any guest's on the CPU that runs this, for a while. Tells whether there may be more.
     #[inline(never)] // seldom called, from where every exit passes
     pub(super) fn serve(&self, hypervisor: &Hypervisor, core: &Core<'_>) -> Left {
-        let bit = CpuSet::EMPTY.with(core.id()).bits();
-        self.asked.fetch_and(!bit, Relaxed);
+        self.asked.take(core.id());
         let (company, _) = self.company(core.id());
         let mut left = Left::Nothing;
         for _ in 0..STEPS {
@@ -82,23 +86,68 @@ impl Engine {
             }
         }
         if left != Left::Nothing {
-            self.asked.fetch_or(bit, Relaxed);
+            self.asked.ask(core.id());
         }
         left
     }
 
-    /// Does a step of one transfer, of the first guest that has one to be served.
+    /// Does a step of one transfer and of each device, of the first guest that has any to be served, in turn.
     fn step(&self, hypervisor: &Hypervisor, core: &Core<'_>, company: Company) -> Left {
+        let first = self.first.load(Relaxed) as u16;
         let mut left = Left::Nothing;
-        for guest in hypervisor.roster.iter() {
-            let Some(service) = guest.vm.service() else { continue };
-            match with_memory(&guest, hypervisor, core, |memory| service.serve(memory, company)) {
-                Left::Some => return Left::Some,
-                Left::Later => left = Left::Later,
-                Left::Nothing => {}
+        for behind in [false, true] {
+            for guest in hypervisor.roster.iter().filter(|guest| (guest.number < first) == behind) {
+                match step_of(&guest, hypervisor, core, company) {
+                    Left::Some => {
+                        self.first.store(u64::from(guest.number) + 1, Relaxed);
+                        return Left::Some;
+                    }
+                    Left::Later => left = Left::Later,
+                    Left::Nothing => {}
+                }
             }
         }
         left
+    }
+}
+
+/// Does a step of one transfer and of each device of a guest's.
+fn step_of(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, company: Company) -> Left {
+    let service = guest.vm.service();
+    if service.is_none() && !guest.vm.has_devices() {
+        return Left::Nothing;
+    }
+    let transfers = service.map_or(Left::Nothing, |service| {
+        with_memory(guest, hypervisor, core, |memory| service.serve(memory, company))
+    });
+    let source = Source { frames: guest.space.frames(), owner: guest.space.owner(), cpu: core.id() };
+    let mut random = |bytes: &mut [u8]| hypervisor.random.lock().fill_bytes(bytes);
+    let bus = &mut GuestBus { guest, hypervisor, core };
+    let devices = guest.vm.serve_devices(bus, core, source, &mut random, company);
+    if devices == Left::Some {
+        hypervisor.has_read(guest, core);
+    }
+    match (transfers, devices) {
+        (Left::Some, _) | (_, Left::Some) => Left::Some,
+        (Left::Later, _) | (_, Left::Later) => Left::Later,
+        (Left::Nothing, Left::Nothing) => Left::Nothing,
+    }
+}
+
+/// A guest's memory, as its devices reach it: in a section for each access, and in none between them.
+struct GuestBus<'a> {
+    guest: &'a Guest,
+    hypervisor: &'a Hypervisor,
+    core: &'a Core<'a>,
+}
+
+impl Bus for GuestBus<'_> {
+    fn fetch(&mut self, at: u64, bytes: u64, take: Take<'_>) -> Result<(), Unreached> {
+        with_memory(self.guest, self.hypervisor, self.core, |memory| memory.fetch(at, bytes, take))
+    }
+
+    fn store(&mut self, at: u64, bytes: u64, fill: Fill<'_>) -> Result<(), Unreached> {
+        with_memory(self.guest, self.hypervisor, self.core, |memory| memory.store(at, bytes, fill))
     }
 }
 
@@ -184,4 +233,5 @@ pub(super) fn end(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>) {
     if let Some(service) = guest.vm.service() {
         with_memory(guest, hypervisor, core, |memory| service.end(memory));
     }
+    guest.vm.end_devices(core, guest.space.frames());
 }

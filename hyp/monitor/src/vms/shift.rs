@@ -30,6 +30,9 @@ const SLICES: u64 = 100;
 /// How often in a second what is counted is shown, where a tool looks.
 const SHOWS: u64 = 20;
 
+/// How often in a second a CPU looks at what it has to serve, at most, and has its own vCPU run meanwhile.
+const SERVICES: u64 = 4000;
+
 /// A CPU and its vCPUs.
 pub(super) struct Shifts<'a> {
     hypervisor: &'a Hypervisor,
@@ -130,7 +133,9 @@ impl<'a> Shifts<'a> {
 
     /// Sets the hypervisor's timer to when the queue is to be asked again.
     fn set_alarm(&mut self) {
-        let mut alarm = self.queue.alarm();
+        let serves = self.hypervisor.engine.is_asked(self.cpu.id());
+        let service = serves.then(|| self.cpu.now() + self.cpu.tick_hz() / SERVICES);
+        let mut alarm = [self.queue.alarm(), service].into_iter().flatten().min();
         if self.hypervisor.view.is_some() && self.cpu.id() == CpuId::BOOT {
             alarm = Some(self.show(alarm));
         }
@@ -190,7 +195,7 @@ impl<'a> Shifts<'a> {
             Over::Asleep { until } => self.queue.sleep(now, until),
             Over::GaveWay => self.queue.give_way(now),
             Over::Alarm => self.alarm = None,
-            Over::Wanted => {}
+            Over::Wanted | Over::Serves => {}
         }
     }
 

@@ -62,6 +62,13 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
         if outlet::are_several() {
             write_frames(hypervisor, &guest, to)?;
         }
+        for (kind, counts) in guest.vm.device_counts() {
+            let device = kind.name();
+            writeln!(to, "{name} {device} requests: {}", counts.requests)?;
+            writeln!(to, "{name} {device} requests served by another CPU: {}", counts.elsewhere)?;
+            writeln!(to, "{name} {device} steps held up: {}", counts.held_up)?;
+            writeln!(to, "{name} {device} stopped by its driver: {}", counts.broken)?;
+        }
         let dropped = guest.vm.dropped_input();
         if dropped != 0 {
             writeln!(to, "{name} dropped input: {dropped}")?;

@@ -17,6 +17,7 @@ use space::{Outcome, SpaceError};
 use stage2::Quiescence;
 use types::{Access, Cause, Cpu, FaultKind, Ipa, SysReg, Ticks};
 use vm::sched::Inbox;
+use vm::service::Left;
 use vm::{
     CallOutcome, ExitReason, Fired, Intent, Mmio, MmioOp, MmioOutcome, Next, Role, Sleep, Start, SysAccess,
     SysOutcome, Timer, Vcpu, Why,
@@ -38,6 +39,8 @@ pub(super) enum Over {
     Alarm,
     /// Somebody wants this CPU to look at another vCPU.
     Wanted,
+    /// The CPU has more to serve, after a while.
+    Serves,
 }
 
 /// A CPU with a vCPU whose registers are in it: all that its turns change.
@@ -98,8 +101,11 @@ impl<'s> Turns<'s> {
                     tlb.leave();
                     self.guest.vm.left(self.vcpu);
                     intent = self.answer(vector);
-                    if self.hypervisor.engine.is_asked(self.cpu.id()) {
-                        self.hypervisor.engine.serve(self.hypervisor, self.cpu);
+                    if self.hypervisor.engine.is_asked(self.cpu.id())
+                        && self.hypervisor.engine.serve(self.hypervisor, self.cpu) != Left::Nothing
+                        && self.over.is_none()
+                    {
+                        self.over = Some(Over::Serves);
                     }
                 }
                 Next::Idle => {
@@ -382,6 +388,7 @@ impl<'s> Turns<'s> {
                 }
             }
             MmioOutcome::Written => {}
+            MmioOutcome::Notified => self.hypervisor.engine.ask(self.cpu),
             MmioOutcome::Absent => return false,
         }
         self.count(ExitReason::Device);

@@ -64,6 +64,8 @@ pub(crate) fn config(format: Format, kernel: Vec<u8>, initrd: Option<usize>, mem
         largest: Largest::Block1G,
         hypercalls: Granted::Nothing,
         role: crate::manifest::Role::Guest,
+        devices: Vec::new(),
+        disk: None,
         cpus: vec![CpuId::BOOT],
     }
 }

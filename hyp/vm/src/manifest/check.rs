@@ -1,7 +1,7 @@
 //! From the manifest's values to virtual machines that this machine can run.
 
 use super::{
-    Format, Granted, Largest, Limits, Populate, Role, VmConfig,
+    DeviceKind, Format, Granted, Largest, Limits, Populate, Role, VmConfig,
     read::{RawRegion, RawVm},
 };
 use crate::{
@@ -12,8 +12,8 @@ use crate::{
     sched::MAX_SEATS,
     vcpu::MAX_VCPUS,
 };
-use alloc::{vec, vec::Vec};
-use types::{CpuId, Ipa, Range};
+use alloc::{string::String, vec, vec::Vec};
+use types::{CpuId, FRAME_SIZE, Ipa, Range};
 
 /// The longest name of a virtual machine.
 const MOST_NAME: usize = 32;
@@ -66,7 +66,11 @@ fn check_vm(
     }
     regions.sort_unstable_by_key(|region| region.start());
     check_overlaps(ram, &regions, raw.vcpus)?;
+    let devices = devices(&raw.devices)?;
+    let disk = disk(bundle, &devices, raw.disk.as_deref())?;
+    let on_disk = disk.map_or(0, |disk| disk.bytes.len() as u64);
     let wanted = regions.iter().fold(memory, |sum, region| sum.saturating_add(region.len()));
+    let wanted = wanted.saturating_add(on_disk.next_multiple_of(FRAME_SIZE));
     if wanted > *free {
         return Err(BadVm::TooLarge { wanted, free: *free });
     }
@@ -91,6 +95,8 @@ fn check_vm(
         largest: largest(raw.largest.as_deref())?,
         hypercalls: hypercalls(raw.hypercalls.as_deref())?,
         role,
+        devices,
+        disk,
         cpus,
     };
     image::plan(&config)?; // what cannot be loaded is refused before anything is
@@ -221,6 +227,41 @@ fn role(chosen: Option<&str>) -> Result<Role, BadVm> {
         Some("controller") => Ok(Role::Controller),
         Some("template") => Ok(Role::Template),
         Some(other) => Err(BadVm::BadChoice { key: "role", value: other.into(), choices: CHOICES }),
+    }
+}
+
+fn devices(chosen: &[String]) -> Result<Vec<DeviceKind>, BadVm> {
+    const CHOICES: &str = "console, block, entropy";
+    let mut devices = Vec::with_capacity(chosen.len());
+    for name in chosen {
+        let bad = || BadVm::BadChoice { key: "devices", value: name.clone(), choices: CHOICES };
+        let device = DeviceKind::named(name).ok_or_else(bad)?;
+        if devices.contains(&device) {
+            return Err(BadVm::TwoDevices { device: device.name() });
+        }
+        devices.push(device);
+    }
+    Ok(devices)
+}
+
+/// The most bytes of a disk: what is written to it is found by a table of its pages.
+const MOST_DISK: usize = 512 << 20;
+/// A disk is of whole sectors.
+const SECTOR: usize = 512;
+
+fn disk(bundle: &Bundle, devices: &[DeviceKind], name: Option<&str>) -> Result<Option<File>, BadVm> {
+    match (devices.contains(&DeviceKind::Block), name) {
+        (false, None) => Ok(None),
+        (true, Some(name)) => {
+            let file = find(bundle, "disk", name)?;
+            let bytes = file.bytes.len();
+            if bytes == 0 || !bytes.is_multiple_of(SECTOR) || bytes > MOST_DISK {
+                return Err(BadVm::BadDisk { name: file.name, bytes });
+            }
+            Ok(Some(file))
+        }
+        (true, None) => Err(BadVm::DiskAlone { there: "devices = [\"block\"]", missing: "disk" }),
+        (false, Some(_)) => Err(BadVm::DiskAlone { there: "disk", missing: "devices = [\"block\"]" }),
     }
 }
 

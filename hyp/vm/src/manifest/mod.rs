@@ -17,7 +17,7 @@ use crate::{
     map,
 };
 use alloc::{string::String, vec::Vec};
-use types::{CpuId, Range};
+use types::{CpuId, FRAME_SIZE, Range};
 
 /// The manifest's name in the bundle.
 pub const MANIFEST: &str = "manifest.toml";
@@ -51,6 +51,10 @@ pub struct VmConfig {
     pub hypercalls: Granted,
     /// What it is to the others.
     pub role: Role,
+    /// Its virtio devices, in the order of their slots; none twice.
+    pub devices: Vec<DeviceKind>,
+    /// What is on its disk at every start, where it has a block device.
+    pub disk: Option<File>,
     /// The physical CPU that each vCPU belongs to, in the order of the vCPUs' numbers. Several may belong to one.
     pub cpus: Vec<CpuId>,
 }
@@ -64,6 +68,39 @@ impl VmConfig {
     /// Returns all memory, main memory first.
     pub fn memory(&self) -> impl Iterator<Item = Range> {
         Range::with_len(map::RAM, self.memory).into_iter().chain(self.regions.iter().copied())
+    }
+
+    /// Returns the bytes of frames that it may come to have: its memory, and as much again as its disk has, since all of
+    /// that may be written.
+    pub fn frames_bytes(&self) -> u64 {
+        let disk = self.disk.map_or(0, |disk| disk.bytes.len() as u64).next_multiple_of(FRAME_SIZE);
+        self.memory().map(Range::len).sum::<u64>() + disk
+    }
+}
+
+/// A virtio device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceKind {
+    /// A console.
+    Console,
+    /// A disk.
+    Block,
+    /// Random numbers.
+    Entropy,
+}
+
+impl DeviceKind {
+    /// Every kind, by the name that the manifest gives it.
+    const NAMES: [(&'static str, Self); 3] =
+        [("console", Self::Console), ("block", Self::Block), ("entropy", Self::Entropy)];
+
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(found, _)| *found == name).map(|(_, kind)| *kind)
     }
 }
 

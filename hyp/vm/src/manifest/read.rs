@@ -22,6 +22,8 @@ pub(super) struct RawVm {
     pub(super) largest: Option<String>,
     pub(super) hypercalls: Option<String>,
     pub(super) role: Option<String>,
+    pub(super) devices: Vec<String>,
+    pub(super) disk: Option<String>,
     pub(super) cpus: Option<Vec<u64>>,
     pub(super) regions: Vec<RawRegion>,
 }
@@ -94,6 +96,8 @@ fn read_vm(mut table: Table<'_>) -> Result<RawVm, BadManifest> {
     let largest = table.text("largest")?;
     let hypercalls = table.text("hypercalls")?;
     let role = table.text("role")?;
+    let devices = table.texts("devices")?.unwrap_or_default();
+    let disk = table.text("disk")?;
     let cpus = table.numbers("cpus")?;
     let regions = table.tables("region", REGION)?;
     table.finish()?;
@@ -109,6 +113,8 @@ fn read_vm(mut table: Table<'_>) -> Result<RawVm, BadManifest> {
         largest,
         hypercalls,
         role,
+        devices,
+        disk,
         cpus,
         regions: regions.into_iter().map(read_region).collect::<Result<_, _>>()?,
     })
@@ -165,6 +171,15 @@ impl<'a> Table<'a> {
             return Err(self.wrong(key, EXPECTED, value.span().start));
         };
         values.iter().map(|value| self.to_number(key, EXPECTED, value)).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Takes an array of strings.
+    fn texts(&mut self, key: &'static str) -> Result<Option<Vec<String>>, BadManifest> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        let texts = value.get_ref().as_array().and_then(|values| {
+            values.iter().map(|value| value.get_ref().as_str().map(String::from)).collect()
+        });
+        texts.map(Some).ok_or_else(|| self.wrong(key, "an array of strings", value.span().start))
     }
 
     fn to_number(

@@ -13,13 +13,14 @@ const LIMITS: Limits =
 
 fn configure_with(limits: &Limits, manifest: &str) -> Result<Vec<VmConfig>, String> {
     let image = arm64_image(0, 0x10_0000, 4096);
-    let files: [(&str, &[u8]); 6] = [
+    let files: [(&str, &[u8]); 7] = [
         ("manifest.toml", manifest.as_bytes()),
         ("Image", &image),
         ("payload.flat", b"\x1f\x20\x03\xd5"),
         ("text", b"no kernel, but long enough to hold the header of one, were there a magic number in it"),
         ("Image.gz", b"\x1f\x8b\x08"),
         ("rd", b"0707"),
+        ("disk.img", &[0; 4608]),
     ];
     configure(Some(kept(archive(&files))), limits).map_err(|error| error.to_string())
 }
@@ -60,6 +61,8 @@ fn a_full_manifest_comes_out_as_written() {
         populate = "ahead"
         largest = "4K"
         hypercalls = "all"
+        devices = ["block", "console"]
+        disk = "disk.img"
         cpus = [3, 1]
         [[vm.region]]
         start = 0x2_0000_0000
@@ -83,6 +86,10 @@ fn a_full_manifest_comes_out_as_written() {
     assert_eq!((linux.hypercalls, payload.hypercalls), (Granted::All, Granted::Nothing));
     assert_eq!((linux.kernel.name, linux.initrd.unwrap().bytes), ("Image", &b"0707"[..]));
     assert_eq!(linux.cmdline, "console=ttyAMA0 quiet");
+    assert_eq!(linux.devices, [DeviceKind::Block, DeviceKind::Console]);
+    assert_eq!(linux.disk.unwrap().bytes.len(), 4608);
+    assert_eq!(linux.frames_bytes(), (1 << 30) + (72 << 20) + 8192, "two pages of a disk may be written");
+    assert_eq!((payload.devices.len(), payload.disk, payload.frames_bytes()), (0, None, 4 << 20));
     let memory: Vec<_> = linux.memory().map(|r| (r.start(), r.len())).collect();
     assert_eq!(memory, [(map::RAM, 1 << 30), (Ipa::new(1 << 32), 8 << 20), (Ipa::new(2 << 32), 64 << 20)]);
     // The machine without `cpus` gets what the other has not named, though that came first.
@@ -200,6 +207,19 @@ fn each_mistake_gets_its_own_sentence() {
         (vm("role = \"king\""), "VM \"a\": role = \"king\": it must be one of guest, controller, template"),
         (vm("role = \"template\""), "manifest.toml lists no VM: it needs at least one [[vm]]"),
         (vm("hypercalls = \"some\""), "VM \"a\": hypercalls = \"some\": it must be one of none, all, trace"),
+        (
+            vm("devices = [\"entropy\", \"net\"]"),
+            "VM \"a\": devices = \"net\": it must be one of console, block, entropy",
+        ),
+        (vm("devices = [\"entropy\", \"entropy\"]"), "VM \"a\": devices lists \"entropy\" twice"),
+        (vm("devices = \"entropy\""), "manifest.toml, line 7: \"devices\" must be an array of strings"),
+        (vm("devices = [\"block\"]"), "VM \"a\": devices = [\"block\"] needs disk, too"),
+        (vm("disk = \"disk.img\""), "VM \"a\": disk needs devices = [\"block\"], too"),
+        (vm("devices = [\"block\"]\ndisk = \"x\""), "VM \"a\": disk = \"x\" is not in the bundle"),
+        (
+            vm("devices = [\"block\"]\ndisk = \"rd\""),
+            "VM \"a\": disk \"rd\" has 4 bytes: it must be of 512-byte sectors, up to 512 MiB",
+        ),
         (vm("populate = \"later\""), "VM \"a\": populate = \"later\": it must be one of fault, ahead"),
         (vm("largest = \"64K\""), "VM \"a\": largest = \"64K\": it must be one of 4K, 2M, 1G"),
         (vm("kernel = \"vmlinuz\""), "VM \"a\": kernel = \"vmlinuz\" is not in the bundle"),

@@ -46,7 +46,7 @@ impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
     }
 
     /// Gives pins back. They are this space's.
-    pub(super) fn unpin_all(&mut self, pins: &mut Pins<'_>, contents: Contents) {
+    pub(crate) fn unpin_all(&mut self, pins: &mut Pins<'_>, contents: Contents) {
         let unpinned = self.space.unpin_all(self.section, pins, contents);
         debug_assert_eq!(unpinned, Ok(()), "a pin is another space's");
     }

@@ -11,6 +11,7 @@
 //!
 //! Neighbours: `monitor` brings the [`Memory`], and has another CPU serve transfers; `abi` says what each call means.
 
+mod asked;
 mod bitmap;
 mod dma;
 mod handles;
@@ -22,8 +23,9 @@ mod page;
 mod request;
 mod sharing;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
+pub use asked::Asked;
 pub use dma::{Company, Left};
 pub use memory::Memory;
 pub use page::{PageAccess, on_page};

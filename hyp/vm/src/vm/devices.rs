@@ -2,13 +2,17 @@
 
 use super::Vm;
 use crate::{
+    DeviceKind,
     gic::{self, GicVersion},
     host::{Line, ListRegisters},
     map,
     pl011::{Effect, Room, Taken},
+    service::{Company, Left},
     vcpu::Vcpu,
+    virtio::{Ask, Below, Bus, Counts, Source},
 };
 use core::sync::atomic::Ordering::Relaxed;
+use frames::Frames;
 use types::{Cpu, Ipa};
 
 /// A data access of the guest's to what is not its memory.
@@ -38,6 +42,8 @@ pub enum MmioOutcome {
     Read(u64),
     /// The write is done.
     Written,
+    /// The write is done, and has told a device of work: a CPU is to be asked to serve ([`Vm::serve_devices`]).
+    Notified,
     /// There is no such device: an external abort to the guest.
     Absent,
 }
@@ -97,7 +103,55 @@ impl Vm {
                 }
             };
         }
+        if let Some(devices) = &self.devices
+            && let Some(offset) = offset_in(at, map::VIRTIO, map::VIRTIO_SIZE * map::VIRTIO_SLOTS)
+        {
+            let done = match access.op {
+                MmioOp::Read => devices.read(offset, access.bytes).map(MmioOutcome::Read),
+                MmioOp::Write(value) => {
+                    let set = |intid, line| self.gic.set_spi(&self.vcpus, cpu, intid, line);
+                    devices.write(cpu.id(), offset, access.bytes, value, &set).map(|ask| match ask {
+                        Ask::Somebody => MmioOutcome::Notified,
+                        Ask::Nobody => MmioOutcome::Written,
+                    })
+                }
+            };
+            return done.unwrap_or(MmioOutcome::Absent);
+        }
         MmioOutcome::Absent
+    }
+
+    /// Does a step of what there is to do for each virtio device, on a CPU that left its guest, or idles, and is in no
+    /// section: `bus` enters one for each access. `random` fills bytes with random numbers.
+    pub fn serve_devices(
+        &self,
+        bus: &mut impl Bus,
+        cpu: &impl Cpu,
+        source: Source<'_>,
+        random: &mut dyn FnMut(&mut [u8]),
+        company: Company,
+    ) -> Left {
+        let Some(devices) = &self.devices else { return Left::Nothing };
+        let set_line = |intid, line| self.gic.set_spi(&self.vcpus, cpu, intid, line);
+        let below = Below { set_line: &set_line, say: &|byte| self.console.put(byte) };
+        devices.serve(bus, source, random, company, &below)
+    }
+
+    /// Ends what virtio devices hold, when the guest has stopped. `frames` are those of the machine's memory.
+    pub fn end_devices(&self, cpu: &impl Cpu, frames: &Frames) {
+        if let Some(devices) = &self.devices {
+            devices.end(frames, &|intid, line| self.gic.set_spi(&self.vcpus, cpu, intid, line));
+        }
+    }
+
+    /// Tells whether the machine has virtio devices.
+    pub fn has_devices(&self) -> bool {
+        self.devices.is_some()
+    }
+
+    /// Returns what each of its virtio devices has done.
+    pub fn device_counts(&self) -> impl Iterator<Item = (DeviceKind, Counts)> {
+        self.devices.iter().flat_map(|devices| devices.counts())
     }
 
     fn uart(&self, cpu: &impl Cpu, offset: u32, access: Mmio) -> MmioOutcome {
@@ -111,6 +165,9 @@ impl Vm {
             MmioOp::Write(value) => {
                 if let Effect::Send(byte) = uart.write(offset, value as u32) {
                     self.console.put(byte);
+                    if let Some(devices) = &self.devices {
+                        devices.note_serial_port();
+                    }
                 }
                 MmioOutcome::Written
             }
@@ -126,13 +183,22 @@ impl Vm {
         }
     }
 
-    /// Tells whether the serial port has room for another byte of input.
+    /// Tells whether there is room for another byte of input, where the guest has spoken last: at its serial port, or at its
+    /// virtio console.
     pub fn input_room(&self) -> Room {
-        self.uart.lock().room()
+        let console = self.devices.as_ref().and_then(|devices| devices.room());
+        console.unwrap_or_else(|| self.uart.lock().room())
     }
 
-    /// Gives the serial port a byte of input. On any CPU.
+    /// Gives the guest a byte of input, where [`Vm::input_room`] was asked for it. On any CPU; where the machine has virtio
+    /// devices, a CPU is to be asked to serve them then.
     pub fn input(&self, cpu: &impl Cpu, byte: u8) -> Taken {
+        if let Some(devices) = &self.devices
+            && devices.room() == Some(Room::Some)
+        {
+            devices.input(byte);
+            return Taken::Kept;
+        }
         let mut uart = self.uart.lock();
         let before = uart.line();
         let taken = uart.take(byte);

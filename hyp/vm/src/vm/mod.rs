@@ -22,7 +22,7 @@
 //! An answer to an exit changes registers, and never more: that the vCPU or the machine is to stop, the next
 //! [`Vm::prepare`] tells.
 //!
-//! Lock order: power, then the serial port, then a vCPU's private interrupts, then the shared ones.
+//! Lock order: power, then the serial port or a virtio device, then a vCPU's private interrupts, then the shared ones.
 
 mod calls;
 mod devices;
@@ -47,6 +47,7 @@ use crate::{
     stats::ExitReason,
     sysreg::{self, SysAccess, SysOutcome},
     vcpu::{MAX_VCPUS, Vcpu},
+    virtio::Devices,
 };
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -65,6 +66,7 @@ pub struct Vm {
     id_bits: IdBits,
     dropped_input: AtomicU64,
     service: Option<Box<Service>>,
+    devices: Option<Box<Devices>>,
 }
 
 /// What decides how a guest sees the CPU, besides the CPU.
@@ -87,8 +89,11 @@ impl Vm {
             Granted::Nothing => None,
             granted => Some(Box::new(Service::new(config.memory(), granted))),
         };
+        let devices =
+            (!config.devices.is_empty()).then(|| Box::new(Devices::new(&config.devices, config.disk)));
         Ok(Self {
             service,
+            devices,
             placement,
             vcpus: gic::vcpus(config.vcpus().clamp(1, MAX_VCPUS)),
             config,

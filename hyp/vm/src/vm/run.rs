@@ -102,6 +102,9 @@ impl Vm {
                 return;
             }
             // Nobody runs, and nobody can be turned on before this lock is free.
+            if let Some(devices) = &self.devices {
+                devices.reset(&|_, _| {});
+            }
             self.gic.reset(&self.vcpus);
             *self.uart.lock() = Pl011::new();
             power.start(start);

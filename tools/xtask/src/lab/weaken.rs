@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 /// The orderings of docs/memory-ordering.md.
 pub(crate) struct Orderings;
 
-/// How an ordering or a barrier is written: `o(8, Acquire)`, `full_barrier(3)`, `keeps(60)`.
-const IN_RUST: &str = r"\b(?:o\(|full_barrier\(|keeps\()\s*(\d+)\s*[,)]";
+/// How an ordering or a barrier is written: `o(8, Acquire)`, `full_barrier(3)`, `guest_barrier(190, Release)`, `keeps(60)`.
+const IN_RUST: &str = r"\b(?:o\(|full_barrier\(|guest_barrier\(|keeps\()\s*(\d+)\s*[,)]";
 /// How one is named in assembly.
 const IN_ASSEMBLY: &str = r"\bO(\d+)\b";
 
@@ -40,10 +40,9 @@ mod tests {
 
     #[test]
     fn every_way_to_write_an_ordering_is_found() {
-        let text =
-            "x.load(o(8, Acquire)); full_barrier(31); if keeps(60) { foo(5, 6) } sync::o(\n 12,\n Release)";
+        let text = "x.load(o(8, Acquire)); full_barrier(31); guest_barrier(190, Acquire); if keeps(60) { foo(5, 6) } sync::o(\n 12,\n Release)";
         let found: Vec<_> =
             Regex::new(IN_RUST).unwrap().captures_iter(text).map(|found| found[1].to_owned()).collect();
-        assert_eq!(found, ["8", "31", "60", "12"]);
+        assert_eq!(found, ["8", "31", "190", "60", "12"]);
     }
 }

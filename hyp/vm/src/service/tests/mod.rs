@@ -19,7 +19,7 @@ use stage2::{Bbm, EntryEpoch, Geometry, Invalidate, Quiescence, Section, Stay, W
 use types::{Access, Cause, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range, StandIn};
 use vmsa::{Controls, Features, Granule4K, Layout, Vmsa};
 
-type Format = Vmsa<Granule4K>;
+pub(crate) type Format = Vmsa<Granule4K>;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 2 * MIB;
@@ -31,7 +31,7 @@ const SIZE: u64 = 4 * BLOCK;
 const MORE: u64 = 0x8000_0000;
 
 /// A CPU that writes its zeroes into the machine's buffer.
-struct FakeCpu<'f>(usize, &'f Frames);
+pub(crate) struct FakeCpu<'f>(usize, &'f Frames);
 
 impl StandIn for FakeCpu<'_> {
     fn number(&self) -> usize {
@@ -49,7 +49,7 @@ impl StandIn for FakeCpu<'_> {
 }
 
 /// Invalidation that is always complete.
-struct Complete;
+pub(crate) struct Complete;
 
 impl Invalidate for Complete {
     type Pending = ();
@@ -60,7 +60,7 @@ impl Invalidate for Complete {
 }
 
 /// A machine's memory, its service, and a guest that is on CPU 0.
-struct Rig<'f> {
+pub(crate) struct Rig<'f> {
     machine: &'f Machine,
     space: Space<'f, Format>,
     service: Service,
@@ -68,7 +68,7 @@ struct Rig<'f> {
 }
 
 /// Runs a test, and looks whether it leaks.
-fn with_rig(test: impl FnOnce(&Rig<'_>)) {
+pub(crate) fn with_rig(test: impl FnOnce(&Rig<'_>)) {
     let machine = Machine::with_ram(0x1_0000_0000, 32 * MIB);
     let before = machine.stats();
     let epoch = EntryEpoch::new();
@@ -99,7 +99,7 @@ fn range(start: u64, bytes: u64) -> Range {
 }
 
 impl Rig<'_> {
-    fn with_memory<R>(
+    pub(crate) fn with_memory<R>(
         &self,
         cpu: usize,
         run: impl FnOnce(&mut Memory<'_, '_, Format, Stay<'_>, FakeCpu<'_>, Complete>) -> R,
@@ -157,17 +157,40 @@ impl Rig<'_> {
         })
     }
 
-    fn store(&self, ipa: u64, word: u64) {
+    pub(crate) fn store(&self, ipa: u64, word: u64) {
         self.try_store(ipa, word).expect("it may write");
     }
 
-    fn load(&self, ipa: u64) -> u64 {
+    pub(crate) fn load(&self, ipa: u64) -> u64 {
         self.with_memory(0, |memory| {
             let mut bytes = [0; 8];
             let at = Ipa::new(ipa);
             self.space.copy_out(memory.section, memory.cpu, memory.tlb, at, &mut bytes).unwrap();
             u64::from_le_bytes(bytes)
         })
+    }
+
+    /// Begins a log of all writes, by pages.
+    pub(crate) fn log_all(&self) {
+        let start = || self.call(calls::LOG_START, &[RAM, SIZE, calls::granularity::PAGES, 0]).0;
+        while start() == Status::Continue {}
+    }
+
+    /// Returns how many pages were written since, by a round of the log.
+    pub(crate) fn written(&self) -> u64 {
+        let (status, [.., set, _]) = self.call(calls::LOG_HARVEST, &[MORE, 0, 0, 0]);
+        assert_eq!(status, Status::Success);
+        set
+    }
+
+    /// Takes the right to write to the page at an address.
+    pub(crate) fn read_only(&self, ipa: u64) {
+        self.whole(calls::PROTECT, ipa, PAGE, calls::rights::READ);
+    }
+
+    /// Returns what is known of the frame behind an address.
+    pub(crate) fn record(&self, ipa: u64) -> frames::Word {
+        self.machine.record(self.pa(ipa).expect("it is mapped")).unwrap().load()
     }
 
     /// Returns where an address is.
