@@ -4,6 +4,7 @@
 use crate::provoke::Provoke;
 #[cfg(not(pc))]
 use aarch64::guest::tlb::Style;
+use core::num::NonZeroU32;
 use log::LevelFilter;
 use stage2::Bbm;
 use trace::Since;
@@ -28,6 +29,8 @@ pub struct Options {
     pub trace: Option<(To, Since)>,
     /// `view=KEY`, a hexadecimal number: what is counted, and where tables are, is put where a tool finds it by the key.
     pub view: Option<u64>,
+    /// `churn=N`: changes that are made to guests' memory each second while they run, at least 1; none where it does not say.
+    pub churn: Option<NonZeroU32>,
     /// `provoke=panic|overflow|null|write-code|execute-data|undefined`: a bug to provoke, for tests of the report.
     pub provoke: Option<Provoke>,
 }
@@ -134,6 +137,7 @@ impl Options {
             "invalidate" => self.invalidate = named(&STYLES, value)?,
             "wait" => self.wait = named(&Way::NAMES, value)?,
             "exercise" => self.exercise = named(&[("resize", Exercise::Resize)], value)?,
+            "churn" => self.churn = Some(value.parse().ok()?),
             "bbm" => self.bbm = named(&LEVELS, value)?,
             "trace" => self.trace = Some((To::parse(value)?, Since::Start)),
             "trace-later" => self.trace = Some((To::parse(value)?, Since::Begin)),
@@ -156,6 +160,7 @@ impl Default for Options {
             exercise: Exercise::None,
             trace: None,
             view: None,
+            churn: None,
             provoke: None,
         }
     }
@@ -196,6 +201,14 @@ mod tests {
         assert_eq!((options.trace, options.view), (Some((To::Memory(0x5eed), Since::Start)), Some(7)));
         let options = Options::parse("trace-later=uart", |u| panic!("{u:?}"));
         assert_eq!(options.trace, Some((To::Uart, Since::Begin)));
+    }
+
+    #[test]
+    fn a_rate_is_a_number_that_is_not_zero() {
+        let mut others = Vec::new();
+        let options = Options::parse("churn=2000 churn=0 churn=-1 churn=fast", |u| others.push(u.0));
+        assert_eq!(options.churn.map(NonZeroU32::get), Some(2000));
+        assert_eq!(others, ["churn=0", "churn=-1", "churn=fast"]);
     }
 
     #[test]

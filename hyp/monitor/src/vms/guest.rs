@@ -20,7 +20,7 @@ use space::{Progress, Region, Space, SpaceError, table_budget};
 use stage2::{Format as _, Presence, Quiescence, Section};
 use types::{Cpu, CpuId, CpuSet, Height, Pa, Range};
 use vm::sched::{Left, Siblings};
-use vm::service::borrowed_window;
+use vm::service::{Churn, borrowed_window};
 use vm::{
     Error, GicModel, GicVersion, Granted, IdBits, Largest, Populate, Start, TimerIntids, Vcpu, Vm, VmConfig,
 };
@@ -32,6 +32,7 @@ pub(super) struct Guest {
     /// Which CPUs are in it.
     presence: Box<Presence>,
     pub(super) exercise: Exercise,
+    pub(super) churn: Churn,
     siblings: Siblings,
     /// Its place in the roster.
     pub(super) number: u16,
@@ -202,6 +203,7 @@ impl Guest {
             space,
             presence: presence(),
             exercise: Exercise::default(),
+            churn: Churn::default(),
             siblings: Siblings::new(),
             number,
             on: AtomicBool::new(false),

@@ -10,6 +10,7 @@
 //!
 //! Neighbours: `vm` says what a guest sees and which vCPU is to run, `space` what is behind its addresses, `aarch64` enters and leaves it.
 
+mod churn;
 mod control;
 mod exercise;
 mod guest;
@@ -38,6 +39,7 @@ use aarch64::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use churn::Pace;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use frames::Owner;
 use guest::{Guest, Tagged};
@@ -90,6 +92,7 @@ struct Hypervisor {
     input: Input,
     engine: Engine,
     teller: Teller,
+    pace: Pace,
     /// Guests that are on.
     on: AtomicUsize,
     /// The system counter at the first entry to a guest; 0 before.
@@ -211,6 +214,7 @@ impl Hypervisor {
             input: Input::new(),
             engine: Engine::default(),
             teller: Teller::new(),
+            pace: Pace::default(),
             on: AtomicUsize::new(0),
             first_entry: AtomicU64::new(0),
             random: SpinMutex::new(ChaCha20Rng::from_seed(machine.entropy)),

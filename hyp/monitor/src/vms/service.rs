@@ -152,7 +152,7 @@ impl Bus for GuestBus<'_> {
 }
 
 /// Runs `act` with a guest's memory on the CPU that runs this, in a section.
-fn with_memory<R>(
+pub(super) fn with_memory<R>(
     guest: &Guest,
     hypervisor: &Hypervisor,
     core: &Core<'_>,
@@ -233,5 +233,6 @@ pub(super) fn end(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>) {
     if let Some(service) = guest.vm.service() {
         with_memory(guest, hypervisor, core, |memory| service.end(memory));
     }
+    with_memory(guest, hypervisor, core, |memory| guest.churn.end(memory));
     guest.vm.end_devices(core, guest.space.frames());
 }

@@ -51,6 +51,8 @@ pub(super) struct Shifts<'a> {
     alarm: Option<Ticks>,
     /// When what is counted is to be shown again, where this CPU does that.
     shows_next: Ticks,
+    /// When the CPU looks next which changes of guests' memory are due; `None` where there are none.
+    look: Option<Ticks>,
 }
 
 impl<'a> Shifts<'a> {
@@ -75,6 +77,7 @@ impl<'a> Shifts<'a> {
             waits: Waits::Here,
             alarm: None,
             shows_next: 0,
+            look: None,
         }
     }
 
@@ -82,6 +85,9 @@ impl<'a> Shifts<'a> {
     pub(super) fn run(mut self) -> ! {
         loop {
             self.attend();
+            if self.look.is_none_or(|look| look <= self.cpu.now()) {
+                self.look = self.hypervisor.pace.keep(self.hypervisor, &self.cpu);
+            }
             let picked = self.queue.pick(self.cpu.now());
             self.set_alarm();
             match picked {
@@ -135,7 +141,7 @@ impl<'a> Shifts<'a> {
     fn set_alarm(&mut self) {
         let serves = self.hypervisor.engine.is_asked(self.cpu.id());
         let service = serves.then(|| self.cpu.now() + self.cpu.tick_hz() / SERVICES);
-        let mut alarm = [self.queue.alarm(), service].into_iter().flatten().min();
+        let mut alarm = [self.queue.alarm(), service, self.look].into_iter().flatten().min();
         if self.hypervisor.view.is_some() && self.cpu.id() == CpuId::BOOT {
             alarm = Some(self.show(alarm));
         }

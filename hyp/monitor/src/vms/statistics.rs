@@ -5,6 +5,7 @@ use super::guest::Guest;
 use crate::console;
 use crate::options::style_name;
 use crate::outlet;
+use aarch64::sysreg::{CNTPCT_EL0, Readable};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use stage2::BLACKOUTS;
@@ -61,6 +62,15 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
         writeln!(to, "{name} bytes in reserve for splits: {}", stats.reserve_bytes)?;
         if outlet::are_several() {
             write_frames(hypervisor, &guest, to)?;
+        }
+        if machine.options.churn.is_some() {
+            let micros = since_first_entry(hypervisor);
+            let structural = u128::from(guest.churn.structural());
+            writeln!(to, "{name} churn: {structural}")?;
+            writeln!(to, "{name} churn each second: {}", structural * 1_000_000 / micros.max(1))?;
+            for (kind, count) in guest.churn.counts() {
+                writeln!(to, "{name} churn, {kind}: {count}")?;
+            }
         }
         for (kind, counts) in guest.vm.device_counts() {
             let device = kind.name();
@@ -129,6 +139,12 @@ fn write_blackouts(name: &str, classes: &[u64; BLACKOUTS], to: &mut impl Write) 
         writeln!(to, "{name} blackouts below {micros}.{rest:03} us{longer}: {count}")?;
     }
     Ok(())
+}
+
+/// Returns the microseconds since the first guest was entered.
+fn since_first_entry(hypervisor: &Hypervisor) -> u128 {
+    let ticks = CNTPCT_EL0.get().saturating_sub(hypervisor.first_entry.load(Relaxed));
+    u128::from(ticks) * 1_000_000 / u128::from(super::tick_hz()).max(1)
 }
 
 /// Returns a time in nanoseconds.

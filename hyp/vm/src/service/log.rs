@@ -110,7 +110,7 @@ impl Service {
         let (space, end) = (memory.space, range.end());
         let (counted, next) = self.answer_bitmap(memory, arguments.x(1), from.next(), |memory, bitmap| {
             let mut written = |range| bitmap.set(range);
-            let next = space.harvest_log(memory.section, memory.tlb, &Leaves, from, &mut written);
+            let next = memory.harvest_log(from, &mut written);
             let next = next.map_err(of_space)?;
             // The log answers by words of its own: what has no bit here is for another answer.
             bitmap.outside().for_each(|range| space.mark_written(&*memory.section, range));
@@ -178,10 +178,9 @@ impl Service {
         let end =
             base.checked_add(PAGES * FRAME_SIZE).map_or(part.rest.end(), |end| end.min(part.rest.end()));
         let first = Range::new(base, end).map_err(|_| Status::InvalidParameter)?;
-        let space = memory.space;
         let (counted, next) = self.answer_bitmap(memory, buffer, base, |memory, bitmap| {
             let mut young = |ipa, height| bitmap.set(Range::block_around(ipa, span::<F>(height)));
-            let next = space.age(memory.section, memory.tlb, first, &mut young).map_err(of_space)?;
+            let next = memory.age(first, &mut young).map_err(of_space)?;
             Ok((next.min(end), next.min(end)))
         })?;
         Ok(part.done(next).with(2, counted.base.get()).with(3, counted.pages).with(4, counted.set))

@@ -3,9 +3,9 @@
 use super::request::of_pin;
 use abi::Status;
 use frames::Hold;
-use space::{Contents, Pins, Space};
+use space::{Contents, Leaves, LogCursor, Pins, Space, SpaceError};
 use stage2::{Format, Invalidate, Section};
-use types::{Cpu, Range};
+use types::{Cpu, Height, Ipa, Range};
 
 /// How often a pin of a range goes on where it has stopped.
 const PATIENCE: u32 = 4;
@@ -43,6 +43,26 @@ impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
         }
         self.unpin_all(pins, Contents::Unchanged);
         Err(why)
+    }
+
+    /// Does a step of a round of a dirty log, as [`Space::harvest_log`] does.
+    #[inline(never)] // one copy for all who call it, and large
+    pub(super) fn harvest_log(
+        &mut self,
+        cursor: LogCursor,
+        mut written: &mut dyn FnMut(Range),
+    ) -> Result<Option<LogCursor>, SpaceError> {
+        self.space.harvest_log(self.section, self.tlb, &Leaves, cursor, &mut written)
+    }
+
+    /// Makes young leaves old, as [`Space::age`] does.
+    #[inline(never)] // likewise
+    pub(super) fn age(
+        &mut self,
+        range: Range,
+        mut young: &mut dyn FnMut(Ipa, Height),
+    ) -> Result<Ipa, SpaceError> {
+        self.space.age(self.section, self.tlb, range, &mut young)
     }
 
     /// Gives pins back. They are this space's.

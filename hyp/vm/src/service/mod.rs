@@ -13,6 +13,7 @@
 
 mod asked;
 mod bitmap;
+mod churn;
 mod dma;
 mod handles;
 mod layout;
@@ -26,6 +27,7 @@ mod sharing;
 pub(crate) mod tests;
 
 pub use asked::Asked;
+pub use churn::Churn;
 pub use dma::{Company, Left};
 pub use memory::Memory;
 pub use page::{PageAccess, on_page};

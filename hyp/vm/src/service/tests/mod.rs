@@ -1,6 +1,7 @@
 //! Calls on a machine's memory, on the host: RAM in a buffer, real descriptors.
 
 mod arguments;
+mod churn;
 mod layout;
 mod logs;
 mod pages;
