@@ -1,5 +1,6 @@
 //! The bundle: one uncompressed `newc` cpio with `manifest.toml` and the files that it names.
 
+use crate::devices::Devices;
 use crate::setup::{self, Need};
 use crate::size::Size;
 use crate::{paths, run};
@@ -49,22 +50,25 @@ pub(crate) struct Args {
     /// Grant the VM the calls on its own memory (docs/hypercalls.md)
     #[arg(long, conflicts_with = "manifest")]
     hypercalls: bool,
+    #[command(flatten)]
+    devices: Devices,
 }
 
 /// Makes a bundle.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let bundle = match &args.manifest {
         Some(path) => {
+            ensure!(!args.devices.any(), "the manifest says which devices its VMs have");
             let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
             let beside = path.parent().unwrap_or(Path::new(""));
             from_manifest(&text, args.dir.as_deref().unwrap_or(beside))?
         }
         None => {
-            let (linux, initramfs) = (setup::kernel(), setup::initramfs());
+            let (linux, initramfs) = (setup::kernel(), args.devices.initramfs());
             let (kernel, initrd, cmdline) = match &args.kernel {
                 Some(kernel) => (kernel, args.initrd.as_ref(), args.append.clone()),
                 None => {
-                    setup::ensure(&[Need::Guest])?;
+                    setup::ensure(&[if args.devices.any() { Need::Devices } else { Need::Guest }])?;
                     (&linux, Some(&initramfs), Some(run::linux_cmdline(args.append.as_deref())))
                 }
             };
@@ -72,7 +76,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             vm.populate.clone_from(&args.populate);
             vm.largest.clone_from(&args.largest);
             vm.hypercalls = args.hypercalls.then(|| run::GRANTED.to_owned());
-            of_one(One { vm, kernel, initrd: initrd.map(PathBuf::as_path) })?.0
+            let disks = args.devices.give_to(&mut vm)?;
+            of_with(vec![One { vm, kernel, initrd: initrd.map(PathBuf::as_path) }], disks)?.0
         }
     };
     paths::replace(&args.output, &bundle)?;
@@ -125,6 +130,12 @@ pub(crate) struct Vm {
     /// What it is to the others: "guest", "controller" or "template".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<String>,
+    /// Its virtio devices: "console", "block", "entropy".
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) devices: Vec<String>,
+    /// The file with what is on its disk at every start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) disk: Option<String>,
     /// The CPU that each vCPU belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cpus: Option<Vec<u32>>,
@@ -162,9 +173,11 @@ impl Manifest {
     /// Returns the files that the VMs name, each once.
     pub(crate) fn files(&self) -> Vec<&str> {
         let mut files: Vec<&str> = Vec::new();
-        for file in self.vm.iter().flat_map(|vm| std::iter::once(&vm.kernel).chain(&vm.initrd)) {
-            if !files.contains(&file.as_str()) {
-                files.push(file);
+        for vm in &self.vm {
+            for file in [Some(&vm.kernel), vm.initrd.as_ref(), vm.disk.as_ref()].into_iter().flatten() {
+                if !files.contains(&file.as_str()) {
+                    files.push(file);
+                }
             }
         }
         files
@@ -213,7 +226,12 @@ pub(crate) fn of_one(one: One<'_>) -> Result<(Vec<u8>, Manifest)> {
 
 /// Makes a bundle of several VMs, and returns it with its manifest. Kernels of one name are one file.
 pub(crate) fn of(vms: Vec<One<'_>>) -> Result<(Vec<u8>, Manifest)> {
-    let mut files: Vec<File> = Vec::new();
+    of_with(vms, Vec::new())
+}
+
+/// As [`of`], with the files of the VMs' disks.
+pub(crate) fn of_with(vms: Vec<One<'_>>, disks: Vec<File>) -> Result<(Vec<u8>, Manifest)> {
+    let mut files = disks;
     let mut add = |name: &str, path: &Path| -> Result<()> {
         if !files.iter().any(|(there, _)| there == name) {
             files.push((name.to_owned(), read(path)?));
@@ -278,6 +296,8 @@ mod tests {
             largest: None,
             hypercalls: None,
             role: None,
+            devices: Vec::new(),
+            disk: None,
             cpus: None,
             region: Vec::new(),
         }

@@ -10,10 +10,12 @@ mod bochs;
 mod book;
 mod bundle;
 mod cargo;
+mod churn;
 mod ci;
 mod console;
 mod deps;
 mod flash;
+mod devices;
 mod image;
 mod lab;
 mod map;
@@ -76,6 +78,8 @@ enum Command {
     Top(top::Args),
     /// Draw what a VM's addresses are mapped with, of a machine that runs with --view or out of a trace
     Map(map::Args),
+    /// Let Linux judge: checksums and a memory test, while the hypervisor changes its memory's mappings all the time
+    Churn(churn::Args),
     /// Measure, and compare with the targets
     #[command(subcommand)]
     Bench(bench::Command),
@@ -106,6 +110,7 @@ fn main() -> ExitCode {
         Command::Mutants(args) => lab::run::<lab::Mutants>(&args),
         Command::Miri(args) => nightly::run_miri(&args),
         Command::Tsan => nightly::run_tsan(),
+        Command::Churn(args) => churn::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Trace(command) => trace::run(&command),
         Command::Stress(args) => stress::run(&args),

@@ -4,6 +4,7 @@ use crate::board::{Board, Built, DEFAULT_BOARD};
 use crate::bundle::{self, Manifest, One, Vm};
 use crate::console::{Console, Echo, Trouble};
 use crate::flash::Parts;
+use crate::devices::{self, Devices};
 use crate::image::Header;
 use crate::qemu::{Clock, Entered, Machine, Serial};
 use crate::setup::{self, Need};
@@ -69,6 +70,8 @@ pub(crate) struct Args {
     /// Grant the VM the calls on its own memory (docs/hypercalls.md)
     #[arg(long, conflicts_with = "bundle")]
     hypercalls: bool,
+    #[command(flatten)]
+    devices: Devices,
     /// Run payloads of guest-tests, each in a VM of its own, and count their tests: "all", a payload's name, or a part
     /// of the names of tests that drive the page tables, such as "dirty" [default of --smp: 4]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["bundle", "kernel", "expect", "gdb", "hypercalls"])]
@@ -234,11 +237,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Ok(prepared)
         });
     }
-    setup::ensure(if args.kernel.is_some() || args.bundle.is_some() {
-        &[Need::Rust, Need::Qemu]
-    } else {
-        &[Need::Rust, Need::Qemu, Need::Guest]
-    })?;
+    let linux = if args.devices.any() { Need::Devices } else { Need::Guest };
+    let own = args.kernel.is_some() || args.bundle.is_some();
+    let needs = [Need::Rust, Need::Qemu, linux];
+    setup::ensure(if own { &needs[..2] } else { &needs })?;
     let built = args.board.build()?;
     let (bundle, cpus, memory) = bundle_and_size(args)?;
     let mut prepared = host(args.board, &built, &cpu, &bundle, args.cpus.unwrap_or(cpus), memory)?;
@@ -295,7 +297,7 @@ pub(crate) fn host(
         emulator: emulator.clone(),
         cpu: cpu.to_owned(),
         cpus,
-        memory: vm_memory.plus(OVERHEAD),
+        memory: vm_memory.plus(OVERHEAD).plus(devices::memory(bundle)),
         entered: Entered::El2,
         clock: Clock::Host,
         kernel: Some(built.image.clone()),
@@ -360,6 +362,8 @@ pub(crate) fn vm(name: &str, vcpus: u32, memory: Size, cmdline: Option<String>) 
         largest: None,
         hypercalls: None,
         role: None,
+        devices: Vec::new(),
+        disk: None,
         cpus: None,
         region: Vec::new(),
     }
@@ -379,6 +383,7 @@ pub(crate) fn linux_cmdline(append: Option<&str>) -> String {
 fn bundle_and_size(args: &Args) -> Result<(Vec<u8>, u32, Size)> {
     let (vcpus, memory) = (args.smp.unwrap_or(2), args.mem.unwrap_or(Size::mib(1024)));
     if let Some(path) = &args.bundle {
+        ensure!(!args.devices.any(), "the manifest of a bundle says which devices its VMs have");
         let bundle = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         // A bundle that cannot be read is the hypervisor's to refuse.
         let manifest = bundle::manifest_of(&bundle).unwrap_or_else(|error| {
@@ -389,7 +394,7 @@ fn bundle_and_size(args: &Args) -> Result<(Vec<u8>, u32, Size)> {
         let (vcpus, memory) = if known { (manifest.vcpus(), manifest.memory()) } else { (vcpus, memory) };
         return Ok((bundle, vcpus.max(1), memory));
     }
-    let (linux, initramfs) = (setup::kernel(), setup::initramfs());
+    let (linux, initramfs) = (setup::kernel(), args.devices.initramfs());
     let (name, kernel, initrd, cmdline) = match &args.kernel {
         Some(kernel) => ("guest", kernel, args.initrd.as_ref(), args.append.clone()),
         None => ("linux", &linux, Some(&initramfs), Some(linux_cmdline(args.append.as_deref()))),
@@ -397,7 +402,9 @@ fn bundle_and_size(args: &Args) -> Result<(Vec<u8>, u32, Size)> {
     let mut vm = vm(name, vcpus, memory, cmdline);
     let granted = if args.trace_later { GRANTED_TRACE } else { GRANTED };
     vm.hypercalls = args.hypercalls.then(|| granted.to_owned());
-    let (bundle, _) = bundle::of_one(One { vm, kernel, initrd: initrd.map(PathBuf::as_path) })?;
+    let disks = args.devices.give_to(&mut vm)?;
+    let one = One { vm, kernel, initrd: initrd.map(PathBuf::as_path) };
+    let (bundle, _) = bundle::of_with(vec![one], disks)?;
     Ok((bundle, vcpus, memory))
 }
 

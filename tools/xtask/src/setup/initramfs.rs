@@ -17,8 +17,8 @@ const NAME: &str = "initrd.cpio.gz";
 const INIT: &[u8] = include_bytes!("init.sh");
 
 /// File types in a cpio mode.
-const DIRECTORY: u32 = 0o040_000;
-const REGULAR: u32 = 0o100_000;
+pub(super) const DIRECTORY: u32 = 0o040_000;
+pub(super) const REGULAR: u32 = 0o100_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 const SYMLINK: u32 = 0o120_000;
 
@@ -68,9 +68,13 @@ pub(super) fn make() -> Result<String> {
 
 fn packed() -> Result<Vec<u8>> {
     let busybox = fs::read(busybox()).context("cannot read busybox")?;
-    // Level 6 and no timestamp: the same parts give the same bytes.
+    compressed(&archive(&busybox)?)
+}
+
+/// Compresses an archive. Level 6 and no timestamp: the same parts give the same bytes.
+pub(super) fn compressed(archive: &[u8]) -> Result<Vec<u8>> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
-    gzip.write_all(&archive(&busybox)?)?;
+    gzip.write_all(archive)?;
     Ok(gzip.finish()?)
 }
 

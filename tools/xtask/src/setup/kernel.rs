@@ -23,6 +23,13 @@ pub(crate) fn path() -> PathBuf {
     paths::guest().join(NAME)
 }
 
+/// Returns the folder of its modules.
+pub(super) fn modules() -> Result<PathBuf> {
+    let folder = paths::guest().join("linux/lib/modules");
+    let mut versions = fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    Ok(versions.next().context("the kernel's package has no modules")??.path())
+}
+
 /// Looks for the kernel.
 pub(super) fn find(refresh: bool) -> Result<Found> {
     Ok(match used::line(NAME)? {

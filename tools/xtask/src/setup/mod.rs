@@ -6,6 +6,7 @@
 
 mod apt;
 mod dtc;
+mod drivers;
 mod initramfs;
 mod kernel;
 mod nightly;
@@ -16,6 +17,7 @@ mod trees;
 mod uboot;
 mod used;
 
+pub(crate) use drivers::path as initramfs_with_drivers;
 pub(crate) use initramfs::path as initramfs;
 pub(crate) use kernel::path as kernel;
 pub(crate) use nightly::NIGHTLY;
@@ -24,6 +26,7 @@ pub(crate) use qemu::{PROGRAM as QEMU, version as qemu_version};
 pub(crate) use rust::TARGET;
 pub(crate) use trees::path as device_tree;
 pub(crate) use uboot::path as uboot;
+pub(crate) use used::sha256;
 
 use crate::paths;
 use anyhow::{Context, Result};
@@ -57,6 +60,8 @@ pub(crate) enum Need {
     UBoot,
     /// What the x86-64 board needs: its target, Bochs, and GRUB's tools.
     Pc,
+    /// As `Guest`, and an initramfs with the drivers of virtio devices and a memory test.
+    Devices,
     /// A nightly compiler with Miri, for those tests only that need one.
     Nightly,
 }
@@ -122,12 +127,16 @@ fn steps(needs: &[Need], say: Say, args: &Args) -> Result<()> {
                 let mut debian = apt::Debian::new(&args.mirror);
                 step(say, "U-Boot", || uboot::find(args.refresh), || uboot::fetch(&mut debian))?;
             }
-            Need::Guest => {
+            Need::Guest | Need::Devices => {
                 let mut debian = apt::Debian::new(&args.mirror);
                 let refresh = args.refresh;
                 step(say, "guest kernel", || kernel::find(refresh), || kernel::fetch(&mut debian))?;
                 step(say, "busybox", || initramfs::find_busybox(refresh), || initramfs::fetch(&mut debian))?;
                 step(say, "initramfs", initramfs::find, initramfs::make)?;
+                if *need == Need::Devices {
+                    step(say, "memory test", || drivers::find_test(refresh), || drivers::fetch(&mut debian))?;
+                    step(say, "initramfs with drivers", drivers::find, drivers::make)?;
+                }
             }
         }
     }

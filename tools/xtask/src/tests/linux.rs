@@ -4,6 +4,7 @@ use super::Extent;
 use super::cases::Cases;
 use crate::board::{Board, Built};
 use crate::bundle::{self, One, Vm};
+use crate::churn::{Trial, contents};
 use crate::console::Console;
 use crate::qemu::{CPUS, DEFAULT_CPU};
 use crate::report::{self, END, STATS};
@@ -37,7 +38,7 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
     let shapes = shapes(extent);
     let models: &[&str] = if extent == Extent::Quick { &[DEFAULT_CPU] } else { &CPUS };
     let variants: &[Variant] = if extent == Extent::Quick { &[] } else { &VARIANTS };
-    cases.group("Linux in a VM", 1 + shapes.len() + 2 * models.len() + variants.len() + 1);
+    cases.group("Linux in a VM", 1 + shapes.len() + 2 * models.len() + variants.len() + 2);
     // The control: if this fails, the fault is not the hypervisor's.
     let shape = Shape { cpu: DEFAULT_CPU, smp: 2, memory: MEMORY[1] };
     let bare = || bare(Board::virt()?, shape.cpu, shape.smp, shape.memory, linux_cmdline(None));
@@ -65,6 +66,16 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
         let shape = Shape { cpu: DEFAULT_CPU, smp: 2, memory: MEMORY[0] };
         let name = "user space drives the page tables through the control page";
         cases.boot(name, || granted(&built, shape), drives);
+        let trial = Trial {
+            cpu: DEFAULT_CPU.to_owned(),
+            rounds: 1,
+            rate: 2000,
+            disk: contents(16 << 20),
+            more: String::new(),
+            least: None,
+        };
+        let name = "Linux judges its disk, a file and its memory, which change their places all the time";
+        cases.boot(name, || trial.machine(&built), |console| trial.judge(console).map(|_| ()));
     }
     for variant in variants {
         let shape = Shape { cpu: variant.cpu, smp: 2, memory: MEMORY[0] };
