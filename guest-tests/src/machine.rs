@@ -102,6 +102,11 @@ impl Machine {
         self.is_ram(address) || self.devices.iter().any(|r| r.contains(address))
     }
 
+    /// Returns the registers of each virtio device.
+    pub fn virtio(&self) -> impl Iterator<Item = Region> {
+        self.devices.iter().copied().filter(|region| region.start >> 12 == 0xa000)
+    }
+
     /// Returns the address after the highest byte of memory.
     pub fn ram_end(&self) -> u64 {
         self.ram.iter().map(|r| r.end).max().unwrap_or(0)

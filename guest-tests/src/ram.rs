@@ -3,7 +3,7 @@
 use crate::list::List;
 use crate::machine;
 use crate::region::{MAX_HOLES, Region};
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -52,6 +52,16 @@ impl Ram {
         // SAFETY: memory of this machine, mapped one to one, aligned, given out once by `take` and never taken back;
         // any content is a valid word. Copies of this handle share the words, which are atomics.
         unsafe { core::slice::from_raw_parts(self.0.start as *const AtomicU64, (self.0.size() / 8) as usize) }
+    }
+
+    /// Returns the memory as half-words, for rings that have some. Whoever uses these leaves the same words alone, but for
+    /// zeroing them when nobody else looks.
+    pub fn halves(self) -> &'static [AtomicU16] {
+        if self.0.size() == 0 {
+            return &[];
+        }
+        // SAFETY: as for `words`.
+        unsafe { core::slice::from_raw_parts(self.0.start as *const AtomicU16, (self.0.size() / 2) as usize) }
     }
 
     /// Returns the words of the page at `index`.

@@ -2,13 +2,14 @@
 
 use crate::board::Board;
 use crate::bundle::{self, One};
+use crate::churn::contents;
 use crate::console::{Console, Echo};
 use crate::run::{Boot, GRANTED, GRANTED_TRACE, Prepared, host, vm};
 use crate::setup::{self, Need, PC_TARGET, TARGET};
 use crate::size::Size;
 use crate::tests::{AlreadySaid, PAYLOAD, Summary};
 use crate::trace::Tracing;
-use crate::{cargo, paths, shell};
+use crate::{cargo, devices, paths, shell};
 use anyhow::{Context, Result, ensure};
 use cargo_metadata::MetadataCommand;
 use regex::Regex;
@@ -23,6 +24,10 @@ const DRIVES: &str = "drive";
 const GRANTED_TO: [&str; 4] = [DRIVES, "reset", "exits", "stress"];
 /// Those that promise nothing by themselves, and are for commands of their own.
 const NO_TESTS: [&str; 1] = ["exits"];
+
+/// The payload that drives virtio devices, and the bytes of its disk.
+pub(crate) const DEVICES: &str = "virtio";
+pub(crate) const DISK: usize = 1 << 20;
 
 /// The vCPUs of a payload's VM.
 pub(crate) const VCPUS: u32 = 4;
@@ -64,7 +69,11 @@ impl Payload {
         let name = self.name();
         let granted = if name == DRIVES { GRANTED_TRACE } else { GRANTED };
         vm.hypercalls = GRANTED_TO.contains(&name.as_str()).then(|| granted.to_owned());
-        let (bundle, _) = bundle::of_one(One { vm, kernel: &self.0, initrd: None })?;
+        let disks = match name == DEVICES {
+            true => devices::give(&mut vm, &["entropy", "console", "block"], Some(contents(DISK))),
+            false => Vec::new(),
+        };
+        let (bundle, _) = bundle::of_with(vec![One { vm, kernel: &self.0, initrd: None }], disks)?;
         host(board, &board.build()?, cpu, &bundle, cpus, memory)
     }
 }
