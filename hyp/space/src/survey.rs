@@ -206,7 +206,7 @@ impl<F: Format> Space<'_, F> {
         let mut open: Option<Stretch> = None;
         // Why the entries below the lowest link are small; up to where it translates.
         let mut below = (Ipa::new(0), Why::Alignment);
-        let walked = view.walk(range, |entry| {
+        let walked = view.walk_shared(range, &mut |entry| {
             let mapped = |leaf: Leaf| {
                 let why = if entry.range().end() <= below.0 { below.1 } else { Why::Alignment };
                 What::Mapped { pa: leaf.pa, attrs: leaf.attrs, why }

@@ -113,7 +113,7 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
                 pending_before: Ipa::new(0),
                 split: None,
             };
-            let walked = view.walk_with(rest, &mut pass);
+            let walked = view.walk_shared(rest, &mut |visit| pass.visit(visit));
             let (debt, split) = (pass.debt, pass.split);
             let owed = debt.owed(|| self.others_in_flight(&flight));
             if let Some(work) = owed.filter(|_| !mutant("answer-before-invalidation")) {

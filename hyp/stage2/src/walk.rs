@@ -206,6 +206,13 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         self.walk_with(range, &mut EachEntry(visitor))
     }
 
+    /// Does what [`Self::walk`] does, with one copy of its code for all visitors, to whom each entry is a call through a
+    /// pointer: for those that do more for an entry than such a call costs.
+    #[inline(never)]
+    pub fn walk_shared(&self, range: Range, visitor: &mut dyn FnMut(&Visit<F>) -> Answer) -> Walked {
+        self.walk_with(range, &mut EachEntry(visitor))
+    }
+
     /// Does what [`Self::walk`] does, for a visitor that wants runs of page entries as such.
     #[inline]
     pub fn walk_with(&self, range: Range, visitor: &mut impl Visitor<F>) -> Walked {

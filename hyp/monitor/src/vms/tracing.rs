@@ -280,7 +280,7 @@ fn tell(hypervisor: &Hypervisor, core: &Core<'_>, place: u16, ipa: Ipa) -> Optio
     let reach = space.tree().geometry().reach();
     let rest = Range::new(ipa, reach.end()).unwrap_or(reach);
     let mut left = STEP;
-    let walked = space.tree().open(&section).walk(rest, |visit| {
+    let walked = space.tree().open(&section).walk_shared(rest, &mut |visit| {
         if visit.raw() != 0 {
             let Some(less) = left.checked_sub(1) else { return Answer::Stop };
             left = less;

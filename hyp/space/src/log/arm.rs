@@ -56,7 +56,7 @@ impl<F: Format> Space<'_, F> {
         let (mut splits, mut tries) = (0, 0);
         while let Some(rest) = Range::new(next, range.end()).ok().filter(|rest| !rest.is_empty()) {
             let view = self.tree.open(&*section);
-            let walked = view.walk(rest, |visit| match visit.entry(format) {
+            let walked = view.walk_shared(rest, &mut |visit| match visit.entry(format) {
                 Entry::Table(_) | Entry::Held(Live::Table(_)) => Answer::Descend,
                 Entry::Leaf(_) if visit.height() > Height::PAGE => Answer::Split,
                 Entry::Held(_) | Entry::Frozen if visit.height() > Height::PAGE => Answer::Stop,

@@ -256,7 +256,7 @@ impl<F: Format, M: Entries + Pages, P: Fn(Pa) -> bool> Step<'_, F, M, P> {
         let mut tries = 0;
         while let Some(rest) = Range::new(at, range.end()).ok().filter(|rest| !rest.is_empty()) {
             let view = self.tree.open(&*section);
-            let walked = view.walk(rest, |visit| {
+            let walked = view.walk_shared(rest, &mut |visit| {
                 let entry = visit.entry(format);
                 if let Some(pa) = visit.pa() {
                     if is_lent(entry) {

@@ -52,7 +52,7 @@ impl<F: Format> Space<'_, F> {
             return Err(SpaceError::LogRuns);
         }
         let format = self.tree.format();
-        let walked = self.tree.open(&*section).walk(range, |visit| match visit.entry(format) {
+        let walked = self.tree.open(&*section).walk_shared(range, &mut |visit| match visit.entry(format) {
             Entry::Table(table) if visit.height() == BLOCK && table.why == Why::DirtyLog => Answer::Stop,
             Entry::Table(_) | Entry::Held(Live::Table(_)) if visit.height() > BLOCK => Answer::Descend,
             _ => Answer::Continue, // what is dead, or somebody's, is looked at another time
