@@ -20,6 +20,9 @@ use std::time::Duration;
 /// No step takes that long unless it hangs, with whatever else the host does.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// The memory that the memory test is given, in MiB.
+const TESTED: u32 = 4;
+
 /// How long, and how fast.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -48,6 +51,8 @@ pub(crate) struct Trial {
     pub(crate) cpu: String,
     pub(crate) rounds: u32,
     pub(crate) rate: u32,
+    /// The memory that is tested beside it, in MiB.
+    pub(crate) tested: u32,
     /// What is on the disk.
     pub(crate) disk: Vec<u8>,
     pub(crate) more: String,
@@ -61,6 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         cpu: args.cpu.clone(),
         rounds: args.rounds,
         rate: args.rate,
+        tested: TESTED,
         disk: contents(args.disk << 20),
         more: args.hyp_append.clone().unwrap_or_default(),
         least: args.least,
@@ -85,7 +91,7 @@ impl Trial {
     pub(crate) fn machine(&self, built: &Built) -> Result<Prepared> {
         setup::ensure(&[Need::Devices])?;
         let memory = Size::mib(512);
-        let words = format!("mz.test=judge mz.rounds={}", self.rounds);
+        let words = format!("mz.test=judge mz.rounds={} mz.tested={}", self.rounds, self.tested);
         let mut vm = vm("linux", 2, memory, Some(linux_cmdline(Some(&words))));
         let disks = devices::give(&mut vm, &["console", "block", "entropy"], Some(self.disk.clone()));
         let (kernel, initrd) = (setup::kernel(), setup::initramfs_with_drivers());

@@ -10,6 +10,7 @@ mod bochs;
 mod book;
 mod bundle;
 mod cargo;
+mod chains;
 mod churn;
 mod ci;
 mod console;
@@ -78,6 +79,8 @@ enum Command {
     Top(top::Args),
     /// Draw what a VM's addresses are mapped with, of a machine that runs with --view or out of a trace
     Map(map::Args),
+    /// Have one VM hand malformed chains to its devices, beside another VM that must not notice
+    Chains(chains::Args),
     /// Let Linux judge: checksums and a memory test, while the hypervisor changes its memory's mappings all the time
     Churn(churn::Args),
     /// Measure, and compare with the targets
@@ -110,6 +113,7 @@ fn main() -> ExitCode {
         Command::Mutants(args) => lab::run::<lab::Mutants>(&args),
         Command::Miri(args) => nightly::run_miri(&args),
         Command::Tsan => nightly::run_tsan(),
+        Command::Chains(args) => chains::run(&args),
         Command::Churn(args) => churn::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Trace(command) => trace::run(&command),

@@ -4,7 +4,8 @@
 # The kernel's command line may hold mz.test=WORD, which tells what to do once INIT-OK has been printed:
 #   poweroff   power off
 #   reboot     reboot, and so again and again
-#   judge      load the drivers of virtio devices, look at memory and disk for mz.rounds=N rounds, and power off
+#   judge      load the drivers of virtio devices, look at disk and at mz.tested=N MiB of memory for mz.rounds=N rounds, and
+#              power off
 # Without it there is a shell on the console; `poweroff -f` and `reboot -f` end it.
 
 PATH=/bin
@@ -26,10 +27,12 @@ echo "INIT-OK"
 
 action=
 rounds=1
+tested=4
 for word in $($busybox cat /proc/cmdline); do
     case $word in
     mz.test=*) action=${word#mz.test=} ;;
     mz.rounds=*) rounds=${word#mz.rounds=} ;;
+    mz.tested=*) tested=${word#mz.tested=} ;;
     esac
 done
 
@@ -50,7 +53,7 @@ judge() {
     sleep 1 # what it says does not end up within a line of the other console
     round=1
     while [ $round -le "$rounds" ]; do
-        memtester 4M 1 > /tmp/memory.log 2>&1 &
+        memtester "${tested}M" 1 > /tmp/memory.log 2>&1 &
         tester=$!
         echo 3 > /proc/sys/vm/drop_caches
         echo "ROUND-$round disk $(sha256sum < /dev/vda)"

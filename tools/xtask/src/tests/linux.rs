@@ -70,7 +70,8 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
             cpu: DEFAULT_CPU.to_owned(),
             rounds: 1,
             rate: 2000,
-            disk: contents(16 << 20),
+            tested: 1,
+            disk: contents(4 << 20),
             more: String::new(),
             least: None,
         };

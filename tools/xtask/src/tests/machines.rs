@@ -4,13 +4,10 @@ use super::Extent;
 use super::cases::Cases;
 use crate::board::{Board, Built};
 use crate::bundle::{self, One, Vm};
-use crate::churn::contents;
 use crate::console::Console;
-use crate::devices;
 use crate::paths;
 use crate::payload::{self, Payload};
 use crate::qemu::DEFAULT_CPU;
-use crate::report;
 use crate::run::{GRANTED, Prepared, host, linux_cmdline, vm};
 use crate::setup;
 use crate::size::Size;
@@ -34,11 +31,6 @@ const FEW_VMIDS: &str = "cortex-a72";
 const SOME: (u32, u64) = (300, 1);
 const MANY: (u32, u64) = (1000, 3);
 
-/// How many malformed virtio chains there are, and how many for each round of who watches.
-const SOME_CHAINS: u32 = 5000;
-const ALL_CHAINS: u32 = 100_000;
-const CHAINS_A_ROUND: u32 = 500;
-
 /// Payloads that run beside Linux, with the CPUs of their vCPUs: what is switched, what shares a TLB, what interrupts.
 const NEIGHBOURS: [(&str, [u32; 2]); 3] = [("sysregs", [0, 1]), ("memory", [1, 1]), ("devices", [1, 0])];
 
@@ -47,7 +39,7 @@ const SHARING: &str = "5";
 
 /// Boots them.
 pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
-    cases.group("several VMs", 6);
+    cases.group("several VMs", 5);
     let payloads = payload::build()?;
     let built = Board::virt()?.build()?;
     let name = format!("Linux and {} payloads, 2 vCPUs each, on {CPUS} CPUs", NEIGHBOURS.len());
@@ -60,9 +52,6 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
     );
     let (short, judge) = stress::short()?;
     cases.boot("VMs under stress from inside: 4, 2 vCPUs each, on 2 CPUs", || Ok(short), judge);
-    let chains = if extent == Extent::All { ALL_CHAINS } else { SOME_CHAINS };
-    let name = format!("{chains} malformed virtio chains of one VM, and another VM keeps its contents");
-    cases.boot(&name, || enemy_and_witness(&built, &payloads, chains), each_keeps_its_own);
     let (machines, rollovers) = if extent == Extent::All { MANY } else { SOME };
     let name = format!("{machines} VMs come and go: {FEW_VMIDS}");
     cases.boot(
@@ -142,39 +131,6 @@ fn all_shared(console: &mut Console) -> Result<()> {
     ensure!(&lost[1] == "0", "{}", lost[0]);
     ensure!(!console.log().contains("FAIL "), "a partner has failed");
     ends(console)
-}
-
-/// Two VMs with devices: one drives them as it must not, the other looks at its disk and its memory all the time.
-fn enemy_and_witness(built: &Built, payloads: &[Payload], chains: u32) -> Result<Prepared> {
-    let kernel = find(payloads, payload::DEVICES)?;
-    let mut disks = Vec::new();
-    let mut one = |name, cpus: [u32; 2], cmdline: String| {
-        let mut vm = on(name, &cpus, Size::mib(64), Some(cmdline));
-        disks.extend(devices::give(&mut vm, &["entropy", "block"], Some(contents(payload::DISK))));
-        One { vm, kernel, initrd: None }
-    };
-    let enemy = one("enemy", [0, 1], format!("chains={chains}"));
-    let witness = one("witness", [1, 0], format!("chains=0 rounds={}", chains / CHAINS_A_ROUND));
-    let (bundle, manifest) = bundle::of_with(vec![enemy, witness], disks)?;
-    host(Board::virt()?, built, DEFAULT_CPU, &bundle, CPUS, manifest.memory())
-}
-
-fn each_keeps_its_own(console: &mut Console) -> Result<()> {
-    ends(console)?;
-    for (name, passed) in [("enemy", "3"), ("witness", "3")] {
-        let counts = Regex::new(&format!(r"(?m)^{name}\| (\d+) passed, (\d+) failed\r?$"))?;
-        let line =
-            counts.captures(console.log()).with_context(|| format!("{name} has not said how it went"))?;
-        ensure!(&line[1] == passed && &line[2] == "0", "{}", &line[0]);
-    }
-    let counted = report::statistics(console.log());
-    let stopped = |name: &str| {
-        let name = format!("{name} block stopped by its driver");
-        counted.iter().find(|(found, _)| *found == name).and_then(|(_, count)| count.parse::<u64>().ok())
-    };
-    ensure!(stopped("enemy").is_some_and(|count| count > 0), "no chain has stopped a device");
-    ensure!(stopped("witness") == Some(0), "the witness's device was stopped");
-    Ok(())
 }
 
 fn coming_and_going(built: &Built, payloads: &[Payload], machines: u32) -> Result<Prepared> {
