@@ -3,8 +3,8 @@
 use crate::board::{Board, Built, DEFAULT_BOARD};
 use crate::bundle::{self, Manifest, One, Vm};
 use crate::console::{Console, Echo, Trouble};
-use crate::flash::Parts;
 use crate::devices::{self, Devices};
+use crate::flash::Parts;
 use crate::image::Header;
 use crate::qemu::{Clock, Entered, Machine, Serial};
 use crate::setup::{self, Need};

@@ -5,8 +5,8 @@
 //! lies in `target/guest/`, and `USED.txt` there records versions and checksums.
 
 mod apt;
-mod dtc;
 mod drivers;
+mod dtc;
 mod initramfs;
 mod kernel;
 mod nightly;
