@@ -98,6 +98,12 @@ impl Gone {
         Progress::More
     }
 
+    /// One that had nothing, for tests.
+    #[cfg(test)]
+    pub(super) const fn of_nobody() -> Self {
+        Self { owner: Owner(1), memory: 0, checked: 0, left: 0 }
+    }
+
     /// Returns how many frames have not come back.
     pub(super) const fn left(&self) -> u64 {
         self.left

@@ -152,3 +152,67 @@ impl Roster {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Claims a place for a guest, and has it be gone, but for the last look.
+    fn gone(roster: &Roster) -> Handle {
+        let number = roster.claim().expect("a place is free");
+        roster.settle(number, Life::Gone(Gone::of_nobody()))
+    }
+
+    #[test]
+    fn each_claim_is_another_place_until_none_is_free() {
+        let roster = Roster::new();
+        let claimed: Vec<u16> = core::iter::from_fn(|| roster.claim()).collect();
+        assert!(claimed.iter().copied().eq(0..MOST_GUESTS));
+        roster.settle(7, Life::Free);
+        assert_eq!((roster.claim(), roster.claim()), (Some(7), None));
+        assert_eq!(roster.iter().count(), 0, "none of them is here");
+    }
+
+    #[test]
+    fn a_handle_is_one_guests_and_never_anothers() {
+        let roster = Roster::new();
+        let first = gone(&roster);
+        assert!(matches!(roster.find(first), Some(Found::Ending)));
+        assert!(roster.here(first).is_none());
+        let (number, _) = roster.take(first).expect("it is there");
+        roster.settle(number, Life::Free);
+        assert!(roster.find(first).is_none() && roster.take(first).is_none());
+        let second = gone(&roster);
+        assert_eq!(second.number(), first.number(), "the place is used anew");
+        assert_ne!(second, first);
+        assert!(roster.find(first).is_none() && roster.find(second).is_some());
+        for nobody in [0, u64::MAX, MOST_GUESTS.into(), second.0 + (1 << 16)] {
+            assert!(roster.find(Handle(nobody)).is_none() && roster.take(Handle(nobody)).is_none());
+        }
+    }
+
+    #[test]
+    fn who_finds_a_guest_in_hand_leaves_it_there() {
+        let roster = Roster::new();
+        let handle = gone(&roster);
+        let (number, life) = roster.take(handle).expect("it is there");
+        assert!(matches!(life, Life::Gone(_)));
+        assert!(matches!(roster.take(handle), Some((_, Life::InHand))));
+        assert!(matches!(roster.find(handle), Some(Found::Ending)));
+        assert_ne!(roster.claim(), Some(number), "it is not free meanwhile");
+        assert_eq!(roster.settle(number, life), handle);
+        assert!(matches!(roster.take(handle), Some((_, Life::Gone(_)))));
+    }
+
+    #[test]
+    fn one_of_two_that_reach_for_a_guest_at_once_gets_it() {
+        let roster = Roster::new();
+        let handle = gone(&roster);
+        let got: usize = std::thread::scope(|scope| {
+            let reach = || matches!(roster.take(handle), Some((_, Life::Gone(_))));
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(reach)).collect();
+            threads.into_iter().map(|thread| usize::from(thread.join().unwrap_or(false))).sum()
+        });
+        assert_eq!(got, 1);
+    }
+}
