@@ -160,9 +160,10 @@ impl<F: Format> Judge<F> {
         if self.is_told {
             // Whoever has walked these tables since the invalidation holds something again.
             end.cleaning = Cleaning::of_everything();
-            if self.entered.is_some_and(CpuSet::is_empty) {
-                end.cleaning.forgotten();
-            }
+        }
+        if self.entered.is_some_and(CpuSet::is_empty) {
+            // Nobody holds anything of it, or ever did.
+            end.cleaning.forgotten();
         }
         if self.style != Style::Broadcast {
             // The tag is the root's address: whoever holds anything takes a later root there for this one.

@@ -349,3 +349,27 @@ fn recording_begins_anew_with_nothing_known() {
     assert!(report.broken.is_none() && report.is_whole, "{:?}", report.broken);
     assert_eq!(report.spaces, 2);
 }
+
+#[test]
+fn a_space_that_no_cpu_has_loaded_ends_without_an_invalidation() {
+    let story = || {
+        let mut story = Story::empty(0);
+        story.then(0, Kind::Take, 0, [ROOT, 0x2000, OWNER]);
+        story.then(0, Kind::Space, 0, [ROOT, OWNER | 40 << 16 | 2 << 24, 0]);
+        story
+    };
+    let ends = |mut story: Story| {
+        story.then(0, Kind::GiveBack, 0, [ROOT, 0x2000, OWNER]);
+        story.then(0, Kind::SpaceGone, 0, [0, OWNER, 0]);
+        story.ends()
+    };
+    let mut unread = story();
+    unread.then(0, Kind::Unread, 0, [0; 3]);
+    assert!(ends(unread).broken.is_none());
+    says(&ends(story()), "before its grace period was over");
+    let mut loaded = story();
+    loaded.then(1, Kind::Vttbr, 0, [1 << 48 | ROOT, 0, 0]);
+    loaded.then(1, Kind::Vttbr, 0, [0; 3]);
+    loaded.then(0, Kind::Unread, 0, [0; 3]);
+    says(&ends(loaded), "given back before walk caches forgot it");
+}
