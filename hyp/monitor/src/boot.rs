@@ -122,9 +122,9 @@ fn device_tree(dtb: u64) -> Fdt<'static> {
 }
 
 fn use_last_resort_console() {
-    if let Some(registers) = platform::board().last_resort_console() {
-        // SAFETY: the board says that a PL011 is there, and the MMU is off.
-        unsafe { console::use_registers(registers) };
+    if let Some((kind, registers)) = platform::board().last_resort_console() {
+        // SAFETY: the board says that such a port is there, and the MMU is off.
+        unsafe { console::use_registers(kind, registers) };
     }
 }
 
@@ -135,10 +135,10 @@ fn find_console(fdt: Fdt<'_>) -> ConsoleAt {
     }
     let console = tree::find_console(fdt).unwrap_or_else(|| {
         use_last_resort_console();
-        fatal!("the device tree has no PL011 console")
+        fatal!("the device tree has no console that is known: a PL011, or an i.MX UART")
     });
-    // SAFETY: the tree says that a PL011 is there; the map will have it.
-    unsafe { console::use_registers(console.registers.start()) };
+    // SAFETY: the tree says that such a port is there; the map will have it.
+    unsafe { console::use_registers(console.kind, console.registers.start()) };
     console
 }
 

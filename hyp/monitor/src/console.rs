@@ -1,23 +1,25 @@
-//! The console: a PL011, or a PC's first serial port.
+//! The console: a PL011, an i.MX UART, or a PC's first serial port.
 //!
 //! Two ways to write: [`lock`]ed, which everything does that runs with the MMU on, so that no two CPUs mix within a
 //! line; and `Raw`, which takes no lock, for what is said before the MMU is on (there are no exclusives then) and
 //! after a bug (the lock may be held by who caused it).
 
 #[cfg(not(pc))]
-mod pl011;
+mod imx;
+#[cfg(not(pc))]
+mod serial;
 
 #[cfg(pc)]
 use crate::x86::com1::{put, uart};
 use core::fmt::{self, Write};
 #[cfg(not(pc))]
-pub use pl011::receive;
+pub use serial::receive;
 #[cfg(not(pc))]
-pub(crate) use pl011::{
+pub(crate) use serial::{
     FIFO, enable_receive_interrupt, mask_receive_interrupt, send, set_up, use_registers, use_second,
 };
 #[cfg(not(pc))]
-use pl011::{put, uart};
+use serial::{put, uart};
 use spin::{Mutex, MutexGuard};
 
 /// The console that CPUs share.
@@ -124,7 +126,7 @@ fn carriage_returns(text: &str, mut sink: impl FnMut(&[u8])) {
 
 #[cfg(test)]
 mod tests {
-    use super::pl011::tests::with_registers;
+    use super::serial::tests::with_registers;
     use super::*;
     use std::string::String;
     use std::vec::Vec;

@@ -48,4 +48,6 @@ pub use machine::Machine;
 pub use percpu::PerCpu;
 #[cfg(not(pc))]
 pub use platform::{Described, Platform};
+#[cfg(not(pc))]
+pub use tree::SerialKind;
 pub use types::Pa;

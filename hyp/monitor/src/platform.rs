@@ -1,5 +1,6 @@
 //! What a board may say about itself that its device tree does not.
 
+use crate::tree::SerialKind;
 use aarch64::psci::Psci;
 use types::Pa;
 
@@ -11,10 +12,10 @@ pub trait Platform: Sync {
     /// Returns the board's name, for the log.
     fn name(&self) -> &'static str;
 
-    /// Returns where a PL011 is, set up by firmware, for messages that there is no usable device tree.
+    /// Returns where a serial port is, set up by firmware, and of what kind, for messages that there is no usable device tree.
     ///
     /// Called on the boot CPU, with the MMU off and before anything else of the hypervisor runs: may touch nothing.
-    fn last_resort_console(&self) -> Option<Pa> {
+    fn last_resort_console(&self) -> Option<(SerialKind, Pa)> {
         None
     }
 
@@ -42,8 +43,8 @@ pub trait Platform: Sync {
 pub struct Described {
     /// The board's name.
     pub name: &'static str,
-    /// Where a PL011 is, set up by firmware.
-    pub last_resort_console: Option<u64>,
+    /// Where a serial port is, set up by firmware.
+    pub last_resort_console: Option<(SerialKind, u64)>,
 }
 
 impl Platform for Described {
@@ -51,8 +52,8 @@ impl Platform for Described {
         self.name
     }
 
-    fn last_resort_console(&self) -> Option<Pa> {
-        self.last_resort_console.map(Pa::new)
+    fn last_resort_console(&self) -> Option<(SerialKind, Pa)> {
+        self.last_resort_console.map(|(kind, at)| (kind, Pa::new(at)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a board's build script makes of its description: the constants that are compiled in.
 
-use crate::{Description, FILE, read};
+use crate::{Description, FILE, SerialKind, read};
 use std::env;
 use std::fs;
 use std::path::PathBuf;
@@ -47,7 +47,13 @@ fn fail(why: &dyn std::fmt::Display) -> ! {
 /// Writes the expression that is the board.
 fn constants(name: &str, board: &Description) -> String {
     let console = match board.hardware.last_resort_console {
-        Some(at) => format!("Some({at:#x})"),
+        Some(at) => {
+            let kind = match board.hardware.last_resort_kind {
+                SerialKind::Pl011 => "Pl011",
+                SerialKind::Imx => "Imx",
+            };
+            format!("Some((::monitor::SerialKind::{kind}, {at:#x}))")
+        }
         None => "None".to_owned(),
     };
     format!("::monitor::Described {{ name: {name:?}, last_resort_console: {console} }}\n")
@@ -63,6 +69,10 @@ mod tests {
             "description = \"b\"\ntier = 1\nchecked = \"\"\n[hardware]\nlast-resort-console = 0x900_0000\n";
         let board: Description = toml::from_str(text).unwrap();
         let made = constants("b", &board);
-        assert_eq!(made, "::monitor::Described { name: \"b\", last_resort_console: Some(0x9000000) }\n");
+        assert_eq!(
+            made,
+            "::monitor::Described { name: \"b\", last_resort_console: \
+                          Some((::monitor::SerialKind::Pl011, 0x9000000)) }\n"
+        );
     }
 }

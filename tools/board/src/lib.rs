@@ -76,8 +76,22 @@ impl Tier {
 #[derive(Clone, Default, PartialEq, Eq, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Hardware {
-    /// The physical address of a PL011 that firmware has set up, for the message that there is no usable device tree.
+    /// The physical address of a serial port that firmware has set up, for the message that there is no usable device tree.
     pub last_resort_console: Option<u64>,
+    /// What kind of port that is.
+    #[serde(default)]
+    pub last_resort_kind: SerialKind,
+}
+
+/// A kind of serial port that there is a driver for.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SerialKind {
+    /// Arm's PL011.
+    #[default]
+    Pl011,
+    /// NXP's i.MX UART.
+    Imx,
 }
 
 /// How QEMU starts it.

@@ -6,9 +6,26 @@ use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
 use types::PaRange;
 
-/// A PL011.
+/// What kind of serial port a console is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SerialKind {
+    /// Arm's PL011.
+    Pl011,
+    /// NXP's i.MX UART.
+    Imx,
+}
+
+/// What is compatible with each kind.
+const KINDS: [(&[&str], SerialKind); 2] = [
+    (&["arm,pl011", "arm,sbsa-uart"], SerialKind::Pl011),
+    (&["fsl,imx6q-uart", "fsl,imx8mp-uart"], SerialKind::Imx),
+];
+
+/// A serial port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ConsoleAt {
+    /// What it is.
+    pub kind: SerialKind,
     /// Its registers.
     pub registers: PaRange,
     /// Its interrupt, where the tree names one.
@@ -17,15 +34,15 @@ pub struct ConsoleAt {
     pub clock: Option<u32>,
 }
 
-/// Finds the console: what `/chosen/stdout-path` names if that is a PL011, else the first PL011.
+/// Finds the console: what `/chosen/stdout-path` names if that is of a kind that is known, else the first that is.
 pub fn find_console(fdt: Fdt<'_>) -> Option<ConsoleAt> {
     let mut found = None;
     if let Some(path) = stdout_path(fdt) {
-        visit_path(fdt, path, &mut |place| found = pl011(fdt, place));
+        visit_path(fdt, path, &mut |place| found = serial(fdt, place));
     }
     if found.is_none() {
         visit(fdt, &mut |place| {
-            found = pl011(fdt, place);
+            found = serial(fdt, place);
             if found.is_some() { Then::Stop } else { Then::Continue }
         });
     }
@@ -36,18 +53,17 @@ pub fn find_console(fdt: Fdt<'_>) -> Option<ConsoleAt> {
 pub fn find_second(fdt: Fdt<'_>, console: &ConsoleAt) -> Option<ConsoleAt> {
     let mut found = None;
     visit(fdt, &mut |place| {
-        found = pl011(fdt, place).filter(|other| other.registers != console.registers);
+        found = serial(fdt, place)
+            .filter(|other| other.kind == SerialKind::Pl011 && other.registers != console.registers);
         if found.is_some() { Then::Stop } else { Then::Continue }
     });
     found
 }
 
-fn pl011(fdt: Fdt<'_>, place: &Place<'_, '_>) -> Option<ConsoleAt> {
-    if !place.is_compatible(&["arm,pl011", "arm,sbsa-uart"]) {
-        return None;
-    }
+fn serial(fdt: Fdt<'_>, place: &Place<'_, '_>) -> Option<ConsoleAt> {
+    let (_, kind) = *KINDS.iter().find(|(names, _)| place.is_compatible(names))?;
     let registers = place.ranges().next().flatten().filter(|r| !r.is_empty())?;
-    Some(ConsoleAt { registers, interrupt: place.interrupts().next(), clock: clock(fdt, place) })
+    Some(ConsoleAt { kind, registers, interrupt: place.interrupts().next(), clock: clock(fdt, place) })
 }
 
 /// Returns the path that stdout-path stands for: an alias is looked up, and options after a colon are cut off.

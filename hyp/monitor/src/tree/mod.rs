@@ -12,7 +12,7 @@ mod place;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use console::{ConsoleAt, find_console, find_second};
+pub use console::{ConsoleAt, SerialKind, find_console, find_second};
 pub use form::Malformed;
 pub use hardware::{
     CpuAt, EnableMethod, Entropy, GicAt, GicRest, Hardware, Initrd, Interrupts, MAX_BANKS, MAX_RESERVED,

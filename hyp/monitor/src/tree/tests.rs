@@ -185,6 +185,7 @@ fn everything_on_virt_is_found() {
 #[test]
 fn the_console_is_found_by_path_by_alias_and_by_itself() {
     let expected = ConsoleAt {
+        kind: SerialKind::Pl011,
         registers: range(0x1_0900_0000, 0x1000),
         interrupt: IntId::new(33),
         clock: Some(24_000_000),
@@ -206,6 +207,13 @@ fn a_second_pl011_is_one_that_is_not_the_console_and_is_there() {
     let two = Machine { second: "okay", ..VIRT };
     assert_eq!(second(two), Some(range(0x1_0904_0000, 0x1000)));
     assert_eq!(second(Machine { stdout: "/soc/pl011@9100000", ..two }), Some(range(0x1_0900_0000, 0x1000)));
+}
+
+#[test]
+fn an_imx_uart_is_a_console() {
+    let bytes = Machine { uart: "fsl,imx6q-uart", ..VIRT }.tree();
+    let found = find_console(parse(&bytes).expect("well-formed")).expect("it is known");
+    assert_eq!((found.kind, found.registers), (SerialKind::Imx, range(0x1_0900_0000, 0x1000)));
 }
 
 #[test]

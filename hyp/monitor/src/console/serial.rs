@@ -1,16 +1,26 @@
-//! The PL011 that the device tree names.
+//! The serial port that the device tree names: a PL011, or an i.MX UART.
 
+use super::imx::ImxUart;
 use super::lock;
-use crate::tree::ConsoleAt;
+use crate::tree::{ConsoleAt, SerialKind};
 use arm_pl011_uart::{
     DataBits, Interrupts, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer,
 };
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use types::Pa;
 
 /// Where the registers are; 0 while there is no console.
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
+
+/// Whether they are an i.MX UART's.
+static IS_IMX: AtomicBool = AtomicBool::new(false);
+
+/// The console's port.
+pub(super) enum Port {
+    Pl011(Uart<'static>),
+    Imx(ImxUart),
+}
 
 /// Where the registers of a second PL011 are, for the trace; 0 while there is none in use.
 static SECOND: AtomicU64 = AtomicU64::new(0);
@@ -27,17 +37,22 @@ const CLOCK: u32 = 24_000_000;
 /// Characters in a PL011's receive FIFO.
 pub(crate) const FIFO: usize = 32;
 
-/// Makes the PL011 with registers at `registers` the console.
+/// Makes the port with registers at `registers` the console.
 ///
 /// # Safety
-/// A PL011's registers must be there, mapped (or the MMU off), and nobody else's.
-pub(crate) unsafe fn use_registers(registers: Pa) {
+/// Registers of that kind must be there, mapped (or the MMU off), and nobody else's.
+pub(crate) unsafe fn use_registers(kind: SerialKind, registers: Pa) {
+    IS_IMX.store(kind == SerialKind::Imx, Relaxed);
     REGISTERS.store(registers.get(), Relaxed);
 }
 
 /// Sets the console up where firmware has not: 115200 8n1. Where it has, its settings stay, baud rate and all.
 pub(crate) fn set_up(at: &ConsoleAt) {
-    enable(at, uart());
+    match uart() {
+        Some(Port::Pl011(uart)) => enable(at, Some(uart)),
+        Some(Port::Imx(uart)) => uart.set_up(at.clock),
+        None => {}
+    }
 }
 
 fn enable(at: &ConsoleAt, uart: Option<Uart<'static>>) {
@@ -70,12 +85,16 @@ pub(crate) unsafe fn use_second(at: &ConsoleAt) -> u64 {
 /// Sends words by the second PL011, lowest byte first, and waits for room. One CPU at a time.
 pub(crate) fn send(words: [u64; 4]) {
     if let Some(mut uart) = uart_at(&SECOND) {
-        words.iter().flat_map(|word| word.to_le_bytes()).for_each(|byte| put(&mut uart, byte));
+        words.iter().flat_map(|word| word.to_le_bytes()).for_each(|byte| put_pl011(&mut uart, byte));
     }
 }
 
-pub(super) fn uart() -> Option<Uart<'static>> {
-    uart_at(&REGISTERS)
+pub(super) fn uart() -> Option<Port> {
+    if IS_IMX.load(Relaxed) {
+        // SAFETY: `use_registers` was told that they are there; the rest is as in `uart_at`.
+        return unsafe { ImxUart::new(Pa::new(REGISTERS.load(Relaxed))) }.map(Port::Imx);
+    }
+    uart_at(&REGISTERS).map(Port::Pl011)
 }
 
 fn uart_at(registers: &AtomicU64) -> Option<Uart<'static>> {
@@ -88,7 +107,19 @@ fn uart_at(registers: &AtomicU64) -> Option<Uart<'static>> {
 }
 
 /// Sends one character, waiting for room.
-pub(super) fn put(uart: &mut Uart<'_>, byte: u8) {
+pub(super) fn put(port: &mut Port, byte: u8) {
+    match port {
+        Port::Pl011(uart) => put_pl011(uart, byte),
+        Port::Imx(uart) => {
+            while uart.is_full() {
+                core::hint::spin_loop();
+            }
+            uart.send(byte);
+        }
+    }
+}
+
+fn put_pl011(uart: &mut Uart<'_>, byte: u8) {
     while uart.is_tx_fifo_full() {
         core::hint::spin_loop();
     }
@@ -97,18 +128,21 @@ pub(super) fn put(uart: &mut Uart<'_>, byte: u8) {
 
 /// Lets the console interrupt when a character has come in.
 pub(crate) fn enable_receive_interrupt() {
+    interrupt_on_receive(Interrupts::RXI | Interrupts::RTI);
+}
+
+fn interrupt_on_receive(interrupts: Interrupts) {
     let _guard = lock();
-    if let Some(mut uart) = uart() {
-        uart.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
+    match uart() {
+        Some(Port::Pl011(mut uart)) => uart.set_interrupt_masks(interrupts),
+        Some(Port::Imx(uart)) => uart.interrupt_on_receive(!interrupts.is_empty()),
+        None => {}
     }
 }
 
 /// Lets characters wait in the console's own FIFO, and whoever sends them wait behind that.
 pub(crate) fn mask_receive_interrupt() {
-    let _guard = lock();
-    if let Some(mut uart) = uart() {
-        uart.set_interrupt_masks(Interrupts::empty());
-    }
+    interrupt_on_receive(Interrupts::empty());
 }
 
 /// Takes the characters that have come in, in their order, and hands each to `consumer`. To be called on the console's
@@ -121,13 +155,17 @@ pub fn receive(consumer: &mut dyn FnMut(u8)) {
     for _ in 0..FIFO {
         let word = {
             let _guard = lock();
-            let Some(mut uart) = uart() else { return };
-            uart.read_word()
+            match uart() {
+                // A word that is there and has an error is nobody's.
+                Some(Port::Pl011(mut uart)) => uart.read_word().map_or(Some(None), |word| word.map(Some)),
+                Some(Port::Imx(uart)) => uart.take(),
+                None => None,
+            }
         };
         match word {
-            Ok(Some(byte)) => consumer(byte),
-            Ok(None) => break,
-            Err(_) => {}
+            Some(Some(byte)) => consumer(byte),
+            Some(None) => {}
+            None => break,
         }
     }
 }
@@ -144,7 +182,9 @@ pub(super) mod tests {
         let mut registers = ONE_AT_A_TIME.lock();
         *registers = [0; 1024];
         // SAFETY: memory that stays, and that only this test writes.
-        unsafe { use_registers(Pa::new(registers.as_mut_ptr().expose_provenance() as u64)) };
+        unsafe {
+            use_registers(SerialKind::Pl011, Pa::new(registers.as_mut_ptr().expose_provenance() as u64))
+        };
         act(&mut registers);
         REGISTERS.store(0, Relaxed);
     }

@@ -1,0 +1,149 @@
+//! The UART of NXP's i.MX (i.MX 8M Plus Applications Processor Reference Manual, 16.2 "UART").
+
+use core::ptr::NonNull;
+use types::Pa;
+
+const URXD: usize = 0x00;
+const UTXD: usize = 0x40;
+const UCR1: usize = 0x80;
+const UCR2: usize = 0x84;
+const UCR3: usize = 0x88;
+const UFCR: usize = 0x90;
+const USR2: usize = 0x98;
+const UBIR: usize = 0xa4;
+const UBMR: usize = 0xa8;
+const UTS: usize = 0xb4;
+
+/// URXD: a framing or parity error, or a break.
+const URXD_ERROR: u32 = 1 << 14;
+/// UCR1.UARTEN.
+const ENABLED: u32 = 1;
+/// UCR1.RRDYEN: an interrupt when as many characters have come in as UFCR says.
+const ON_RECEIVE: u32 = 1 << 9;
+/// UCR2: no reset, receiver and transmitter on, eight bits, RTS ignored.
+const UCR2_8N1: u32 = 1 | 1 << 1 | 1 << 2 | 1 << 5 | 1 << 14;
+/// UCR3.RXDMUXSEL, which must be set.
+const UCR3_MUX: u32 = 1 << 2;
+/// UFCR: one character received, two to be sent; the clock as it is (RFDIV = 5).
+const UFCR_ONE: u32 = 1 | 2 << 10 | 5 << 7;
+/// USR2.RDR: a character has come in.
+const RECEIVED: u32 = 1;
+/// UTS.TXFULL.
+const FULL: u32 = 1 << 4;
+/// The module's clock, where nobody says: what boot loaders set.
+const CLOCK: u32 = 24_000_000;
+
+/// The registers of one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ImxUart(NonNull<u32>);
+
+impl ImxUart {
+    /// Names those at `registers`; `None` where there cannot be any.
+    ///
+    /// # Safety
+    /// They are there, mapped (or the MMU off), and single accesses do nobody harm.
+    pub(super) unsafe fn new(registers: Pa) -> Option<Self> {
+        NonNull::new(core::ptr::with_exposed_provenance_mut(registers.get() as usize)).map(Self)
+    }
+
+    fn read(self, offset: usize) -> u32 {
+        // SAFETY: `new`'s promise; `offset` is a register's.
+        unsafe { self.0.byte_add(offset).read_volatile() }
+    }
+
+    fn write(self, offset: usize, value: u32) {
+        // SAFETY: as in `read`.
+        unsafe { self.0.byte_add(offset).write_volatile(value) }
+    }
+
+    /// Turns it on at 115200 8n1, where firmware has not turned it on.
+    pub(super) fn set_up(self, clock: Option<u32>) {
+        if self.read(UCR1) & ENABLED == 0 {
+            self.write(UCR2, UCR2_8N1);
+            self.write(UCR3, UCR3_MUX);
+            // The rate is the clock times (UBIR + 1) by 16 (UBMR + 1).
+            self.write(UBIR, 15);
+            self.write(UBMR, clock.unwrap_or(CLOCK) / 115_200 - 1);
+            self.write(UCR1, ENABLED);
+        }
+        self.write(UFCR, UFCR_ONE);
+    }
+
+    /// Tells whether there is no room for another character to be sent.
+    pub(super) fn is_full(self) -> bool {
+        self.read(UTS) & FULL != 0
+    }
+
+    /// Sends a character.
+    pub(super) fn send(self, byte: u8) {
+        self.write(UTXD, byte.into());
+    }
+
+    /// Takes a character that has come in: `Some(None)` for one with an error.
+    pub(super) fn take(self) -> Option<Option<u8>> {
+        if self.read(USR2) & RECEIVED == 0 {
+            return None;
+        }
+        let word = self.read(URXD);
+        Some((word & URXD_ERROR == 0).then_some(word as u8))
+    }
+
+    /// Sets whether a character that comes in interrupts.
+    pub(super) fn interrupt_on_receive(self, on: bool) {
+        let control = self.read(UCR1);
+        self.write(UCR1, if on { control | ON_RECEIVE } else { control & !ON_RECEIVE });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Registers that remember.
+    fn with_registers(act: impl FnOnce(ImxUart, &dyn Fn(usize) -> u32, &dyn Fn(usize, u32))) {
+        let mut words = [0_u32; 64];
+        let at = Pa::new(words.as_mut_ptr().expose_provenance() as u64);
+        // SAFETY: memory of this test's.
+        let uart = unsafe { ImxUart::new(at) }.expect("not null");
+        act(uart, &|offset| uart.read(offset), &|offset, value| uart.write(offset, value));
+        core::hint::black_box(&mut words);
+    }
+
+    #[test]
+    fn what_firmware_has_set_up_keeps_its_rate_and_interrupts_by_the_character() {
+        with_registers(|uart, read, write| {
+            write(UCR1, ENABLED);
+            write(UBMR, 7);
+            uart.set_up(None);
+            assert_eq!((read(UBMR), read(UCR2), read(UFCR) & 0x3f), (7, 0, 1));
+        });
+    }
+
+    #[test]
+    fn what_is_off_is_turned_on() {
+        with_registers(|uart, read, _| {
+            uart.set_up(Some(24_000_000));
+            assert_eq!((read(UCR1), read(UCR2), read(UCR3)), (1, 0x4027, 4));
+            assert_eq!(24_000_000 * (read(UBIR) + 1) / (16 * (read(UBMR) + 1)), 115_384);
+            uart.interrupt_on_receive(true);
+            assert_eq!(read(UCR1), 0x201);
+            uart.interrupt_on_receive(false);
+            assert_eq!(read(UCR1), 1);
+        });
+    }
+
+    #[test]
+    fn a_character_with_an_error_is_none() {
+        with_registers(|uart, _, write| {
+            assert_eq!(uart.take(), None);
+            write(USR2, RECEIVED);
+            write(URXD, 1 << 15 | u32::from(b'x'));
+            assert_eq!(uart.take(), Some(Some(b'x')));
+            write(URXD, 1 << 15 | URXD_ERROR | u32::from(b'x'));
+            assert_eq!(uart.take(), Some(None));
+            assert!(!uart.is_full());
+            write(UTS, FULL);
+            assert!(uart.is_full());
+        });
+    }
+}
