@@ -1,7 +1,7 @@
 //! The hypervisor: boot, per-CPU state, the exit loop, the log, and the board interface.
 //!
-//! [`boot`] reads as the list of what happens from the loader's jump to the first guest. What it finds and makes is in
-//! one [`Machine`], which never changes afterwards; what changes has its own lock or is a CPU's own.
+//! `boot` reads as the list of what happens from the loader's jump to the first guest. What it finds and makes is in
+//! one `Machine`, which never changes afterwards; what changes has its own lock or is a CPU's own.
 //!
 //! Neighbours: a board uses this crate and nothing else; this crate uses all the others, and is the one place that
 //! picks the architecture.

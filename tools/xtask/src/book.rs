@@ -4,8 +4,8 @@
 //! here: every page is in the summary, and every link between files leads somewhere.
 
 use crate::cargo::cargo;
-use crate::setup::{self, Need, TARGET};
-use crate::{paths, shell};
+use crate::setup::{self, Need, PC_TARGET, TARGET};
+use crate::{board, paths, shell};
 use anyhow::{Context, Result, bail};
 use regex::Regex;
 use std::collections::BTreeSet;
@@ -18,14 +18,29 @@ const SUMMARY: &str = "SUMMARY.md";
 /// Packages that exist on the host only.
 const HOST_ONLY: [&str; 5] = ["mezzanine-bench", "board-file", "mezzanine-model", "trace-tool", "xtask"];
 
+/// Packages that exist on x86-64 only, besides the boards that are PCs.
+const PC_ONLY: [&str; 2] = ["mezzanine-x86_64", "guest-tests-x86"];
+
 /// Builds the documentation and checks the book.
 pub(crate) fn run() -> Result<()> {
-    setup::ensure(&[Need::Rust])?;
+    setup::ensure(&[Need::Rust, Need::Pc])?;
+    let pcs = board::all()?.into_iter().filter(|board| board.pc().is_some());
+    let pc_only: Vec<String> = PC_ONLY
+        .iter()
+        .map(|package| (*package).to_owned())
+        .chain(pcs.map(|board| board.to_string()))
+        .collect();
     // What runs on the machine is documented as it is there, where all of it exists.
     let on_host = HOST_ONLY.iter().flat_map(|package| ["-p", package]);
     document(cargo("doc").arg("--no-deps").args(on_host))?;
     let off_host = HOST_ONLY.iter().flat_map(|package| ["--exclude", package]);
-    document(cargo("doc").args(["--no-deps", "--workspace", "--target", TARGET]).args(off_host))?;
+    let not_here = pc_only.iter().flat_map(|package| ["--exclude", package]);
+    document(
+        cargo("doc").args(["--no-deps", "--workspace", "--target", TARGET]).args(off_host).args(not_here),
+    )?;
+    let there = pc_only.iter().map(String::as_str).chain(["mezzanine-monitor"]);
+    let there = there.flat_map(|package| ["-p", package]);
+    document(cargo("doc").args(["--no-deps", "--target", PC_TARGET]).args(there))?;
     println!("code: {}", paths::target().join(TARGET).join("doc").display());
 
     let docs = paths::clean(&paths::root().join("docs"));

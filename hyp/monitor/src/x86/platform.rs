@@ -20,7 +20,7 @@ pub struct PortWrite {
     pub bytes: &'static [u8],
 }
 
-/// Makes `$board`, a constant expression whose type implements [`Platform`](crate::x86::Platform), the board of this image.
+/// Makes `$board`, a constant expression whose type implements [`Platform`], the board of this image.
 ///
 /// On the host, where a board's crate is only checked, it makes a `main` that says so.
 #[macro_export]

@@ -4,7 +4,7 @@
 //! Capabilities (what every CPU has) ─▶ Controls (each checked against them) ─▶ Vmcs ─▶ enter ─▶ Exit
 //! ```
 //!
-//! One [`Vmcs`] is one vCPU, on one CPU. Everything that a CPU may lack is looked at once, in [`capability`]; everything
+//! One [`Vmcs`](vmcs::Vmcs) is one vCPU, on one CPU. Everything that a CPU may lack is looked at once, in [`capability`]; everything
 //! that it may refuse at an entry is decoded in [`refused`].
 
 pub mod capability;
