@@ -77,7 +77,7 @@ const FINDINGS: [Finding; SEEDS.len()] = [
         scene: Scene::Drive("balloon", PLAIN),
         says: &["owes Tables", "given back before walk caches forgot it"],
     },
-    Finding { scene: Scene::Drive("balloon", PLAIN), says: &["given back before its grace period was over"] },
+    Finding { scene: Scene::Drive("resize", PLAIN), says: &["given back before its grace period was over"] },
     Finding { scene: Scene::Drive("resize", PLAIN), says: &["it must be broken first", "without nT"] },
     Finding { scene: Scene::Visitors(3), says: &["is free", "given back before walk caches forgot it"] },
 ];
@@ -152,7 +152,7 @@ fn found(number: usize, payloads: &[Payload]) -> Result<String> {
 fn trace(scene: Scene, built: &Built, payloads: &[Payload], name: &str) -> Result<Report> {
     let mut prepared = machine(scene, built, payloads)?;
     let dir = crate::paths::target().join("run");
-    let to: PathBuf = dir.join(format!("trace-{name}"));
+    let to: PathBuf = dir.join(format!("trace-{name}-{}", std::process::id()));
     let tracing = match scene {
         Scene::Later(_) => Tracing::later(&mut prepared.machine, &to)?,
         Scene::Uart(..) => Tracing::by_uart(&mut prepared.machine, &to)?,
