@@ -17,6 +17,8 @@ use types::{Cpu, FRAME_SIZE, Height, Ipa, Range};
 const BLOCK: Height = Height::PAGE.above();
 /// How many pages one turn moves.
 const MOVES: u64 = 8;
+/// How many blocks are looked at for one that is mapped.
+const SEEN: u64 = 64;
 /// The blocks that a log is about.
 const LOGGED: u64 = 4;
 /// A log begins once in so many turns.
@@ -95,14 +97,22 @@ impl Churn {
             }
             return 0;
         }
-        let found = memory.space.tree().open(&*memory.section).translate(block);
+        let found = {
+            let view = memory.space.tree().open(&*memory.section);
+            let blocks = (ram.len() / bytes).max(1);
+            (0..SEEN)
+                .map(|n| ram.start().wrapping_add((dice % blocks + n) % blocks * bytes))
+                .map(|block| (block, view.translate(block)))
+                .find(|(block, found)| found.height() == Height::PAGE || found.pa(*block).is_some())
+        };
+        let Some((block, found)) = found else { return 0 }; // nothing is mapped there
         let is_leaf =
             matches!(found.entry(memory.space.tree().format()), Entry::Leaf(_) | Entry::Held(Live::Leaf(_)));
         match found.height() {
             height if height >= BLOCK && is_leaf => self.split(memory, block),
-            height if height >= BLOCK => 0, // nothing is mapped there
+            height if height >= BLOCK => 0, // somebody is at it
             _ => match dice >> 32 & 7 {
-                0 => self.move_pages(memory, block, dice >> 40),
+                0 | 3 => self.move_pages(memory, block, dice >> 40),
                 1 | 2 => self.collapse(memory, block, Scattered::Gather),
                 _ => self.collapse(memory, block, Scattered::Leave),
             },
