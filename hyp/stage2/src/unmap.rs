@@ -279,9 +279,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             let here = covered::<F>(batch.end::<F>(), height);
             if raw == ABSENT {
                 batch.skip();
-            } else if left < here.len() {
-                return false;
-            } else if !range.covers(here) && !mutant("part-takes-the-whole-block") {
+            } else if left < here.len() || !range.covers(here) && !mutant("part-takes-the-whole-block") {
                 return false;
             } else {
                 let is_large = match tree.format.decode(raw, height) {
