@@ -183,7 +183,7 @@ pub(super) mod tests {
         *registers = [0; 1024];
         // SAFETY: memory that stays, and that only this test writes.
         unsafe {
-            use_registers(SerialKind::Pl011, Pa::new(registers.as_mut_ptr().expose_provenance() as u64))
+            use_registers(SerialKind::Pl011, Pa::new(registers.as_mut_ptr().expose_provenance() as u64));
         };
         act(&mut registers);
         REGISTERS.store(0, Relaxed);
