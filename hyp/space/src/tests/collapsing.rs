@@ -474,7 +474,7 @@ fn what_cannot_be_a_block_is_an_error_and_stays_as_it_was() {
         assert_eq!(collapse(space, stay, &cpu), Err(MoveError::NoMemory));
         assert_eq!((machine.stats(), leaves(space)), (before, [512, 0, 0]));
         drop(held);
-        space.discard(stay, &plain(&space), &Recorder::default(), range(GUEST + 40 * PAGE, PAGE)).unwrap();
+        space.discard(stay, &plain(space), &Recorder::default(), range(GUEST + 40 * PAGE, PAGE)).unwrap();
         let ipa = Ipa::new(GUEST + 40 * PAGE);
         assert_eq!(collapse(space, stay, &cpu), Err(MoveError::NotMapped { ipa }));
         let far = Ipa::new(GUEST + 64 * BLOCK);

@@ -122,7 +122,7 @@ fn a_frame_that_moved_on_between_look_and_pin_is_not_touched() {
         let _held = leave_free(machine, 0);
         let ipa = Ipa::new(GUEST + 8);
         let found = space.tree().open(&*stay).translate(ipa);
-        space.discard(stay, &plain(&space), &tlb, range(GUEST, PAGE)).unwrap();
+        space.discard(stay, &plain(space), &tlb, range(GUEST, PAGE)).unwrap();
         assert_eq!(space.fault(stay, &cpu, &tlb, &fault_at(0)), Ok(crate::Outcome::Mapped));
         let (pa, _) = translate(space, stay, 8).unwrap();
         assert_eq!(found.pa(ipa), Some(pa), "the last free frame is the one that was given back");

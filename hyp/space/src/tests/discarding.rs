@@ -26,7 +26,7 @@ fn discard(space: &Space<'_, Format>, stay: &mut Stay<'_>, start: u64, bytes: u6
     let end = Ipa::new(start + bytes);
     let mut at = Ipa::new(start);
     while at < end {
-        match space.discard(stay, &plain(&space), &tlb, Range::new(at, end).unwrap()) {
+        match space.discard(stay, &plain(space), &tlb, Range::new(at, end).unwrap()) {
             Ok(next) => at = next,
             Err(SpaceError::Busy { ipa }) => at = ipa,
             Err(wrong) => panic!("{wrong}"),

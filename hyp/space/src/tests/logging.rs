@@ -133,12 +133,12 @@ fn a_page_that_leaves_is_reported_though_its_leaf_is_gone() {
             round(space, stay, &hardware, &Leaves);
             store(machine, space, stay, &hardware, 2);
             let gone = range(GUEST + 2 * PAGE, 2 * PAGE);
-            assert_eq!(space.discard(stay, &plain(&space), &*hardware, gone), Ok(gone.end()));
+            assert_eq!(space.discard(stay, &plain(space), &*hardware, gone), Ok(gone.end()));
             assert_eq!(round(space, stay, &hardware, &Leaves), [2, 3]);
             assert_eq!(round(space, stay, &hardware, &Leaves), [0; 0]);
             // A table with all its pages.
             assert_eq!(
-                space.discard(stay, &plain(&space), &*hardware, range(GUEST, BLOCK)),
+                space.discard(stay, &plain(space), &*hardware, range(GUEST, BLOCK)),
                 Ok(Ipa::new(GUEST + BLOCK))
             );
             assert_eq!(round(space, stay, &hardware, &Leaves), (0..512).collect::<Vec<_>>());
@@ -285,7 +285,7 @@ fn what_was_not_split_by_a_log_or_is_uneven_by_now_stays_as_it_is() {
         view.split(&*hardware, Ipa::new(GUEST), Height::PAGE, stage2::Why::Pin).unwrap();
         start(space, stay, &hardware, &Leaves, Granularity::Pages);
         space.stop_log(stay).unwrap();
-        space.discard(stay, &plain(&space), &*hardware, range(GUEST + BLOCK, PAGE)).unwrap();
+        space.discard(stay, &plain(space), &*hardware, range(GUEST + BLOCK, PAGE)).unwrap();
         let mut rest = all();
         while !rest.is_empty() {
             rest = Range::new(space.recover(stay, &*hardware, rest).unwrap().next, rest.end()).unwrap();

@@ -74,7 +74,7 @@ fn a_block_moves_as_a_whole() {
         assert_eq!(leaves(space), [0, 2, 0]);
         assert_eq!(byte_at(space, stay, GUEST + BLOCK + 5 * PAGE + 99), 3);
         assert_eq!(machine.stats().guest, before.guest);
-        space.discard(stay, &plain(&space), &Recorder::default(), range(GUEST + BLOCK, BLOCK)).unwrap();
+        space.discard(stay, &plain(space), &Recorder::default(), range(GUEST + BLOCK, BLOCK)).unwrap();
         assert_eq!(machine.stats().guest, before.guest - 512);
     });
 }

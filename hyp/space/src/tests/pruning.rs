@@ -50,7 +50,7 @@ fn a_guest_that_gives_pages_back_has_tables_for_what_is_mapped_only() {
             assert_eq!(fault(machine, space, stay, far(n)), Ok(Outcome::Mapped), "page {n}");
             assert_eq!(tables(space), 2);
             let page = range(far(n), PAGE);
-            assert_eq!(space.discard(stay, &plain(&space), &Recorder::default(), page), Ok(page.end()));
+            assert_eq!(space.discard(stay, &plain(space), &Recorder::default(), page), Ok(page.end()));
             assert_eq!(tables(space), 0);
         }
     });
@@ -65,7 +65,7 @@ fn a_table_stays_as_long_as_anything_is_in_it() {
         }
         assert_eq!(tables(space), 3);
         let mut give = |ipa| {
-            space.discard(stay, &plain(&space), &Recorder::default(), range(ipa, PAGE)).unwrap();
+            space.discard(stay, &plain(space), &Recorder::default(), range(ipa, PAGE)).unwrap();
             tables(space)
         };
         assert_eq!(give(GUEST), 3);
@@ -79,7 +79,7 @@ fn a_table_that_is_unlinked_whole_takes_an_empty_one_above_it_along() {
     with_tables(2, |machine, space, stay| {
         assert_eq!(fault(machine, space, stay, far(3)), Ok(Outcome::Mapped));
         let block = range(GUEST + (3 << 30), BLOCK);
-        assert_eq!(space.discard(stay, &plain(&space), &Recorder::default(), block), Ok(block.end()));
+        assert_eq!(space.discard(stay, &plain(space), &Recorder::default(), block), Ok(block.end()));
         assert_eq!(tables(space), 0);
     });
 }

@@ -108,7 +108,7 @@ impl World<'_> {
                 while next < all.end() {
                     let rest = Range::new(next, all.end()).unwrap();
                     next = space
-                        .discard(&mut self.stay, &plain(&space), &hardware, rest)
+                        .discard(&mut self.stay, &plain(space), &hardware, rest)
                         .expect("nobody else is here");
                 }
                 self.memory.retain(|page, _| !(at..at + n).contains(page));

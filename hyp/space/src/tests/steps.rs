@@ -152,7 +152,7 @@ fn each_step_of_giving_back_does_no_more_than_it_declares() {
         while !rest.is_empty() {
             // The tables at both ends may be empty then, at two heights.
             let bound = Bound { entries: 3 * WALK, invalidations: 4 + 2 * 2 };
-            let next = counted.step(bound, || space.discard(stay, &plain(&space), &tlb, rest).unwrap());
+            let next = counted.step(bound, || space.discard(stay, &plain(space), &tlb, rest).unwrap());
             rest = Range::new(next, all.end()).unwrap();
             stay.pass();
         }

@@ -39,7 +39,7 @@ fn what_a_device_could_not_stand_is_refused_and_nothing_is_changed() {
         let split = space.tree().open(&*stay).split(&tlb, Ipa::new(GUEST), Height::PAGE, Why::Pin);
         let height = Height::new(1);
         assert_eq!(split, Err(ChangeError::DeviceWouldFault { ipa: Ipa::new(GUEST), height }));
-        assert_eq!(space.discard(stay, &plain(&space), &tlb, range(GUEST, PAGE)), HARM, "a part of a block");
+        assert_eq!(space.discard(stay, &plain(space), &tlb, range(GUEST, PAGE)), HARM, "a part of a block");
         let part = range(GUEST + PAGE, PAGE);
         let protected = space.protect(stay, &tlb, part, Access::READ).map(|done| *done);
         assert_eq!(protected, Err(SpaceError::DeviceWouldFault { ipa: Ipa::new(GUEST + PAGE) }));
@@ -89,7 +89,7 @@ fn what_a_device_does_not_notice_goes_on() {
         let made = space.collapse(stay, &cpu, &tlb, Ipa::new(GUEST), Height::new(1), Scattered::Gather);
         assert_eq!(made, Ok(crate::Collapsed::InPlace));
         assert_eq!((leaves(space), device.store(space, GUEST)), ([0, 2, 0], Ok(())));
-        let next = space.discard(stay, &plain(&space), &tlb, range(GUEST, PAGE)).unwrap();
+        let next = space.discard(stay, &plain(space), &tlb, range(GUEST, PAGE)).unwrap();
         assert_eq!(next, Ipa::new(GUEST + PAGE), "the block was split live");
         assert_eq!(device.store(space, GUEST), Err(FaultKind::Translation), "this was asked for");
         assert_eq!(device.store(space, GUEST + PAGE), Ok(()));
@@ -145,7 +145,7 @@ fn what_is_taken_away_the_iommu_has_forgotten_when_the_answer_comes() {
     with_device(PLAIN, Bbm::Level0, Features::empty(), |_, space, device, stay| {
         let tlb = Recorder::default();
         assert_eq!((device.store(space, GUEST), device.store(space, GUEST + BLOCK)), (Ok(()), Ok(())));
-        space.discard(stay, &plain(&space), &tlb, range(GUEST, BLOCK)).unwrap();
+        space.discard(stay, &plain(space), &tlb, range(GUEST, BLOCK)).unwrap();
         assert_eq!(device.store(space, GUEST), Err(FaultKind::Translation));
         assert!(
             matches!(device.take()[..], [Did::Begun(work), Did::Completed] if work.class >= Class::Leaves)
@@ -225,7 +225,7 @@ fn an_iommu_that_listens_is_told_by_broadcasts_and_never_by_what_one_cpu_does_fo
         assert_eq!(device.store(space, GUEST), Err(FaultKind::Permission));
         space.protect(stay, &tlb, block, Access::RWX).unwrap();
         assert_eq!(device.store(space, GUEST), Ok(()));
-        space.discard(stay, &plain(&space), &tlb, block).unwrap();
+        space.discard(stay, &plain(space), &tlb, block).unwrap();
         assert_eq!(device.store(space, GUEST), Err(FaultKind::Translation));
         space.fault(stay, &board.cpu(), &tlb, &fault_at(GUEST)).unwrap();
         assert!(

@@ -195,9 +195,9 @@ fn what_takes_away_or_only_looks_asks_for_nothing() {
     space.unpin_all(&stay, &mut pins, Contents::Unchanged).unwrap();
     assert_eq!(discard(&bench, &mut stay, range(GUEST, PAGE)), Went::Through);
     space.remove_region(&mut stay, Ipa::new(GUEST)).unwrap();
-    space.reset(&mut stay, &plain(&space), &bench.tlb).unwrap();
+    space.reset(&mut stay, &plain(space), &bench.tlb).unwrap();
     let young = flat(&bench, &state(&bench, &stay)).mapped;
-    assert!(young.is_empty() && !space.drain(&mut stay, &plain(&space)));
+    assert!(young.is_empty() && !space.drain(&mut stay, &plain(space)));
     let Bench { space, tlb, .. } = bench;
     destroy(space, &mut stay, &tlb);
     assert_eq!(machine.requested(), 0);
