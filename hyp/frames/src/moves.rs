@@ -127,8 +127,8 @@ impl Frozen<'_> {
         core::mem::forget(self); // each has been let go
     }
 
-    /// Makes the frames `owner`'s, whose contents they keep. They stay frozen until this is dropped: by then `owner` has
-    /// an entry that leads to them, and nobody else has.
+    /// Makes the frames `owner`'s, whose contents they keep. They stay frozen until this is dropped: by then no entry leads to
+    /// them, and only then `owner` gets one, who may let go of them at once.
     pub fn hand_over(&self, owner: Owner) {
         for record in self.records() {
             let handed = record.hand_over(owner);

@@ -128,22 +128,6 @@ impl fmt::Display for ShareError {
 
 impl core::error::Error for ShareError {}
 
-impl From<MoveError> for ShareError {
-    fn from(error: MoveError) -> Self {
-        match error {
-            MoveError::NotMapped { ipa } => Self::NotMapped { ipa },
-            MoveError::Immovable { ipa } => Self::NotOwned { ipa },
-            MoveError::Pinned { ipa } => Self::Pinned { ipa },
-            MoveError::DeviceWouldFault { ipa } => Self::DeviceWouldFault { ipa },
-            MoveError::WrongSize { ipa }
-            | MoveError::Uneven { ipa }
-            | MoveError::Scattered { ipa }
-            | MoveError::Busy { ipa } => Self::Busy { ipa },
-            MoveError::Logging | MoveError::NoMemory => Self::Logging,
-        }
-    }
-}
-
 /// The pages of one step: where they are, and where they go.
 #[derive(Clone, Copy, Debug)]
 struct Pages {
@@ -211,16 +195,16 @@ impl<'f, F: Format, I: Invalidate> Side<'_, 'f, F, I> {
             return Err(ShareError::Denied { ipa });
         }
         let sight = view.sight(ipa);
-        let leaf = space.movable(&sight, ipa)?;
+        let moves = |error| of_move(error, ipa);
+        let leaf = space.movable(&sight, ipa).map_err(moves)?;
         let order = page_order::<F>();
         let inside = ipa.get() & (span::<F>(sight.height()) - 1);
-        space.ask(cpu, ipa, leaf.pa.wrapping_add(inside), order)?;
+        space.ask(cpu, ipa, leaf.pa.wrapping_add(inside), order).map_err(moves)?;
         let tlb = &space.everyone(self.tlb);
         view.split(tlb, ipa, Height::PAGE, Why::Owner).map_err(of_change)?;
-        let leaf = space.movable(&view.sight(ipa), ipa)?;
-        space.ask(cpu, ipa, leaf.pa, order)?;
-        space.leave_folio(cpu, ipa, leaf.pa, order)?;
-        Ok(())
+        let leaf = space.movable(&view.sight(ipa), ipa).map_err(moves)?;
+        space.ask(cpu, ipa, leaf.pa, order).map_err(moves)?;
+        space.leave_folio(cpu, ipa, leaf.pa, order).map_err(moves)
     }
 
     /// Claims the place of each page, in one region whose backing is `backing`, that gives all of `access`. Returns the region,
@@ -266,6 +250,22 @@ fn of_change(error: ChangeError) -> ShareError {
         ChangeError::NoPages { ipa, .. } => ShareError::OutOfTables { ipa },
         ChangeError::DeviceWouldFault { ipa, .. } => ShareError::DeviceWouldFault { ipa },
         ChangeError::Unmappable => ShareError::BadPages,
+    }
+}
+
+/// Says what it means that a page of the owner's cannot leave its place.
+fn of_move(error: MoveError, ipa: Ipa) -> ShareError {
+    match error {
+        MoveError::NotMapped { ipa } => ShareError::NotMapped { ipa },
+        MoveError::Immovable { ipa } => ShareError::NotOwned { ipa },
+        MoveError::Pinned { ipa } => ShareError::Pinned { ipa },
+        MoveError::DeviceWouldFault { ipa } => ShareError::DeviceWouldFault { ipa },
+        MoveError::NoMemory => ShareError::OutOfTables { ipa },
+        MoveError::WrongSize { ipa }
+        | MoveError::Uneven { ipa }
+        | MoveError::Scattered { ipa }
+        | MoveError::Busy { ipa } => ShareError::Busy { ipa },
+        MoveError::Logging => ShareError::Busy { ipa }, // for a while
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Between, ShareError, of_change, of_word, page_order, places};
 use crate::Backing;
 use crate::moving::finish;
 use stage2::{Format, Invalidate, Section};
-use types::sync::mutant;
+use types::sync::{met, mutant, window};
 use types::{Access, Cpu, Height, Ipa, Range};
 
 impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
@@ -33,6 +33,7 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
             from.single(&giver, section.cpu(), ipa, Access::empty())?;
         }
         let (region, mut claims) = to.claim(&receiver, pages, Backing::Ram, Access::empty())?;
+        window();
         let mut owned = places();
         let tlb = &from.space.everyone(from.tlb);
         for (place, (ipa, _)) in owned.iter_mut().zip(pages.iter::<F>()) {
@@ -41,7 +42,10 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
             let words = from.space.frames.freeze(taken.leaf().pa, page_order::<F>());
             let words = match words {
                 Err(_) if mutant("given-without-freezing") => None,
-                words => Some(words.map_err(|error| of_word(error, ipa))?),
+                words => Some(words.map_err(|error| {
+                    met("gift lost to a pin");
+                    of_word(error, ipa)
+                })?),
             };
             *place = Some((words, taken));
         }
@@ -60,9 +64,17 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
             from.space.log.mark::<F, _>(from.space.tree.memory(), taken.range());
             // The mapping's reference goes with the page.
             taken.vacate().into_inner();
-            to.space.log.mark_unlisted::<F, _>(to.space.tree.memory(), claim.range());
+            let gift = claim.range();
+            // Before the receiver can let go of the page: who drops a mapping's reference finds no word frozen. Nobody comes to it
+            // meanwhile but who has walked the giver's entry, and looks at that again.
+            let words = words.filter(|_| mutant("given-while-frozen"));
             claim.publish(tlb, pa, region.attrs());
             drop(words);
+            // What it comes with is a change, also where nobody may write: no flag tells of that. A round that had reported it
+            // before it was there would not report it again.
+            if !mutant("gift-unmarked") {
+                to.space.log.mark::<F, _>(to.space.tree.memory(), gift);
+            }
         }
         Ok(())
     }

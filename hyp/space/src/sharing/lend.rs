@@ -3,7 +3,7 @@
 use super::{Between, ShareError, of_change, of_word, page_order, places};
 use crate::Backing;
 use stage2::{Attrs, Format, Invalidate, Owner, Section};
-use types::sync::mutant;
+use types::sync::{met, mutant, window};
 use types::{Access, Cpu, Ipa, Range};
 
 impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
@@ -40,6 +40,7 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
             from.single(&lender, section.cpu(), ipa, access)?;
         }
         let (_, mut claims) = to.claim(&borrower, pages, Backing::Borrowed, access)?;
+        window();
         let mut owned = places();
         for (place, (ipa, _)) in owned.iter_mut().zip(pages.iter::<F>()) {
             let standing = from.space.standing(&lender, ipa).map_err(|_| ShareError::Busy { ipa })?;
@@ -53,7 +54,10 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
                 true => None,
                 false => {
                     let words = from.space.frames.freeze(held.leaf().pa, page_order::<F>());
-                    Some(words.map_err(|error| of_word(error, ipa))?)
+                    Some(words.map_err(|error| {
+                        met("loan lost to a pin");
+                        of_word(error, ipa)
+                    })?)
                 }
             };
             *place = Some((words, held));

@@ -4,7 +4,7 @@ use super::{Between, Pages, ShareError, of_change, of_space, of_word, page_order
 use crate::{Backing, Region};
 use frames::{FrameError, Refused};
 use stage2::{Entry, Format, Invalidate, Live, Owner, Section, span};
-use types::sync::mutant;
+use types::sync::{met, mutant, window};
 use types::{Cpu, Height, Ipa, Range};
 
 impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
@@ -62,6 +62,7 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
             Entry::Frozen | Entry::Held(Live::Leaf(_)) | Entry::Dead => return Err(ShareError::Busy { ipa }),
             _ => return Ok(()), // the owner has let go of it
         }
+        window();
         let held = view.hold_leaf(ipa).map_err(of_change)?;
         if held.leaf().attrs.owner != Owner::Lent {
             return Err(ShareError::Busy { ipa });
@@ -70,7 +71,10 @@ impl<F: Format, I: Invalidate> Between<'_, '_, F, I> {
         let words = match space.frames.freeze(pa, order) {
             Err(_) if mutant("taken-back-while-the-borrower-is-on") => None,
             // The borrower has lost it, and the CPU that has seen to that has not dropped the reference yet.
-            Err(FrameError::Refused { why: Refused::Shared, .. }) => return Err(ShareError::Busy { ipa }),
+            Err(FrameError::Refused { why: Refused::Shared, .. }) => {
+                met("loan's end met a borrower that lets go");
+                return Err(ShareError::Busy { ipa });
+            }
             words => Some(words.map_err(|error| of_word(error, ipa))?),
         };
         cpu.clean_and_invalidate(pa, order.bytes());

@@ -255,6 +255,37 @@ fn nothing_is_taken_back_before_the_borrower_has_forgotten_it() {
     });
 }
 
+/// Invalidation that has something happen on another CPU when new entries are visible.
+struct Published<'a>(&'a (dyn Fn() + Sync));
+
+impl Invalidate for Published<'_> {
+    type Pending = Work;
+
+    fn begin(&self, work: Work) -> Work {
+        work
+    }
+
+    fn complete(&self, work: Work) {
+        if work.class == stage2::Class::Publish {
+            (self.0)();
+        }
+    }
+}
+
+#[test]
+fn what_is_given_can_be_given_back_at_once() {
+    with_two(|two, stay| {
+        let discard = || {
+            let mut stay = two.epoch.enter(cpu_id(1));
+            let gift = pages(600, 1);
+            let _ = two.borrower.let_go(&mut stay, &two.cpu(), &Recorder::default(), gift);
+        };
+        let tlb = Published(&discard);
+        two.between(&tlb).give(stay, &two.cpu(), pages(0, 1), Ipa::new(GUEST + 600 * PAGE)).unwrap();
+        assert_eq!(two.seen(&two.borrower, stay, GUEST + 600 * PAGE), None);
+    });
+}
+
 #[test]
 fn what_is_given_has_its_contents_and_another_owner() {
     with_two(|two, stay| {
@@ -477,6 +508,31 @@ fn no_round_of_the_owners_log_misses_what_a_borrower_wrote() {
         // A log of the borrower's would not hear of the owner's writes.
         let log = two.borrower.start_log(stay, &Leaves, range(WINDOW, PAGE), granularity);
         assert_eq!(log.unwrap_err(), SpaceError::NotRam { ipa: Ipa::new(WINDOW) });
+    });
+}
+
+#[test]
+fn what_is_given_is_a_change_in_the_receivers_log() {
+    with_two(|two, stay| {
+        let tlb = Recorder::default();
+        let gifts = pages(600, 2);
+        // No flag tells of a write where nobody may write.
+        let mut protect = two.borrower.start_protect(gifts, Access::RX);
+        while *protect.step(stay, &tlb).unwrap() < gifts.end() {}
+        let mut cursor =
+            Some(two.borrower.start_log(stay, &Leaves, gifts, crate::Granularity::Pages).unwrap());
+        while let Some(at) = cursor {
+            cursor = two.borrower.arm_log(stay, &tlb, at).unwrap();
+        }
+        two.give(stay, pages(0, 2), GUEST + 600 * PAGE).unwrap();
+        let mut found = Vec::new();
+        let mut cursor = two.borrower.log_round(&*stay);
+        while let Some(at) = cursor {
+            let told = &mut |part| found.push(part);
+            cursor = two.borrower.harvest_log(stay, &tlb, &Leaves, at, told).unwrap();
+        }
+        assert_eq!(found, [gifts]);
+        two.borrower.stop_log(stay).unwrap();
     });
 }
 
