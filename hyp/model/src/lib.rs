@@ -42,7 +42,7 @@ mod tiny;
 #[cfg(not(loom))]
 pub use adversary::{
     Actor, Asking, Breach, Coverage, Errand, Failure, Field, Gives, Ground, Held, Kind, Lapse, Meeting,
-    Oracles, Plan, Recorded, RecordedStay, Report, Tags, Use, Words, in_one_step, stress,
+    Neighbour, Oracles, Plan, Recorded, RecordedStay, Report, Stale, Tags, Use, Words, in_one_step, stress,
 };
 pub use arena::Arena;
 #[cfg(loom)]

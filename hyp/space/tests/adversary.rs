@@ -5,7 +5,7 @@
 
 mod world;
 
-use model::{Oracles, Plain, Plan, Style, Tiny};
+use model::{Errand, Oracles, Plain, Plan, Style, Tiny};
 use stage2::{Bbm, Format, Geometry};
 use std::ops::Range;
 use types::Height;
@@ -69,6 +69,24 @@ fn nothing_that_is_done_to_a_space_breaks_a_promise_where_cpus_are_interrupted()
             (Style::InterruptArm, plan(seed).bbm)
         };
         Plan { style, bbm, ..plan(seed) }
+    });
+}
+
+#[test]
+fn nothing_that_is_done_to_two_spaces_breaks_a_promise() {
+    const PAIRS: [&[Errand]; 4] = [
+        &[Errand::Give, Errand::Receive, Errand::Pin],
+        &[Errand::Lend, Errand::TakeBack, Errand::Pin],
+        &[Errand::Lend, Errand::TakeBack, Errand::Give, Errand::Zap, Errand::Move],
+        &[Errand::Receive, Errand::Log, Errand::Harvest, Errand::Harvest],
+    ];
+    let shape = Shape { caches: Caches::Apart, ..SHAPE };
+    nothing_goes_wrong(Tiny, 5000..5024, shape, |seed| Plan {
+        likes: Some(PAIRS[(seed % 4) as usize]),
+        lingers: 3,
+        longest: 200,
+        operations: 80,
+        ..plan(seed)
     });
 }
 

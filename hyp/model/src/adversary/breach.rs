@@ -25,6 +25,8 @@ pub enum Breach {
     FrameAstray,
     /// The memory of a pinned frame was moved or used anew.
     PinIgnored,
+    /// A lent frame was moved, given away, or lent once more.
+    LoanIgnored,
     /// A device's access has failed where memory that gives the right was mapped all along.
     DeviceFailed,
     /// A page's contents are not what was last written there, or what it came with.

@@ -42,6 +42,14 @@ pub enum Errand {
     Roll,
     /// It lets a device's IOMMU in, or out again.
     Attach,
+    /// It lends a page to another space.
+    Lend,
+    /// It takes a page back that it has lent.
+    TakeBack,
+    /// It gives a page to another space.
+    Give,
+    /// It has another space give it a page.
+    Receive,
     /// It ends the space.
     End,
 }
@@ -67,8 +75,19 @@ impl fmt::Display for Errand {
             Self::Admit => "admit",
             Self::Roll => "roll",
             Self::Attach => "attach",
+            Self::Lend => "lend",
+            Self::TakeBack => "take back",
+            Self::Give => "give",
+            Self::Receive => "receive",
             Self::End => "end",
         })
+    }
+}
+
+impl Errand {
+    /// Tells whether what is mapped is gone afterwards.
+    pub(super) const fn takes_away(self) -> bool {
+        matches!(self, Self::Zap | Self::Give)
     }
 }
 

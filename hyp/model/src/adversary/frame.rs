@@ -1,5 +1,6 @@
 //! [`Frames`]: the memory that guests run in, as a shadow: for each frame where it belongs, and what was done with it.
 
+use super::abroad::Whose;
 use super::breach::Breach;
 use crate::Dice;
 use std::collections::HashMap;
@@ -29,6 +30,8 @@ pub(super) struct Frame {
     pub(super) stored: u64,
     /// Where frames have contents: somebody takes it out of the tables since then, for good or not.
     pub(super) leaving: Option<u64>,
+    /// Where there is another space: whose it is.
+    pub(super) whose: Whose,
 }
 
 /// All frames: blocks of pages.

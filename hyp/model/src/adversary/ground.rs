@@ -6,6 +6,7 @@
 //!
 //! Neighbours: the tests of `space`, which bring spaces; [`stress`](crate::stress), which brings a tree alone.
 
+use super::abroad::{Abroad, Neighbour};
 use super::baton::{Act, Baton};
 use super::breach::{Breach, Failure};
 use super::cpu::{Cpu, Pending, Tags};
@@ -67,6 +68,16 @@ impl<F: Format> Ground<F> {
         state.bbm = self.plan.bbm;
         state.tables.insert(root, geometry.root_size());
         state.rooted(root);
+    }
+
+    /// Another space with this root comes into being, with which the space shares memory. It has the same geometry.
+    pub fn neighbour_rooted(&self, root: Pa, geometry: &Geometry<F>) {
+        self.machine.state().abroad = Some(Abroad::new(root, geometry));
+    }
+
+    /// Returns how translations of that space are invalidated.
+    pub fn neighbour(&self) -> Neighbour<'_, F> {
+        Neighbour(&self.machine)
     }
 
     /// No CPU has the space's tables loaded, and no device uses them.

@@ -5,6 +5,7 @@
 //! zero, or where the publisher moves memory, what the page had before, to the last write: so a copy that misses a write
 //! is found where it is made.
 
+use super::abroad::Whose;
 use super::breach::Breach;
 use super::cache::Translation;
 use super::errand::Errand;
@@ -15,7 +16,7 @@ use super::trace::Event;
 use super::walk::Kind;
 use super::words::{Use, Words};
 use crate::Effect;
-use stage2::{Attrs, Entry, Format, Geometry, Leaf, Live, TableSize, span};
+use stage2::{Attrs, Entry, Format, Geometry, Leaf, Live, Owner, TableSize, span};
 use std::collections::{BTreeMap, BTreeSet};
 use types::sync::Touch;
 use types::{Access, Height, Ipa, Pa, Range, Vmid};
@@ -45,6 +46,9 @@ impl<F: Format> State<F> {
         pa: Pa,
         touch: Touch,
     ) -> Result<(), Crime> {
+        if self.touched_abroad(words, pa, touch)? {
+            return Ok(());
+        }
         let key = self.entry_at(pa);
         match touch {
             Touch::Looks => self.looks(cpu, key),
@@ -112,6 +116,7 @@ impl<F: Format> State<F> {
                 return Err(Crime::at(Breach::PinIgnored, range, what));
             }
             state.out_of_reach(pa, granule, range)?;
+            state.leaves_the_neighbour(pa, range, "free")?;
             words.is_free(pa);
             if let (Some(home), Some(holdings)) = (frame.home, &mut state.holdings)
                 && holdings.current.get(&home) == Some(&pa)
@@ -151,8 +156,14 @@ impl<F: Format> State<F> {
         }
         let errand = self.errands[cpu].map(|(errand, _)| errand);
         let live = |raw| self.format.decode(raw, height).live();
+        if let (Some(Live::Leaf(was)), Some(Live::Leaf(is))) = (live(old), live(new))
+            && (was.attrs.owner, is.attrs.owner) == (Owner::Lent, Owner::Space)
+        {
+            self.leaves_the_neighbour(is.pa, range, "its owner's alone again")?;
+        }
+        let live = |raw| self.format.decode(raw, height).live();
         match (live(old), live(new)) {
-            (Some(_), None) if errand == Some(Errand::Zap) => {
+            (Some(_), None) if errand.is_some_and(Errand::takes_away) => {
                 self.leaves(range);
                 Ok(())
             }
@@ -190,7 +201,9 @@ impl<F: Format> State<F> {
                 if let Some(frame) = self.frames.get_mut(pa) {
                     frame.leaving = had.leaving;
                 }
-            } else if let Some(frame) = self.frames.get_mut(pa) {
+            } else {
+                self.leaves_the_neighbour(pa, range, "given to the space")?;
+                let Some(frame) = self.frames.get_mut(pa) else { continue };
                 frame.home = Some(page);
                 frame.contents = words.contents(pa).unwrap_or(0);
                 frame.since = Some(now);
@@ -277,6 +290,7 @@ impl<F: Format> State<F> {
     ) -> Result<(), Crime> {
         let at = page_range::<F>(page);
         let Some(holdings) = &self.holdings else { return Ok(()) };
+        let is_outside = holdings.outside.contains(&page);
         let strict = self.promises.get(&page).is_some_and(|promise| promise.is_strict);
         if strict && access.contains(Access::WRITE) {
             let what = format!("{page:?} is mapped for writing after its protection");
@@ -293,7 +307,7 @@ impl<F: Format> State<F> {
             return Ok(());
         }
         let before = self.moved_from(errand, page);
-        if before.is_none() && holdings.outside.contains(&page) {
+        if before.is_none() && is_outside {
             let what = format!("{page:?} is mapped after its region was removed");
             return Err(Crime::at(Breach::MappedOutside, at, what));
         }
@@ -321,7 +335,15 @@ impl<F: Format> State<F> {
             let what = format!("{page:?} moves from {old:?}, which has {} pins, to {pa:?}", frame.pins);
             return Err(Crime::at(Breach::PinIgnored, at, what));
         }
-        let expected = before.map_or(0, |(_, frame)| frame.contents);
+        if let Some((old, _)) = before.filter(|(_, frame)| frame.whose == Whose::Lent) {
+            let what = format!("{page:?} moves from {old:?}, which is lent, to {pa:?}");
+            return Err(Crime::at(Breach::LoanIgnored, at, what));
+        }
+        let gift = self.frames.get(pa).filter(|frame| frame.whose == Whose::Theirs).copied();
+        if gift.is_some() {
+            self.leaves_the_neighbour(pa, at, "given to the space")?;
+        }
+        let expected = before.map(|(_, frame)| frame).or(gift).map_or(0, |frame| frame.contents);
         if words.contents(pa) != Some(expected) {
             let found = words.contents(pa);
             let what = format!("{page:?} comes to {pa:?} with {found:?}, and had {expected} ({errand:?})");
@@ -341,6 +363,10 @@ impl<F: Format> State<F> {
         }
         if let Some(holdings) = &mut self.holdings {
             holdings.current.insert(page, pa);
+        }
+        if gift.is_some() {
+            // What it comes with is a change of the page like another.
+            self.is_written(page);
         }
         Ok(())
     }
@@ -365,10 +391,18 @@ impl<F: Format> State<F> {
     }
 
     /// A page was written: whoever logs has to hear of it.
-    fn is_written(&mut self, page: Ipa) {
+    pub(super) fn is_written(&mut self, page: Ipa) {
         let now = self.now;
         if let Some(unreported) = self.holdings.as_mut().and_then(|holdings| holdings.unreported.as_mut()) {
             unreported.insert(page, now);
+        }
+    }
+
+    /// What has come with a gift is reported by every round that begins from now on, unless one has reported it meanwhile.
+    pub(super) fn has_received(&mut self, range: Range) {
+        let now = self.now;
+        if let Some(unreported) = self.holdings.as_mut().and_then(|holdings| holdings.unreported.as_mut()) {
+            unreported.iter_mut().filter(|(page, _)| range.contains(**page)).for_each(|(_, at)| *at = now);
         }
     }
 
@@ -448,7 +482,13 @@ impl<F: Format> State<F> {
         else {
             return Ok(());
         };
-        match unreported.iter().find(|(page, at)| range.contains(**page) && **at < since) {
+        // A gift that is under way is for a later round.
+        let comes = |page: Ipa| {
+            let mut errands = self.errands.iter().flatten();
+            errands.any(|(errand, range)| *errand == Errand::Receive && range.contains(page))
+        };
+        let is_missing = |page: Ipa, at: u64| range.contains(page) && at < since && !comes(page);
+        match unreported.iter().find(|(page, at)| is_missing(**page, **at)) {
             Some((page, at)) => {
                 let what =
                     format!("{page:?} was written at {at}, and a round from {since} on did not report it");

@@ -13,6 +13,7 @@
 //!
 //! Neighbours: [`Sequence`](crate::Sequence), what invalidations are made of; `stage2`, whose seams these are.
 
+mod abroad;
 mod baton;
 mod breach;
 mod cache;
@@ -34,6 +35,7 @@ mod walk;
 mod words;
 mod work;
 
+pub use abroad::{Neighbour, Stale};
 pub use breach::{Breach, Failure};
 pub use cpu::{Lapse, Tags};
 pub use errand::{Coverage, Errand, Meeting};

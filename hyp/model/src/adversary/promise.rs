@@ -35,7 +35,7 @@ impl<F: Format> State<F> {
                 promise.relaxing += 1;
             }
         }
-        if errand == Errand::Zap {
+        if errand.takes_away() {
             for page in Self::pages(range) {
                 let promise = self.promises.entry(page).or_default();
                 promise.zapping += 1;
@@ -57,6 +57,9 @@ impl<F: Format> State<F> {
         self.note(Some(range), Event::Ends(cpu, errand, range));
         self.errands[cpu] = None;
         self.reports[cpu].frames.clear();
+        if errand == Errand::Receive {
+            self.has_received(range);
+        }
         if gives == Gives::Write {
             for page in Self::pages(range) {
                 let promise = self.promises.entry(page).or_default();
@@ -64,7 +67,7 @@ impl<F: Format> State<F> {
                 promise.relaxed_at = self.now;
             }
         }
-        if errand == Errand::Zap {
+        if errand.takes_away() {
             for page in Self::pages(range) {
                 let promise = self.promises.entry(page).or_default();
                 promise.zapping -= 1;

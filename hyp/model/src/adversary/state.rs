@@ -1,6 +1,7 @@
 //! [`State`]: everything that the adversary knows: which tables there are, what every observer holds of them, which writes
 //! and instructions are under way, and what was promised about pages and frames.
 
+use super::abroad::Abroad;
 use super::breach::Breach;
 use super::cache::{Cache, Translation};
 use super::errand::{Coverage, Errand};
@@ -165,6 +166,8 @@ pub(super) struct State<F: Format> {
     pub(super) operations: u64,
     /// What is known of a space that has frames of its own.
     pub(super) holdings: Option<Holdings>,
+    /// Another space, with which it shares memory.
+    pub(super) abroad: Option<Abroad>,
 }
 
 impl<F: Format> State<F> {
@@ -209,6 +212,7 @@ impl<F: Format> State<F> {
             longest: plan.longest,
             operations: 0,
             holdings: None,
+            abroad: None,
         }
     }
 

@@ -320,6 +320,9 @@ impl<F: Format> State<F> {
             self.arrive(n, who);
             self.issued.retain(|one| !one.left.is_empty());
         }
+        if self.abroad.is_some() && self.dice.one_in(8) {
+            self.neighbour_reaches(words)?;
+        }
         if !self.pins.is_empty() && self.dice.one_in(8) {
             let pin = *self.dice.pick(&self.pins);
             self.device_writes(words, pin)?;

@@ -13,6 +13,8 @@ pub enum Use {
     Table,
     /// Contents of the space's guest.
     Guest,
+    /// A table of another space.
+    TableAbroad,
     /// Something else, or nothing.
     Other,
 }

@@ -151,6 +151,10 @@ impl<'w, F: Format> Worker<'w, F> {
             | Errand::Admit
             | Errand::Roll
             | Errand::Attach
+            | Errand::Lend
+            | Errand::TakeBack
+            | Errand::Give
+            | Errand::Receive
             | Errand::End => {}
         }
     }

@@ -4,8 +4,8 @@
 //! into (`types::sync::met`).
 
 use Errand::{
-    Admit, Age, Allow, Attach, Collapse, End, Fault, Gather, Harvest, Log, Move, Pin, Protect, Prune,
-    Recover, Region, Roll, Split, Zap,
+    Admit, Age, Allow, Attach, Collapse, End, Fault, Gather, Give, Harvest, Lend, Log, Move, Pin, Protect,
+    Prune, Receive, Recover, Region, Roll, Split, TakeBack, Zap,
 };
 use Known::{ByName, OnSpaces, OnTables};
 use Meeting::{LostTo, Met};
@@ -145,6 +145,20 @@ pub(crate) const RACES: &[Race] = &[
     spaces(Pin, Met, Zap, &[Pin, Zap]),
     spaces(Pin, Met, Collapse, &[Pin, Collapse, Split]),
     spaces(Pin, Met, Pin, &[Pin, Pin, Zap]),
+    spaces(Pin, Met, Lend, &[Pin, Lend, TakeBack]),
+    spaces(Pin, Met, Give, &[Pin, Give]),
+    spaces(Zap, Met, Lend, &[Zap, Lend, TakeBack]),
+    spaces(Zap, Met, TakeBack, &[Zap, Lend, TakeBack]),
+    spaces(Zap, Met, Give, &[Zap, Give]),
+    spaces(Zap, Met, Receive, &[Zap, Receive]),
+    spaces(Move, Met, Lend, &[Move, Lend, TakeBack]),
+    spaces(Move, Met, Give, &[Move, Give]),
+    spaces(Fault, Met, Give, &[Give, Fault]),
+    spaces(Fault, Met, Receive, &[Receive, Give, Zap]),
+    spaces(Give, Met, Give, &[Give]),
+    spaces(Give, Met, Collapse, &[Give, Collapse]),
+    spaces(Lend, Met, Collapse, &[Lend, TakeBack, Collapse]),
+    spaces(Harvest, Met, TakeBack, &[Log, Harvest, Lend, TakeBack]),
     named("a flag of the hardware came between", Place::Tables, &[Harvest, Age]),
     named("collapse gave way to a waiter", Place::Space, &[Collapse, Split, Log, Harvest]),
     named("collapse lost its link to another writer", Place::Tables, &[Collapse, Split, Zap]),
@@ -169,6 +183,8 @@ pub(crate) const RACES: &[Race] = &[
     named("collapse lost to a pin", Place::Space, &[Pin, Split, Move, Collapse, Collapse]),
     named("collapse refused by a pin", Place::Space, &[Pin, Collapse, Split]),
     named("collapse refused by a log", Place::Space, &[Log, Collapse, Split]),
+    named("loan lost to a pin", Place::Space, &[Lend, TakeBack, Pin]),
+    named("gift lost to a pin", Place::Space, &[Give, Pin]),
     named("a pinner was asked, and let go", Place::Space, &[Pin, Move]),
     named("a pin kept what had left", Place::Space, &[Pin, Zap]),
     named("a pin outlived its space", Place::ShortLives, &[Pin, Pin, Zap]),

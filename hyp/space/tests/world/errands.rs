@@ -14,7 +14,7 @@ use types::{Access, Cause, Fault, FaultKind, Height, Ipa, Range};
 /// How often an operation that finds an entry busy comes again.
 const PATIENCE: u32 = 4;
 /// How often something comes again that must come about.
-const FOR_EVER: u32 = 10_000;
+pub(super) const FOR_EVER: u32 = 10_000;
 /// Spaces that come between two runs of the one that matters.
 const OTHERS: u32 = 90;
 

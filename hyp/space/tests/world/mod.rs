@@ -9,6 +9,7 @@
 mod device;
 mod errands;
 mod ram;
+mod sharing;
 mod worker;
 
 use device::Device;
@@ -16,6 +17,7 @@ use frames::Owner;
 use model::{Actor, Breach, Errand, Failure, Field, Gives, Ground, Held, Plan, Recorded, Report, Tags};
 pub(crate) use ram::Caches;
 use ram::{BASE, Hands, Ram};
+use sharing::Loan;
 use space::{LogCursor, Pin, Region, Space, Tag, VmidBits, Vmids};
 use stage2::{Format, Geometry, Iommu, Quiescence, Section};
 use std::collections::BTreeSet;
@@ -68,6 +70,8 @@ pub(crate) struct World<F: Format> {
     vmids: Vmids,
     /// Pins that have outlived their space.
     left: Mutex<Vec<LeftPin>>,
+    /// What is lent to the neighbour.
+    loans: Mutex<Vec<Loan>>,
 }
 
 /// The tag of a space that shares tags with others.
@@ -102,8 +106,8 @@ pub(crate) fn stress<F: Format>(format: F, geometry: Geometry<F>, plan: &Plan, s
     let ram = Arc::new(Ram::new(shape.ram, shape.caches));
     let field = Field::of(&geometry, plan, &worker::ERRANDS, &worker::RARE);
     let ground = Ground::new(format, geometry, plan, field.hot.clone(), ram.clone(), (BASE, ram.bytes()));
-    let (vmids, left) = (Vmids::new(VmidBits::Eight), Mutex::default());
-    let world = World { ground, ram, field, shape, operations: plan.operations, vmids, left };
+    let (vmids, left, loans) = (Vmids::new(VmidBits::Eight), Mutex::default(), Mutex::default());
+    let world = World { ground, ram, field, shape, operations: plan.operations, vmids, left, loans };
     let before = world.ram.machine.stats();
     let mut failure: Option<Failure> = None;
     for life in 0..plan.lives {
@@ -145,11 +149,16 @@ impl<F: Format> World<F> {
         Hands { id: CpuId::BOOT, ram: &self.ram }
     }
 
+    fn loans(&self) -> std::sync::MutexGuard<'_, Vec<Loan>> {
+        self.loans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// From a space's beginning to its end.
     fn live(&self, format: F, geometry: Geometry<F>, plan: &Plan, life: u64) {
         self.ground.guarded(|| {
             let owner = Owner(1 + life as u16);
             self.ram.belongs_to(owner);
+            let neighbour = self.neighbour(format, geometry, plan);
             let space = Space::new(&self.ram.machine, owner, format, geometry, plan.bbm, 10_000);
             let device = plan.iommu.map(|capability| Device { ground: &self.ground, capability });
             let iommus: Vec<&dyn Iommu> = device.iter().map(|device| device as &dyn Iommu).collect();
@@ -177,9 +186,12 @@ impl<F: Format> World<F> {
                 }
                 self.ground.together(tags, |actor| {
                     let seed = plan.seed ^ (life << 32 | (actor.id().index() as u64 + 1) << 8);
-                    Worker::new(self, &space, &sections, actor, seed).work();
+                    Worker::new(self, (&space, &neighbour), &sections, actor, seed).work();
                 });
-                self.ground.alone(tags, |actor| self.rest(&space, &sections, &actor, plan));
+                self.ground.alone(tags, |actor| {
+                    self.leave_neighbour(&space, neighbour, &sections, &actor);
+                    self.rest(&space, &sections, &actor, plan);
+                });
             }
             self.end(space, &sections);
         });

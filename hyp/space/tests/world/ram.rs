@@ -1,7 +1,7 @@
 //! The machine's RAM, as CPUs, guests and devices reach it past the allocator; and a CPU that zeroes and copies in it.
 
 use frames::fake::Machine;
-use frames::{Kind, Order, Owner, Record, Tables, Word};
+use frames::{Kind, Order, Owner, Record, Tables};
 use model::{Use, Words, in_one_step};
 use stage2::{Entries, FreshTable, TablePa, TableSize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +40,8 @@ pub(crate) struct Ram {
     bytes: u64,
     /// Whose space lives.
     owner: AtomicU16,
+    /// Whose the space beside it is.
+    neighbour: AtomicU16,
     /// What its bytes are is what caches hold. `None` where that is what memory holds.
     gap: Option<Mutex<Gap>>,
 }
@@ -47,7 +49,13 @@ pub(crate) struct Ram {
 impl Ram {
     pub(crate) fn new(bytes: u64, caches: Caches) -> Self {
         let gap = (caches == Caches::Apart).then(Mutex::default);
-        Self { machine: Machine::with_ram(BASE.get(), bytes), bytes, owner: AtomicU16::new(0), gap }
+        Self {
+            machine: Machine::with_ram(BASE.get(), bytes),
+            bytes,
+            owner: AtomicU16::new(0),
+            neighbour: AtomicU16::new(0),
+            gap,
+        }
     }
 
     fn gap(&self) -> Option<MutexGuard<'_, Gap>> {
@@ -86,6 +94,11 @@ impl Ram {
         self.owner.store(owner.0, Ordering::Relaxed);
     }
 
+    /// A space of `neighbour` lives beside it.
+    pub(crate) fn has_neighbour(&self, neighbour: Owner) {
+        self.neighbour.store(neighbour.0, Ordering::Relaxed);
+    }
+
     fn owner(&self) -> Owner {
         Owner(self.owner.load(Ordering::Relaxed))
     }
@@ -122,10 +135,12 @@ impl Words for Ram {
     }
 
     fn use_of(&self, pa: Pa) -> Use {
-        let word = self.machine.record(pa).map(Record::load);
-        match word.ok().filter(|word| word.owner() == self.owner()).map(Word::kind) {
-            Some(Kind::Table) => Use::Table,
-            Some(Kind::Guest) => Use::Guest,
+        let Ok(word) = self.machine.record(pa).map(Record::load) else { return Use::Other };
+        let neighbour = Owner(self.neighbour.load(Ordering::Relaxed));
+        match word.kind() {
+            Kind::Table if word.owner() == self.owner() => Use::Table,
+            Kind::Guest if word.owner() == self.owner() => Use::Guest,
+            Kind::Table if word.owner() == neighbour => Use::TableAbroad,
             _ => Use::Other,
         }
     }

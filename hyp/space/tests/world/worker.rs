@@ -1,5 +1,6 @@
 //! [`Worker`]: one CPU at work on a space, which runs the space's guest between its errands.
 
+use super::sharing::Neighbourhood;
 use super::{Hands, Tagging, World};
 use model::{Actor, Breach, Dice, Errand, Gives, Held, Kind, Recorded};
 use space::{Pin, Space, SpaceError};
@@ -7,7 +8,7 @@ use stage2::{Format, span};
 use types::{Height, Ipa, Range, Vmid};
 
 /// What can be done to a space.
-pub(crate) const ERRANDS: [Errand; 19] = [
+pub(crate) const ERRANDS: [Errand; 23] = [
     Errand::Fault,
     Errand::Allow,
     Errand::Zap,
@@ -27,10 +28,14 @@ pub(crate) const ERRANDS: [Errand; 19] = [
     Errand::Admit,
     Errand::Roll,
     Errand::Attach,
+    Errand::Lend,
+    Errand::TakeBack,
+    Errand::Give,
+    Errand::Receive,
 ];
 
 /// Who would seldom meet otherwise.
-pub(crate) const RARE: [&[Errand]; 20] = [
+pub(crate) const RARE: [&[Errand]; 25] = [
     &[Errand::Pin, Errand::Move],
     &[Errand::Pin, Errand::Collapse],
     &[Errand::Pin, Errand::Zap],
@@ -51,6 +56,11 @@ pub(crate) const RARE: [&[Errand]; 20] = [
     &[Errand::Roll, Errand::Zap],
     &[Errand::Admit, Errand::Split, Errand::Collapse],
     &[Errand::Allow, Errand::End],
+    &[Errand::Lend, Errand::TakeBack, Errand::Pin],
+    &[Errand::Lend, Errand::TakeBack, Errand::Zap, Errand::Move],
+    &[Errand::Lend, Errand::TakeBack, Errand::Log, Errand::Harvest],
+    &[Errand::Give, Errand::Receive, Errand::Pin],
+    &[Errand::Give, Errand::Receive, Errand::Collapse, Errand::Region],
 ];
 
 /// The most pins that one CPU has at a time.
@@ -60,6 +70,8 @@ pub(super) const PINS: usize = 2;
 pub(super) struct Worker<'w, F: Format> {
     pub(super) world: &'w World<F>,
     pub(super) space: &'w Space<'w, F>,
+    /// With whom it shares memory.
+    pub(super) neighbour: &'w Neighbourhood<'w, F>,
     pub(super) sections: &'w Recorded<F>,
     pub(super) actor: Actor<'w, F>,
     pub(super) hands: Hands<'w>,
@@ -74,7 +86,7 @@ pub(super) struct Worker<'w, F: Format> {
 impl<'w, F: Format> Worker<'w, F> {
     pub(super) fn new(
         world: &'w World<F>,
-        space: &'w Space<'w, F>,
+        (space, neighbour): (&'w Space<'w, F>, &'w Neighbourhood<'w, F>),
         sections: &'w Recorded<F>,
         actor: Actor<'w, F>,
         seed: u64,
@@ -93,7 +105,7 @@ impl<'w, F: Format> Worker<'w, F> {
             likes.push(Errand::End);
         }
         let hands = Hands { id: actor.id(), ram: &world.ram };
-        Self { world, space, sections, actor, hands, dice, likes, pins: Vec::new(), loaded: None }
+        Self { world, space, neighbour, sections, actor, hands, dice, likes, pins: Vec::new(), loaded: None }
     }
 
     /// Works, until it has done enough or the space dies.
@@ -169,6 +181,10 @@ impl<'w, F: Format> Worker<'w, F> {
             Errand::Admit => self.admit(),
             Errand::Roll => self.roll(),
             Errand::Attach => self.attach(),
+            Errand::Lend => self.lend(at),
+            Errand::TakeBack => self.take_back(),
+            Errand::Give => self.give(at),
+            Errand::Receive => self.receive(at),
             Errand::End => self.condemn(),
         }
     }
