@@ -9,6 +9,7 @@ pub(crate) fn null_frame() -> PaRange {
 
 /// Finds the smallest gap between `taken`, ascending by their starts, that has `wanted` bytes: so large blocks stay whole for
 /// guests.
+#[cfg(not(pc))]
 pub(crate) fn smallest_gap(banks: &[PaRange], taken: &[PaRange], wanted: u64) -> Option<PaRange> {
     let fitting = banks.iter().flat_map(|bank| gaps(*bank, taken)).filter(|gap| gap.len() >= wanted);
     fitting.min_by_key(|gap| gap.len())
