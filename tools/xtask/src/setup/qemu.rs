@@ -38,9 +38,6 @@ pub(crate) fn version() -> Result<String> {
 
 /// Installs Debian's package: from backports on Debian 12, whose own is version 7.
 pub(super) fn install() -> Result<String> {
-    if shell::which("apt-get").is_none() {
-        bail!("there is no apt-get here; install {PROGRAM} {OLDEST} or later with your system's own tool");
-    }
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let bookworm = release.lines().any(|line| line == "VERSION_CODENAME=bookworm");
     let mut commands = Vec::new();
@@ -50,7 +47,7 @@ pub(super) fn install() -> Result<String> {
     commands.push("apt-get update".to_owned());
     let from = if bookworm { "-t bookworm-backports " } else { "" };
     commands.push(format!("apt-get install -y --no-install-recommends {from}qemu-system-arm"));
-    as_root(&commands.join(" && "))?;
+    as_root(&commands.join(" && "), &format!("{PROGRAM} {OLDEST} or later"))?;
     match find()? {
         Found::Ready(what) => Ok(what),
         Found::Missing(_) => {
@@ -75,8 +72,12 @@ fn names_backports(sources: &str) -> bool {
     live.flat_map(str::split_whitespace).any(|word| word == "bookworm-backports")
 }
 
-/// Runs a line of shell as root, or prints it where that is not possible.
-pub(super) fn as_root(script: &str) -> Result<()> {
+/// Runs a line of shell that has apt-get install something, as root, or prints it where that is not possible. Where there is no
+/// apt-get, `what` is for the user to install.
+pub(super) fn as_root(script: &str, what: &str) -> Result<()> {
+    if shell::which("apt-get").is_none() {
+        bail!("there is no apt-get here; install {what} with your system's own tool");
+    }
     let mut command = if nix::unistd::geteuid().is_root() {
         Command::new("sh")
     } else if can_sudo() {
