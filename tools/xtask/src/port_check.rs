@@ -11,9 +11,9 @@ use crate::run::{self, Prepared, linux_cmdline};
 use crate::setup::{self, Need};
 use crate::size::Size;
 use crate::tests::AlreadySaid;
+use crate::tests::linux::{expect, prompt, says_statistics};
 use crate::{paths, payload};
 use anyhow::{Context, Result, ensure};
-use regex::Regex;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -39,9 +39,6 @@ const MEMORY: Size = Size::mib(256);
 
 /// No step takes that long on an emulator that is not stuck.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The shell's prompt.
-const PROMPT: &str = r"guest:\S* *# ";
 
 /// How long the guest sleeps to have its timer compared with the host's, in seconds, and how far the two may be apart.
 const SLEEP: u64 = 5;
@@ -148,15 +145,6 @@ fn machine(board: Board, options: &str) -> Result<Prepared> {
     let mut prepared = run::host(board, &board.build()?, &board.cpu(None)?, &bundle, VCPUS, MEMORY)?;
     prepared.machine.append = format!("log=debug {options}").trim().to_owned();
     Ok(prepared)
-}
-
-fn expect(console: &mut Console, pattern: &str) -> Result<Vec<String>> {
-    Ok(console.expect_line(&Regex::new(pattern)?, PATIENCE)?)
-}
-
-fn prompt(console: &mut Console) -> Result<()> {
-    console.expect(&Regex::new(PROMPT)?, PATIENCE)?;
-    Ok(())
 }
 
 /// Types a line, and returns what is printed until the next prompt.
@@ -287,17 +275,9 @@ fn vcpu_off_and_on(console: &mut Console) -> Result<String> {
     Ok("CPU 1 of the guest went off and came back".into())
 }
 
-/// Powers the guest off, and waits until the hypervisor has said what it has counted.
-fn stop(console: &mut Console) -> Result<()> {
-    console.send("poweroff -f\n")?;
-    expect(console, &format!("^{}", regex::escape(report::STATS)))?;
-    expect(console, &format!("^{}", regex::escape(report::END)))?;
-    Ok(())
-}
-
 /// Powers the guest off: what the hypervisor has counted, and whether the machine ends.
 fn end(board: Board, console: &mut Console, report: &mut Report) {
-    if let Err(error) = stop(console) {
+    if let Err(error) = says_statistics(console) {
         return report.passed("guest powers off", Err(error));
     }
     let statistics = report::statistics(console.log());
@@ -339,7 +319,7 @@ fn resized(board: Board, options: &str) -> Result<String> {
     let mut console = Console::piped(&prepared.machine, Echo::Kept)?;
     expect(&mut console, "^INIT-OK$")?;
     prompt(&mut console)?;
-    stop(&mut console)?;
+    says_statistics(&mut console)?;
     let statistics = report::statistics(console.log());
     let value = |name: &str| {
         let found = statistics.iter().find(|(found, _)| found == name);

@@ -239,7 +239,7 @@ fn powers_off(console: &mut Console) -> Result<()> {
 }
 
 /// Powers the guest off, and waits until the hypervisor has said what there is to say.
-fn says_statistics(console: &mut Console) -> Result<()> {
+pub(crate) fn says_statistics(console: &mut Console) -> Result<()> {
     console.send("poweroff -f\n")?;
     expect(console, &format!("^{}", regex::escape(STATS)))?;
     expect(console, &format!("^{}", regex::escape(END)))?;
@@ -345,12 +345,12 @@ fn sum(counts: &[u64]) -> u64 {
     counts.iter().sum()
 }
 
-fn expect(console: &mut Console, pattern: &str) -> Result<Vec<String>> {
+pub(crate) fn expect(console: &mut Console, pattern: &str) -> Result<Vec<String>> {
     Ok(console.expect_line(&Regex::new(pattern)?, PATIENCE)?)
 }
 
 /// Waits for the shell to be ready for another line.
-fn prompt(console: &mut Console) -> Result<()> {
+pub(crate) fn prompt(console: &mut Console) -> Result<()> {
     console.expect(&Regex::new(PROMPT)?, PATIENCE)?;
     Ok(())
 }

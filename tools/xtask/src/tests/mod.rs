@@ -9,7 +9,7 @@ mod bad_input;
 mod boards;
 mod cases;
 mod host;
-mod linux;
+pub(crate) mod linux;
 mod machine_dtb;
 mod machines;
 mod payloads;
