@@ -80,12 +80,13 @@ enter:
     isb
     eret
 
-    // Another CPU: until somebody writes where it is to go.
-4:  str     xzr, [x10, x9, lsl #3]
-6:  wfe
-    ldr     x4, [x10, x9, lsl #3]
-    cbz     x4, 6b
-    mov     x0, xzr
+    // Another CPU: until somebody writes where it is to go. It may come here after that was written, and clears nothing:
+    // memory is zero when the machine is turned on, and a reset has cleared the addresses.
+4:  ldr     x4, [x10, x9, lsl #3]
+    cbnz    x4, 6f
+    wfe
+    b       4b
+6:  mov     x0, xzr
     b       enter
 
 .balign 2048
@@ -106,12 +107,16 @@ call:
     mov     w1, #2
     ldr     w0, =0x84000009     // SYSTEM_RESET
     cmp     w3, w0
-    b.eq    7f
+    b.eq    9f
     mov     x0, #-1             // NOT_SUPPORTED
     ldr     w1, =0x84000000     // PSCI_VERSION
     cmp     w3, w1
     b.ne    8f
     ldr     x0, =0x10001
 8:  eret
+9:  ldr     x3, =RELEASE
+    stp     xzr, xzr, [x3]
+    stp     xzr, xzr, [x3, #16]
+    dsb     sy
 7:  str     w1, [x2]
     b       .
