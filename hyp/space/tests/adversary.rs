@@ -6,7 +6,7 @@
 mod world;
 
 use model::{Errand, Oracles, Plain, Plan, Style, Tiny};
-use stage2::{Bbm, Format, Geometry};
+use stage2::{Bbm, Format, Geometry, Hears, IommuCapability, OnFault, Upkeep};
 use std::ops::Range;
 use types::Height;
 use world::{Caches, Memory, Shape, Tagging};
@@ -86,6 +86,28 @@ fn nothing_that_is_done_to_two_spaces_breaks_a_promise() {
         lingers: 3,
         longest: 200,
         operations: 80,
+        ..plan(seed)
+    });
+}
+
+#[test]
+fn nothing_that_is_done_to_a_space_breaks_a_promise_while_an_iommu_comes_and_goes() {
+    const LIKES: [&[Errand]; 2] = [
+        &[Errand::Attach, Errand::Split, Errand::Collapse],
+        &[Errand::Attach, Errand::Move, Errand::Protect],
+    ];
+    nothing_goes_wrong(Tiny, 6000..6032, SHAPE, |seed| Plan {
+        likes: Some(LIKES[(seed % 2) as usize]),
+        iommu: Some(IommuCapability {
+            upkeep: [Upkeep::Nothing, Upkeep::Accessed, Upkeep::AccessedAndDirty][(seed % 3) as usize],
+            on_fault: OnFault::Terminates,
+            bbm: Bbm::from_number((seed % 4) as u8),
+            hears: Hears::Broadcasts,
+        }),
+        oracles: Oracles::Machine,
+        lingers: 3,
+        longest: 200,
+        operations: 120,
         ..plan(seed)
     });
 }

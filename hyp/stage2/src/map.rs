@@ -19,8 +19,8 @@ use crate::tree::Shortage;
 use crate::tree::{STEP_ENTRIES, STEP_RESERVE};
 use crate::under_way::Counted;
 use crate::{
-    Attrs, Class, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, MapError, NoPages, Note,
-    Owed, Pages, Purpose, Scope, Slot, Table, TablePa, TableSize, Tree, View, Why, Work,
+    Attrs, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, MapError, NoPages, Note, Owed,
+    Pages, Purpose, Slot, Table, TablePa, TableSize, Tree, View, Why,
 };
 use core::ops;
 use core::sync::atomic::Ordering::Relaxed;
@@ -163,8 +163,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
 
     pub(crate) fn publish<I: Invalidate>(&self, cpu: &I, start: Ipa, end: Ipa) {
         if let Ok(range) = Range::new(start, end) {
-            let work = Work { class: Class::Publish, scope: Scope::Range { range, hint: None } };
-            Owed::new(work, ()).discharge(cpu).into_inner();
+            Owed::publication(range).discharge(cpu).into_inner();
         }
     }
 

@@ -143,6 +143,12 @@ impl Owed {
         Self { work: Work { class: Class::Relax, scope: Scope::Range { range, hint: None } }, cargo: () }
     }
 
+    /// Owes that table walkers see what was written last in `range`, by this CPU or by whom it has waited for: before somebody
+    /// walks there who does not come again where he meets what was there before.
+    pub const fn publication(range: Range) -> Self {
+        Self { work: Work { class: Class::Publish, scope: Scope::Range { range, hint: None } }, cargo: () }
+    }
+
     /// Owes everything under the space's tag: before the tag or the root is used anew, or the space dies.
     pub const fn everything() -> Self {
         Self { work: Work { class: Class::Tables, scope: Scope::Tag }, cargo: () }

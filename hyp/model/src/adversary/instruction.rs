@@ -9,7 +9,7 @@ impl<F: Format> State<F> {
     /// A barrier was passed: what it has to have waited for is done.
     pub(super) fn dsb(&mut self, cpu: usize, reach: Reach) {
         if reach >= Reach::Ishst {
-            self.unseen.retain(|write| write.cpu != cpu);
+            self.unseen.retain(|write| write.cpu != cpu && write.outlasted_by & 1 << cpu == 0);
         }
         if reach == Reach::Ishst {
             return;

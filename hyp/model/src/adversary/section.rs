@@ -1,7 +1,6 @@
 //! [`Recorded`]: read sections of any way of waiting, whose grace periods are recorded.
 
-use super::machine::Adversary;
-use crate::Effect;
+use super::machine::{Adversary, me};
 use stage2::{AnyPeriod, AnyReading, AnySection, Epoch, Format, Quiescence, Section, Waiting};
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -29,13 +28,19 @@ impl<F: Format> Recorded<F> {
         let mut id = 0;
         self.machine.check(|state, _| {
             id = state.now as usize;
-            state.effect(None, Effect::Grace { id })
+            state.grace_begins(id)
         });
         id
     }
 
+    /// What this CPU writes from now on, nobody has waited for: noted before it is so, since what happens in between counts as
+    /// waited for then, and never the other way round.
+    fn stays_anew(&self, cpu: CpuId) {
+        self.machine.state().stays_anew(cpu.index());
+    }
+
     fn over(&self, id: usize) {
-        self.machine.check(|state, _| state.effect(None, Effect::GraceOver { id }));
+        self.machine.check(|state, _| state.grace_over(me(), id));
     }
 }
 
@@ -43,6 +48,7 @@ impl<F: Format> Quiescence for Recorded<F> {
     type Section<'q> = RecordedStay<'q, F>;
 
     fn enter(&self, cpu: CpuId) -> RecordedStay<'_, F> {
+        self.stays_anew(cpu);
         RecordedStay { recorded: self, section: self.waiting.enter(cpu) }
     }
 }
@@ -75,11 +81,13 @@ impl<F: Format> Section for RecordedStay<'_, F> {
     }
 
     fn wait(&mut self, (id, period): Self::Period) {
+        self.recorded.stays_anew(self.section.cpu());
         self.section.wait(period);
         self.recorded.over(id);
     }
 
     fn pass(&mut self) {
+        self.recorded.stays_anew(self.section.cpu());
         self.section.pass();
     }
 
@@ -91,6 +99,7 @@ impl<F: Format> Section for RecordedStay<'_, F> {
     }
 
     fn has_passed(&mut self, epoch: Epoch) -> bool {
+        self.recorded.stays_anew(self.section.cpu());
         if !self.section.has_passed(epoch) {
             return false;
         }

@@ -64,6 +64,10 @@ pub(super) struct Unseen {
     pub(super) cpu: usize,
     pub(super) key: (Pa, usize),
     pub(super) old: u64,
+    /// In which of its writer's sections it was made.
+    pub(super) stay: u64,
+    /// A bit for each CPU that has waited for that section: a barrier of such a one is a barrier behind this write, too.
+    pub(super) outlasted_by: u64,
 }
 
 /// An invalidation that was issued and that nobody has waited for.
@@ -132,6 +136,10 @@ pub(super) struct State<F: Format> {
     spots: HashMap<Pa, (Ipa, Height)>,
     pub(super) observers: Vec<Observer>,
     pub(super) unseen: Vec<Unseen>,
+    /// How many sections each CPU has opened, or has begun anew.
+    stays: Vec<u64>,
+    /// Grace periods under way: known as what, and which section each CPU had then.
+    graces: Vec<(usize, Vec<u64>)>,
     pub(super) issued: Vec<Issued>,
     pub(super) generation: u64,
     pub(super) frames: Frames,
@@ -190,6 +198,8 @@ impl<F: Format> State<F> {
             spots: HashMap::new(),
             observers,
             unseen: Vec::new(),
+            stays: vec![0; plan.cpus],
+            graces: Vec::new(),
             issued: Vec::new(),
             generation: 0,
             frames,
@@ -251,6 +261,33 @@ impl<F: Format> State<F> {
             let range = about.or_else(|| judge.blamed_range());
             Crime { breach: Breach::Judged, what: violation.to_string(), range, table }
         })
+    }
+
+    /// A CPU opens a section, or passes from one to the next.
+    pub(super) fn stays_anew(&mut self, cpu: usize) {
+        if let Some(stays) = self.stays.get_mut(cpu) {
+            *stays += 1;
+        }
+    }
+
+    /// A grace period begins, known as `id`.
+    pub(super) fn grace_begins(&mut self, id: usize) -> Result<(), Crime> {
+        self.graces.push((id, self.stays.clone()));
+        self.effect(None, Effect::Grace { id })
+    }
+
+    /// It is over for `cpu`, which from now on is behind all that was written in the sections that were open when it began,
+    /// and before.
+    pub(super) fn grace_over(&mut self, cpu: usize, id: usize) -> Result<(), Crime> {
+        if let Some(n) = self.graces.iter().position(|grace| grace.0 == id) {
+            let (_, then) = self.graces.swap_remove(n);
+            for write in &mut self.unseen {
+                if then.get(write.cpu).is_some_and(|last| write.stay <= *last) {
+                    write.outlasted_by |= 1 << cpu;
+                }
+            }
+        }
+        self.effect(None, Effect::GraceOver { id })
     }
 
     /// A table was taken.
@@ -322,7 +359,8 @@ impl<F: Format> State<F> {
     ) -> Result<(), Crime> {
         let place = self.place(key);
         if self.style != Style::Interrupt && place.is_some() {
-            self.unseen.push(Unseen { cpu, key, old });
+            let stay = self.stays.get(cpu).copied().unwrap_or(0);
+            self.unseen.push(Unseen { cpu, key, old, stay, outlasted_by: 0 });
         }
         if let Some((errand, _)) = self.errands[cpu] {
             self.writers.insert(key, (cpu, errand));

@@ -1,7 +1,7 @@
 //! Letting an IOMMU in, and out again.
 //!
 //! In: pin the VMID; refrain, and have it forget, from now on; **wait** for whoever began before; make the leaves that are
-//! there as it needs them; turn it on. Out: turn it off, with nothing left in it; refrain no more; give back the pin.
+//! there as it needs them, for table walkers to see; turn it on. Out: turn it off, with nothing left in it; refrain no more; give back the pin.
 //!
 //! Invariant: whatever fails, or is not gone on with, leaves the space as it was before, but for leaves that have got what
 //! their regions give.
@@ -11,7 +11,7 @@ use crate::log::at;
 use crate::{Backing, Progress, Space, SpaceError};
 use core::sync::atomic::Ordering::Relaxed;
 use spin::MutexGuard;
-use stage2::{Format, Harm, Invalidate, Iommu, Quiesced, Section};
+use stage2::{Format, Harm, Invalidate, Iommu, Owed, Quiesced, Section};
 use types::sync::mutant;
 use types::{Access, Ipa, Range, Vmid};
 
@@ -192,6 +192,10 @@ impl<F: Format> Attach<'_, '_, F> {
                 match done {
                     Some(done) if *done < reach.end() => self.stage = Stage::Readying(*done),
                     _ => {
+                        // Who breaks an entry need not have its last word seen at once: guests come again, and devices do not.
+                        if !mutant("iommu-let-in-unpublished") {
+                            Owed::publication(reach).discharge(tlb).into_inner();
+                        }
                         self.iommu.enable(space.root(), self.vmid);
                         self.stage = Stage::On;
                     }

@@ -49,6 +49,28 @@ fn when_an_iommu_is_let_in_every_leaf_is_as_it_needs_it() {
     }
 }
 
+#[test]
+fn what_was_written_before_an_iommu_is_let_in_is_visible_to_it() {
+    let board = Board::new();
+    let tlb = Recorder::default();
+    let works = || tlb.0.lock().unwrap().clone();
+    let seen = Mutex::new(None);
+    let on_enable = || drop(seen.lock().unwrap().replace(works()));
+    let mut device = Device::new(PLAIN);
+    device.on_enable = Some(&on_enable);
+    let iommus: [&dyn Iommu; 1] = [&device];
+    let space = board.space(&iommus, Bbm::Level0, Features::empty());
+    let mut stay = board.stay();
+    board.fault(&space, &stay, &fault_at(GUEST)).unwrap();
+    // Breaks the block. What is written last, the link to the table, no barrier is behind: guests come again.
+    space.tree().open(&stay).split(&tlb, Ipa::new(GUEST), Height::PAGE, Why::Pin).unwrap();
+    let split = works().len();
+    space.attach(&mut stay, &tlb, FIRST, || panic!("no rollover was due")).unwrap();
+    let seen = seen.into_inner().unwrap().expect("it was turned on");
+    assert!(seen.len() > split, "no barrier came after the split and before the IOMMU");
+    assert!(matches!(seen.last(), Some(work) if work.class == stage2::Class::Publish), "{seen:?}");
+}
+
 /// In the middle of a change that breaks a leaf, another CPU lets an IOMMU in.
 struct Meanwhile<F>(RefCell<Option<F>>);
 
