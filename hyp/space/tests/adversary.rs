@@ -74,15 +74,16 @@ fn nothing_that_is_done_to_a_space_breaks_a_promise_where_cpus_are_interrupted()
 
 #[test]
 fn nothing_that_is_done_to_two_spaces_breaks_a_promise() {
-    const PAIRS: [&[Errand]; 4] = [
+    const PAIRS: [&[Errand]; 5] = [
         &[Errand::Give, Errand::Receive, Errand::Pin],
         &[Errand::Lend, Errand::TakeBack, Errand::Pin],
         &[Errand::Lend, Errand::TakeBack, Errand::Give, Errand::Zap, Errand::Move],
         &[Errand::Receive, Errand::Log, Errand::Harvest, Errand::Harvest],
+        &[Errand::Lend, Errand::TakeBack, Errand::Collapse],
     ];
     let shape = Shape { caches: Caches::Apart, ..SHAPE };
-    nothing_goes_wrong(Tiny, 5000..5024, shape, |seed| Plan {
-        likes: Some(PAIRS[(seed % 4) as usize]),
+    nothing_goes_wrong(Tiny, 5000..5030, shape, |seed| Plan {
+        likes: Some(PAIRS[(seed % 5) as usize]),
         lingers: 3,
         longest: 200,
         operations: 80,

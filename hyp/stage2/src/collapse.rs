@@ -29,7 +29,8 @@ use crate::sweep::{Budget, Grace, Subtree};
 use crate::tree::Shortage;
 use crate::{
     Attrs, Bbm, Class, Entries, Entry, Format, Geometry, Harm, IdleTable, Invalidate, Leaf, Live, Marks,
-    Owed, Pages, Purpose, Quiesced, Rewrite, Scope, Section, Slot, TablePa, TableSize, Tree, View, Work,
+    Owed, Owner, Pages, Purpose, Quiesced, Rewrite, Scope, Section, Slot, TablePa, TableSize, Tree, View,
+    Work,
 };
 use core::sync::atomic::Ordering::Relaxed;
 use types::sync::{met, mutant};
@@ -43,8 +44,8 @@ pub const MOVE_BYTES: u64 = 2 << 20;
 pub enum CollapseError {
     /// There is no table of leaves of the next height here: nothing is mapped, or a block already.
     NoTable,
-    /// The entry at this address keeps the table from being a block: it is no leaf of the right height, or maps
-    /// something else, or in another way, than its neighbours would have it.
+    /// The entry at this address keeps the table from being a block: it is no leaf of the right height, maps
+    /// something else, or in another way, than its neighbours would have it, or is lent or borrowed.
     Uneven {
         /// The first address of the entry.
         ipa: Ipa,
@@ -608,7 +609,10 @@ impl Collapse {
         };
         let hard = |attrs: Attrs| attrs.without(flags).with_access(attrs.access | self.loose);
         let alike = leaf.pa == pa && hard(leaf.attrs) == hard(self.first.attrs);
-        if alike || mutant("collapse-of-what-differs") {
+        // A loan ends page by page. A word does not keep pages apart whose borrower has let go, and whose owner has not noticed.
+        let is_shared =
+            matches!(leaf.attrs.owner, Owner::Lent | Owner::Borrowed) && !mutant("lent-made-part-of-a-block");
+        if alike && !is_shared || mutant("collapse-of-what-differs") {
             Ok(leaf)
         } else {
             Err(CollapseError::Uneven { ipa })

@@ -5,7 +5,8 @@ mod common;
 use common::{BLOCK, Format4K, GIB, PAGE, geometry, mapping, pages, rig};
 use model::{Machine, Rig, range};
 use stage2::{
-    Answer, Bbm, Children, CollapseError, Entries, Entry, Harm, Leaf, Marks, Mover, Quiescence, Why,
+    Answer, Attrs, Bbm, Children, CollapseError, Entries, Entry, Harm, Leaf, Marks, Mover, Owner, Quiescence,
+    Why,
 };
 use types::{Access, CpuId, Height, Ipa, Pa, Range};
 use vmsa::{Features, Vmsa};
@@ -99,6 +100,20 @@ fn whatever_is_uneven_stays_as_it_is() {
         let elsewhere = stage2::Mapping { pa: Pa::new(PAGE), ..pages(range(odd.get(), PAGE)) };
         rig.map(&elsewhere).expect("free");
         assert_eq!(rig.collapse(Ipa::new(BLOCK), BLOCK_HEIGHT), uneven, "other memory");
+        rig.compare();
+        rig.destroy();
+    }
+}
+
+#[test]
+fn what_is_lent_or_borrowed_is_made_part_of_no_block() {
+    for (bbm, owner) in LEVELS.into_iter().flat_map(|bbm| [(bbm, Owner::Lent), (bbm, Owner::Borrowed)]) {
+        let machine = Machine::new(1 << 20);
+        let mut rig = rig(&machine, bbm);
+        let all = pages(range(BLOCK, BLOCK));
+        rig.map(&stage2::Mapping { attrs: Attrs { owner, ..all.attrs }, ..all }).expect("free");
+        let uneven = Err(CollapseError::Uneven { ipa: Ipa::new(BLOCK) });
+        assert_eq!(rig.collapse(Ipa::new(BLOCK), BLOCK_HEIGHT), uneven);
         rig.compare();
         rig.destroy();
     }

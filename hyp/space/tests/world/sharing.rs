@@ -103,7 +103,8 @@ impl<F: Format> World<F> {
                 if let Err(error) = between.take_back(&mut section, &hands, loan.page, loan.at) {
                     vain += 1;
                     if vain == FOR_EVER {
-                        actor.accuse(Breach::Stuck, format!("{:?} does not come back: {error}", loan.page));
+                        let what = format!("{loan:?} does not come back: {error}; others: {loans:?}");
+                        actor.accuse(Breach::Stuck, what);
                     }
                     loans.push_back(loan);
                     section.pass();
