@@ -86,12 +86,43 @@ const MIRI_ALL: &[Part] = &[
     Part::whole("space", &["-p", "mezzanine-space"]),
 ];
 
-/// What runs under ThreadSanitizer: every test with threads of its own.
+/// What runs under ThreadSanitizer: every test with threads of its own, and no other. It sees what nothing orders, of which
+/// there is none on one thread; and it takes some twenty times as long as the machine itself.
 const TSAN: &[Part] = &[
     Part::whole("stage2: threads", &["-p", "mezzanine-stage2", "--test", "threads"]),
+    Part::whole("stage2: who is in a guest", &["-p", "mezzanine-stage2", "--test", "presence_threads"]),
     Part::whole("stage2: what a caller may rely on", &["-p", "mezzanine-stage2", "--test", "linear"]),
-    Part::whole("frames", &["-p", "mezzanine-frames", "--lib"]),
-    Part::whole("space", &["-p", "mezzanine-space", "--lib"]),
+    Part {
+        name: "frames",
+        arguments: &["-p", "mezzanine-frames", "--lib"],
+        choice: &[
+            "several_cpus_never_hold_the_same_frame",
+            "cpus_that_empty_each_others_stocks_lose_no_frame",
+            "pins_that_race_with_giving_back",
+            "a_block_pin_keeps_a_page_although_others_let_go_meanwhile",
+            "of_a_pinner_and_a_mover",
+            "splitters_on_every_cpu",
+        ],
+    },
+    Part {
+        name: "space",
+        arguments: &["-p", "mezzanine-space", "--lib"],
+        choice: &[
+            "parallel::",
+            "faults_and_discards_at_once",
+            "who_has_read_a_leaf_before_a_space_dies",
+            "pins_hold_under_moves_splits_collapses_and_unmaps",
+            "a_stop_outlasts_every_section_that_saw_the_log_run",
+            "no_cpu_is_left_with_more_rights_than_the_last_decision_gave",
+            "a_fault_that_was_planned",
+            "what_cpus_write_while_rounds_go_on",
+            "another_region_that_changes_meanwhile",
+            "readers_see_one_map_or_the_next",
+            "a_table_on_its_way_back_is_never_taken_for_gone",
+            "cpus_that_run_different_spaces_at_once",
+            "more_spaces_than_8_bits_tell_apart",
+        ],
+    },
 ];
 
 /// What `cargo xtask miri` is told.

@@ -112,7 +112,7 @@ fn a_device_s_part_goes_where_the_device_is() {
 #[test]
 fn no_cpu_is_left_with_more_rights_than_the_last_decision_gave() {
     for _ in 0..if cfg!(miri) { 1 } else { 20 } {
-        let machine = machine(16 * MIB);
+        let machine = Machine::with_ram(RAM, 16 * MIB);
         let epoch = EntryEpoch::new();
         let space = space(&machine);
         add_ram(&space, &mut epoch.enter(cpu_id(0)), GUEST, BLOCK);

@@ -85,7 +85,7 @@ fn what_rests_until_its_epoch_has_passed_makes_a_missing_reserve_busy_and_not_an
 #[test]
 fn a_table_on_its_way_back_is_never_taken_for_gone() {
     for _ in 0..if cfg!(miri) { 2 } else { 100 } {
-        let machine = machine(16 * MIB);
+        let machine = Machine::with_ram(RAM, 16 * MIB);
         let way = Batched::new();
         let space = space_with_tables(&machine, above() + 1);
         // Not a whole block, so that pages are mapped, in a table.
