@@ -25,7 +25,7 @@ use vm::{CallRegs, Role, Why};
 pub(super) fn call(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, regs: &mut CallRegs) -> Answered {
     match guest.vm.config().role {
         Role::Controller => answer(hypervisor, core, regs),
-        Role::Guest | Role::Template => Answered::No,
+        Role::Guest | Role::Template | Role::Primary => Answered::No,
     }
 }
 

@@ -184,7 +184,7 @@ impl<'s> Turns<'s> {
             Why::PowerOff => {
                 match self.guest.vm.config().role {
                     Role::Template => debug!("{} is off", self.name()),
-                    Role::Guest | Role::Controller => info!("{} is off", self.name()),
+                    Role::Guest | Role::Controller | Role::Primary => info!("{} is off", self.name()),
                 }
                 self.guest.finish(self.hypervisor);
             }

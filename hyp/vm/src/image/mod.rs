@@ -4,6 +4,7 @@
 
 mod arm64;
 mod elf;
+pub mod linux;
 mod place;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -39,6 +40,8 @@ pub enum BadImage {
     Unknown,
     /// It was said to be an `Image`, and has no such header.
     NotImage,
+    /// It was said to be Linux for x86-64, and has no such header.
+    NotLinux,
     /// It was said to be ELF, and has no such header.
     NotElf,
     /// It has no bytes.
@@ -83,11 +86,12 @@ impl fmt::Display for BadImage {
                 "is no arm64 Image and no ELF file; if it is a flat binary, say format = \"flat\" or call it .flat",
             ),
             Self::NotImage => f.write_str("is no arm64 Image"),
+            Self::NotLinux => f.write_str("is no Linux bzImage"),
             Self::NotElf => f.write_str("is no ELF file"),
             Self::Empty => f.write_str("is empty"),
             Self::BigEndian => f.write_str("is a big-endian kernel"),
             Self::Compressed => f.write_str("is compressed: unpack it (gunzip) before bundling"),
-            Self::BadHeader => f.write_str("has an arm64 Image header that cannot be right"),
+            Self::BadHeader => f.write_str("has a header that cannot be right"),
             Self::WrongClass => f.write_str("is an ELF file, but not 64-bit little-endian"),
             Self::WrongMachine => f.write_str("is not for the instruction set of this machine"),
             Self::NotExecutable => f.write_str("is an ELF file, but not an executable"),
@@ -132,6 +136,8 @@ pub(crate) fn detect(kernel: File) -> Result<Format, BadImage> {
         Ok(Format::Flat)
     } else if elf::is_elf(kernel.bytes) {
         Ok(Format::Elf)
+    } else if linux::is_linux(kernel.bytes) {
+        Ok(Format::Linux)
     } else if arm64::is_image(kernel.bytes) {
         Ok(Format::Image)
     } else if kernel.bytes.is_empty() {
@@ -158,11 +164,13 @@ pub fn plan(config: &VmConfig) -> Result<Placement, BadVm> {
         Format::Image => Err(BadImage::WrongMachine),
         Format::Elf => elf::kernel(bytes, config.isa),
         Format::Flat => flat(bytes),
+        Format::Linux if config.isa == Isa::X86 => linux::kernel(bytes),
+        Format::Linux => Err(BadImage::WrongMachine),
     };
     let Kernel { pieces, entry } = kernel
         .and_then(|kernel| check(kernel, config))
         .map_err(|fault| BadVm::Kernel { name: config.kernel.name, fault })?;
-    let mut space = Space::new(config.memory);
+    let mut space = Space::new(config.main_memory());
     for piece in &pieces {
         if let Ok(range) = Range::with_len(piece.at, piece.room) {
             space.occupy(range);

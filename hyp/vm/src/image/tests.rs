@@ -100,8 +100,8 @@ fn images_that_cannot_be_right_are_refused() {
     big_endian[24] |= 1;
     for (image, sentence) in [
         (big_endian, "kernel \"k\" is a big-endian kernel"),
-        (arm64_image(0x20_0000, MIB, 64), "kernel \"k\" has an arm64 Image header that cannot be right"),
-        (arm64_image(7, MIB, 64), "kernel \"k\" has an arm64 Image header that cannot be right"),
+        (arm64_image(0x20_0000, MIB, 64), "kernel \"k\" has a header that cannot be right"),
+        (arm64_image(7, MIB, 64), "kernel \"k\" has a header that cannot be right"),
         (vec![0; 63], "kernel \"k\" is no arm64 Image"),
         (
             arm64_image(0, 65 * MIB, 64),

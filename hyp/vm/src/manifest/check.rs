@@ -1,7 +1,7 @@
 //! From the manifest's values to virtual machines that this machine can run.
 
 use super::{
-    DeviceKind, Format, Granted, Largest, Limits, Populate, Role, VmConfig,
+    DeviceKind, Format, Granted, Isa, Largest, Limits, Populate, Role, VmConfig,
     read::{RawRegion, RawVm},
 };
 use crate::{
@@ -74,7 +74,7 @@ fn check_vm(
     if wanted > *free {
         return Err(BadVm::TooLarge { wanted, free: *free });
     }
-    let role = role(raw.role.as_deref())?;
+    let role = role(raw.role.as_deref(), limits.isa)?;
     if role != Role::Template {
         *free -= wanted;
     }
@@ -178,11 +178,12 @@ fn find(bundle: &Bundle, key: &'static str, name: &str) -> Result<File, BadVm> {
 }
 
 fn format(chosen: Option<&str>, kernel: File) -> Result<Format, BadVm> {
-    const CHOICES: &str = "auto, image, elf, flat";
+    const CHOICES: &str = "auto, image, elf, flat, linux";
     match chosen {
         Some("image") => Ok(Format::Image),
         Some("elf") => Ok(Format::Elf),
         Some("flat") => Ok(Format::Flat),
+        Some("linux") => Ok(Format::Linux),
         None | Some("auto") => {
             image::detect(kernel).map_err(|fault| BadVm::Kernel { name: kernel.name, fault })
         }
@@ -220,9 +221,10 @@ fn hypercalls(chosen: Option<&str>) -> Result<Granted, BadVm> {
     }
 }
 
-fn role(chosen: Option<&str>) -> Result<Role, BadVm> {
-    const CHOICES: &str = "guest, controller, template";
+fn role(chosen: Option<&str>, isa: Isa) -> Result<Role, BadVm> {
+    const CHOICES: &str = "guest, controller, template, and primary on x86-64";
     match chosen {
+        Some("primary") if isa == Isa::X86 => Ok(Role::Primary),
         None | Some("guest") => Ok(Role::Guest),
         Some("controller") => Ok(Role::Controller),
         Some("template") => Ok(Role::Template),

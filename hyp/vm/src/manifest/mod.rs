@@ -17,10 +17,12 @@ use crate::{
     map,
 };
 use alloc::{string::String, vec::Vec};
-use types::{CpuId, FRAME_SIZE, Range};
+use types::{CpuId, FRAME_SIZE, Ipa, Range};
 
 /// The manifest's name in the bundle.
 pub const MANIFEST: &str = "manifest.toml";
+/// Where the main memory of a guest begins that has the machine: firmware has what is below.
+const PRIMARY_START: Ipa = Ipa::new(1 << 20);
 /// The most bytes that a manifest may have. Beyond that it is something else.
 const MOST_BYTES: usize = 64 << 10;
 
@@ -65,9 +67,18 @@ impl VmConfig {
         self.cpus.len()
     }
 
+    /// Returns main memory. Of a guest that has the machine: the machine's, from 1 MiB on.
+    pub fn main_memory(&self) -> Range {
+        let (start, end) = match self.role {
+            Role::Primary => (PRIMARY_START, Ipa::new(self.memory)),
+            Role::Guest | Role::Controller | Role::Template => (map::RAM, map::RAM.wrapping_add(self.memory)),
+        };
+        Range::new(start, end).unwrap_or(Range::block_around(start, 1))
+    }
+
     /// Returns all memory, main memory first.
     pub fn memory(&self) -> impl Iterator<Item = Range> {
-        Range::with_len(map::RAM, self.memory).into_iter().chain(self.regions.iter().copied())
+        core::iter::once(self.main_memory()).chain(self.regions.iter().copied())
     }
 
     /// Returns the bytes of frames that it may come to have: its memory, and as much again as its disk has, since all of
@@ -122,6 +133,8 @@ pub enum Format {
     Elf,
     /// A flat binary.
     Flat,
+    /// Linux for x86-64: a `bzImage`.
+    Linux,
 }
 
 /// When frames are put behind a machine's memory.
@@ -164,6 +177,8 @@ pub enum Role {
     Controller,
     /// It is what a controller makes machines of, and does not run itself.
     Template,
+    /// It has the machine: its devices, its interrupts, and its memory from address 0 on. x86-64 only, and one at most.
+    Primary,
 }
 
 /// What the machine has for its guests.

@@ -202,9 +202,12 @@ fn each_mistake_gets_its_own_sentence() {
         ),
         (
             vm("format = \"bzImage\""),
-            "VM \"a\": format = \"bzImage\": it must be one of auto, image, elf, flat",
+            "VM \"a\": format = \"bzImage\": it must be one of auto, image, elf, flat, linux",
         ),
-        (vm("role = \"king\""), "VM \"a\": role = \"king\": it must be one of guest, controller, template"),
+        (
+            vm("role = \"king\""),
+            "VM \"a\": role = \"king\": it must be one of guest, controller, template, and primary on x86-64",
+        ),
         (vm("role = \"template\""), "manifest.toml lists no VM: it needs at least one [[vm]]"),
         (vm("hypercalls = \"some\""), "VM \"a\": hypercalls = \"some\": it must be one of none, all, trace"),
         (
