@@ -9,9 +9,21 @@ pub(crate) fn null_frame() -> PaRange {
 
 /// Finds the smallest gap between `taken`, ascending by their starts, that has `wanted` bytes: so large blocks stay whole for
 /// guests.
+#[cfg(not(pc))]
 pub(crate) fn smallest_gap(banks: &[PaRange], taken: &[PaRange], wanted: u64) -> Option<PaRange> {
     let fitting = banks.iter().flat_map(|bank| gaps(*bank, taken)).filter(|gap| gap.len() >= wanted);
     fitting.min_by_key(|gap| gap.len())
+}
+
+/// Finds the highest gap between `taken`, ascending by their starts, that has `wanted` bytes, and returns its end part.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "a PC's image lies high, and so does what it has")
+)]
+pub(crate) fn highest_part(banks: &[PaRange], taken: &[PaRange], wanted: u64) -> Option<PaRange> {
+    let fitting = banks.iter().flat_map(|bank| gaps(*bank, taken)).filter(|gap| gap.len() >= wanted);
+    let gap = fitting.max_by_key(|gap| gap.start())?;
+    PaRange::new(Pa::new(gap.end().get() - wanted), gap.end())
 }
 
 /// Goes through the whole frames of `bank` that no range in `taken`, ascending, touches.

@@ -4,7 +4,7 @@
 use super::firmware::{self, Cpus};
 use super::layout::{self, Layout};
 use super::loader::{self, Loaded};
-use super::machine::{Machine, PerCpu, bytes};
+use super::machine::{Firmware, Machine, PerCpu, bytes, copy};
 use super::secondary;
 use super::{arch, platform, vms};
 use crate::gaps::null_frame;
@@ -12,10 +12,12 @@ use crate::options::Options;
 use crate::report::{self, image};
 use crate::{fatal, heap, logger, provoke};
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use frames::{DirectMap, Frames};
 use log::{debug, info, warn};
 use types::sync::SEEDED;
 use types::{CpuId, FRAME_SIZE, MAX_CPUS, Pa, PaRange, Ticks};
+use vm::{GicVersion, Isa, Limits, Role, VmConfig};
 use x86_64::apic::{Apic, Mode};
 use x86_64::local::{Selectors, SlotAt};
 use x86_64::mmu::{Kind, Map};
@@ -42,7 +44,8 @@ fn start(magic: u32, information: u64, selectors: Selectors, started: Ticks) -> 
     say_what_was_found(&loaded, &layout, &cpus);
     // SAFETY: the layout gave the heap this memory, which is mapped.
     unsafe { heap::init(layout.heap) };
-    let machine = complete(&loaded, &layout, &cpus, apic, options, (started, tick_hz));
+    let configs = configure(&loaded, &layout, cpus.apic_ids.len());
+    let machine = complete(&loaded, &layout, (&cpus, apic), (options, configs), (started, tick_hz));
     let count = machine.apic_ids.len();
     info!("{count} CPU{} in VMX root operation", if count == 1 { "" } else { "s" });
     let this = PerCpu::install(machine, CpuId::BOOT, apic, selectors);
@@ -56,9 +59,8 @@ fn start(magic: u32, information: u64, selectors: Selectors, started: Ticks) -> 
 fn complete(
     loaded: &Loaded,
     layout: &Layout,
-    cpus: &Cpus,
-    apic: Apic,
-    options: Options,
+    (cpus, apic): (&Cpus, Apic),
+    (options, guests): (Options, Vec<VmConfig>),
     (started, tick_hz): (Ticks, u64),
 ) -> &'static Machine {
     let (apic_ids, capabilities) = secondary::start(apic, &cpus.apic_ids, layout, tick_hz);
@@ -67,12 +69,51 @@ fn complete(
         apic_ids,
         capabilities,
         memory: loaded.memory.to_vec(),
-        frames: take_over_memory(loaded, layout),
-        // SAFETY: in RAM, which is mapped, and the layout keeps it from everybody else.
-        bundle: loaded.bundle.map(|range| unsafe { bytes(range) }),
+        frames: take_over_memory(loaded, layout, &guests),
+        guests,
+        firmware: Firmware {
+            areas: loaded.areas.to_vec(),
+            // SAFETY: the map has what firmware tells of.
+            root_pointer: unsafe { loader::root_pointer() },
+        },
         started,
         tick_hz,
     }))
+}
+
+/// Moves the bundle to where it stays, and reads what it says of the guests. What is wrong with it ends the machine.
+fn configure(loaded: &Loaded, layout: &Layout, cpus: usize) -> Vec<VmConfig> {
+    let bundle = loaded.bundle.map(|from| {
+        // SAFETY: both in RAM, which is mapped; the layout keeps the second from everybody else.
+        unsafe {
+            copy(from.start(), layout.bundle.start(), from.len());
+            bytes(layout.bundle)
+        }
+    });
+    let free = loaded.memory.iter().map(|bank| bank.len()).sum::<u64>()
+        - layout
+            .taken
+            .iter()
+            .filter(|range| range.start().get() >= 1 << 20)
+            .map(|range| range.len())
+            .sum::<u64>();
+    let limits = Limits {
+        free: free - free / 256,
+        cpus,
+        ipa_bits: vms::IPA_BITS as u8,
+        gic: GicVersion::V3, // there is none
+        isa: Isa::X86,
+    };
+    let configs = vm::configure(bundle, &limits).unwrap_or_else(|error| fatal!("{error}"));
+    if configs.iter().filter(|config| config.role == Role::Primary).count() > 1 {
+        fatal!("more than one virtual machine is to have the machine");
+    }
+    configs
+}
+
+/// Returns the memory that a guest has which has the machine: all below this.
+fn primary_end(guests: &[VmConfig]) -> u64 {
+    guests.iter().find(|guest| guest.role == Role::Primary).map_or(0, |guest| guest.memory)
 }
 
 /// Finds out which CPUs there are, this one first; it alone where ACPI does not tell.
@@ -106,9 +147,11 @@ fn enable_map(loaded: &Loaded, layout: &Layout, apic: Apic) {
         Mode::X2 => PaRange::EMPTY,
     };
     let trampoline = layout.trampoline.start();
-    let ranges = loaded.low.iter().chain(&loaded.memory).map(ram).chain([
+    let tables = loaded.firmware.iter().map(|range| (*range, Kind::Constants));
+    let low = PaRange::new(Pa::new(0xe_0000), Pa::new(1 << 20)).unwrap_or(PaRange::EMPTY);
+    let ranges = tables.chain([(low, Kind::Constants)]);
+    let ranges = ranges.chain(loaded.low.iter().chain(&loaded.memory).map(ram)).chain([
         (page(trampoline), Kind::Code),
-        (loaded.information.outer_frames(), Kind::Constants),
         (section(code, constants), Kind::Code),
         (section(constants, data), Kind::Constants),
         (section(data, end), Kind::Ram),
@@ -157,9 +200,21 @@ fn say_what_was_found(loaded: &Loaded, layout: &Layout, cpus: &Cpus) {
 }
 
 /// Hands all RAM that is not taken to the frame allocator.
-fn take_over_memory(loaded: &Loaded, layout: &Layout) -> Frames {
+fn take_over_memory(loaded: &Loaded, layout: &Layout, guests: &[VmConfig]) -> Frames {
+    let low = primary_end(guests);
+    if let Some(own) = layout.taken.iter().find(|range| {
+        let is_ours = [layout.slots, image_range()].iter().any(|own| range.overlaps(*own));
+        is_ours && range.start().get() < low
+    }) {
+        fatal!(
+            "the guest that has the machine may have {} MiB at most: there the hypervisor begins",
+            own.start().get() >> 20
+        );
+    }
+    let above = |bank: &PaRange| PaRange::new(bank.start().max(Pa::new(low)), bank.end());
+    let banks: Vec<PaRange> = loaded.memory.iter().filter_map(above).collect();
     // SAFETY: RAM that the map has, read-write and cacheable; everything in use is in `taken`.
-    let frames = unsafe { Frames::init(DirectMap::identity(), &loaded.memory, &layout.taken) };
+    let frames = unsafe { Frames::init(DirectMap::identity(), &banks, &layout.taken) };
     frames.unwrap_or_else(|error| fatal!("memory: {error}"))
 }
 

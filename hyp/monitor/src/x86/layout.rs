@@ -1,7 +1,7 @@
 //! Where in RAM the hypervisor's own things go: the other CPUs' slots, the heap, and the page that other CPUs start at.
 
 use super::loader::{Loaded, MAX_AREAS};
-use crate::gaps::{gaps, null_frame, smallest_gap};
+use crate::gaps::{gaps, highest_part, null_frame};
 use arrayvec::ArrayVec;
 use core::fmt;
 use types::{FRAME_SIZE, Pa, PaRange};
@@ -24,6 +24,8 @@ pub(crate) struct Layout {
     pub(crate) slots: PaRange,
     /// The heap.
     pub(crate) heap: PaRange,
+    /// Where the bundle is to be: out of the way of a guest that has the machine's memory.
+    pub(crate) bundle: PaRange,
     /// The trampoline and what is handed over; below 1 MiB.
     pub(crate) trampoline: PaRange,
 }
@@ -76,15 +78,21 @@ pub(crate) fn plan(loaded: &Loaded, image: PaRange, others: usize) -> Result<Lay
     let trampoline = place.min_by_key(|part| part.start()).filter(|part| part.end().get() <= LOW_END);
 
     let slots = SlotAt::SIZE * others as u64;
-    let wanted = slots + HEAP;
-    let start = smallest_gap(&loaded.memory, &taken, wanted).ok_or(NoPlace::Ram { wanted })?.start();
-    let middle = start.wrapping_add(slots);
-    let end = middle.wrapping_add(HEAP);
-    let part = |start: Pa, end: Pa| PaRange::new(start, end).expect("the parts of a gap are in order");
-    let at = taken.partition_point(|range| range.start() < start);
-    taken.insert(at, part(start, end));
+    let bundle = loaded.bundle.map_or(0, PaRange::len);
+    let wanted = slots + HEAP + bundle.next_multiple_of(FRAME_SIZE);
+    // As high as can be, like the image: what is below is for guests.
+    let own = highest_part(&loaded.memory, &taken, wanted).ok_or(NoPlace::Ram { wanted })?;
+    let part =
+        |start: Pa, bytes: u64| PaRange::with_len(start, bytes).expect("the parts of a gap are in order");
+    let slots = part(own.start(), slots);
+    let heap = part(slots.end(), HEAP);
+    let bundle = part(heap.end(), bundle);
+    // Where the bundle was is free once it has moved.
+    taken.retain(|range| Some(*range) != loaded.bundle);
+    let at = taken.partition_point(|range| range.start() < own.start());
+    taken.insert(at, own);
     let trampoline = trampoline.ok_or(NoPlace::Trampoline)?;
-    Ok(Layout { taken, slots: part(start, middle), heap: part(middle, end), trampoline })
+    Ok(Layout { taken, slots, heap, bundle, trampoline })
 }
 
 #[cfg(test)]
@@ -105,6 +113,7 @@ mod tests {
             information: range(0x1800, 0x2400),
             bundle: Some(range(0x20_0000, 0x40_0000)),
             further_modules: 0,
+            areas: ArrayVec::new(),
             acpi: None,
         }
     }
@@ -115,7 +124,12 @@ mod tests {
     fn everything_has_a_place_of_its_own() {
         let layout = plan(&loaded(), range(IMAGE.0, IMAGE.1), 1).expect("there is room");
         assert_eq!(layout.trampoline, range(0x3000, 0x5000), "page 0 is null, the next two the loader's");
-        assert_eq!(layout.slots.start(), Pa::new(0x40_0000));
+        assert_eq!(
+            (layout.bundle.len(), layout.bundle.end()),
+            (0x20_0000, Pa::new(IMAGE.0)),
+            "below the image"
+        );
+        assert_eq!(layout.heap.end(), layout.bundle.start());
         assert!(layout.taken.iter().any(|taken| taken.covers(layout.slots) && taken.covers(layout.heap)));
         assert!(layout.taken.is_sorted_by_key(|taken| taken.start()));
     }
@@ -125,6 +139,7 @@ mod tests {
         let image = range(IMAGE.0, IMAGE.1);
         let mut full = loaded();
         full.firmware.push(range(0x40_0000, 0x1fe0_0000));
+        full.firmware.push(range(0x1ff0_0000, 0x2000_0000));
         assert!(matches!(plan(&full, image, 1), Err(NoPlace::Ram { .. })));
         let mut low = loaded();
         low.low.clear();

@@ -5,6 +5,7 @@ use arrayvec::ArrayVec;
 use core::fmt;
 use multiboot2::{BootInformation, BootInformationHeader, MemoryAreaType};
 use types::{Pa, PaRange};
+use vm::image::linux::E820Entry;
 
 /// The most ranges of memory.
 pub(crate) const MAX_AREAS: usize = 32;
@@ -22,6 +23,23 @@ pub(crate) struct Acpi {
     pub(crate) root: u64,
 }
 
+/// Where firmware's root pointer is: in the first 64 KiB of what is below 1 MiB and read-only (ACPI 6.5, 5.2.5.1). The
+/// loader hands on a copy of it, which is no help to a guest.
+///
+/// # Safety
+/// The first MiB is mapped.
+pub(crate) unsafe fn root_pointer() -> u64 {
+    const MAGIC: &[u8; 8] = b"RSD PTR ";
+    (0xe_0000..0x10_0000_u64)
+        .step_by(16)
+        .find(|at| {
+            let bytes = core::ptr::with_exposed_provenance::<[u8; 8]>(*at as usize);
+            // SAFETY: the caller's promise.
+            unsafe { bytes.read_volatile() == *MAGIC }
+        })
+        .unwrap_or(0)
+}
+
 /// What the loader has told.
 #[derive(Clone, Debug)]
 pub(crate) struct Loaded {
@@ -35,6 +53,8 @@ pub(crate) struct Loaded {
     pub(crate) beyond: u64,
     /// What firmware has for itself and its tables, below 4 GiB.
     pub(crate) firmware: ArrayVec<PaRange, MAX_AREAS>,
+    /// All of it as firmware tells it: start, bytes, and what it is.
+    pub(crate) areas: ArrayVec<E820Entry, MAX_AREAS>,
     /// The loader's information itself.
     pub(crate) information: PaRange,
     /// The first module: the bundle.
@@ -93,6 +113,7 @@ pub(crate) unsafe fn read(magic: u32, information: u64) -> Result<Loaded, BadLoa
         low: ArrayVec::new(),
         beyond: 0,
         firmware: ArrayVec::new(),
+        areas: ArrayVec::new(),
         information: PaRange::with_len(Pa::new(information), told.total_size() as u64)
             .ok_or(BadLoader::Information)?,
         bundle: None,
@@ -102,6 +123,8 @@ pub(crate) unsafe fn read(magic: u32, information: u64) -> Result<Loaded, BadLoa
     for area in areas {
         let range = PaRange::with_len(Pa::new(area.start_address()), area.size()).unwrap_or(PaRange::EMPTY);
         let is_ram = area.typ() == MemoryAreaType::Available;
+        let entry = (area.start_address(), area.size(), area.typ().val());
+        loaded.areas.try_push(entry).map_err(|_| BadLoader::TooManyAreas)?;
         sort(&mut loaded, range, is_ram)?;
     }
     if let Some(module) = told.module_tags().next() {

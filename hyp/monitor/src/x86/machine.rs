@@ -11,6 +11,8 @@ use core::sync::atomic::{
 };
 use frames::Frames;
 use types::{CpuId, Pa, PaRange, Ticks};
+use vm::VmConfig;
+use vm::image::linux::E820Entry;
 use x86_64::apic::Apic;
 use x86_64::cpu::Core;
 use x86_64::local::{Local, Selectors};
@@ -30,8 +32,10 @@ pub struct Machine {
     pub memory: Vec<PaRange>,
     /// All RAM that is free, and the records of the rest.
     pub frames: Frames,
-    /// The bytes of the bundle; `None` where the loader gave none.
-    pub bundle: Option<&'static [u8]>,
+    /// What the bundle says of the guests.
+    pub guests: Vec<VmConfig>,
+    /// What a guest that has the machine is told of it.
+    pub firmware: Firmware,
     /// The time-stamp counter when the image was entered.
     pub started: Ticks,
     /// Its ticks in a second.
@@ -43,6 +47,15 @@ impl Machine {
     pub fn cpus(&self) -> impl Iterator<Item = CpuId> + use<> {
         (0..self.apic_ids.len()).filter_map(CpuId::new)
     }
+}
+
+/// What firmware tells of the machine.
+#[derive(Clone, Debug)]
+pub struct Firmware {
+    /// Ranges of addresses: the start, the bytes, and what it is.
+    pub areas: Vec<E820Entry>,
+    /// Where its root pointer is; 0 where it is not known.
+    pub root_pointer: u64,
 }
 
 /// What this CPU would forget where a kick comes before its guest runs: the guest that it enters.
@@ -139,4 +152,15 @@ pub(super) unsafe fn write_word(frame: Pa, value: u32) {
     let at = core::ptr::with_exposed_provenance_mut::<u32>(frame.get() as usize);
     // SAFETY: the caller's promise.
     unsafe { at.write(value) };
+}
+
+/// Copies memory, whose two places may overlap.
+///
+/// # Safety
+/// Both ranges are mapped, and the caller's.
+pub(super) unsafe fn copy(from: Pa, to: Pa, bytes: u64) {
+    let source = core::ptr::with_exposed_provenance::<u8>(from.get() as usize);
+    let target = core::ptr::with_exposed_provenance_mut::<u8>(to.get() as usize);
+    // SAFETY: the caller's promise.
+    unsafe { target.copy_from(source, bytes as usize) };
 }

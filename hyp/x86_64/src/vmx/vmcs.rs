@@ -3,7 +3,7 @@
 use super::capability::{
     Capabilities, ENTRY_MSRS, EXIT_MSRS, HLT_AND_PORTS, NMI_WINDOW, PE_AND_PG, PIN, VMXE,
 };
-use super::exit::{Exit, Told};
+use super::exit::{Controlled, Exit, Told};
 use super::instructions::{VmFail, Went, enter, exit_address, vmclear, vmptrld, vmread, vmwrite};
 use super::{Registers, refused};
 use crate::instr::{Controls as Running, rdmsr};
@@ -439,18 +439,24 @@ impl Vmcs {
         }
     }
 
-    /// Writes what the guest sees of CR0 or CR4 where it may not have what it asked for.
-    pub fn write_shadow(
-        &self,
-        register: super::exit::Controlled,
-        value: u64,
-        capabilities: &Capabilities,
-    ) -> bool {
-        use super::exit::Controlled;
+    /// Writes CR0 or CR4 for a guest, which sees what it has asked for and has what VMX wants. Tells whether it may: the CPU
+    /// would raise a general-protection exception otherwise.
+    pub fn write_shadow(&self, register: Controlled, value: u64, capabilities: &Capabilities) -> bool {
         match register {
             Controlled::Cr0 => {
+                let now = Paging {
+                    cr0: self.get(guest::CR0),
+                    cr4: self.get(guest::CR4),
+                    efer: self.get(guest::IA32_EFER_FULL),
+                    is_wide: self.is_wide(),
+                };
+                let Some(efer) = now.with_cr0(value) else { return false };
                 self.set(control::CR0_READ_SHADOW, value);
                 self.set(guest::CR0, value | capabilities.cr0_must & !PE_AND_PG);
+                self.set(guest::IA32_EFER_FULL, efer);
+                let wide = u64::from(EntryControls::IA32E_MODE_GUEST.bits());
+                let entry = self.get(control::VMENTRY_CONTROLS) & !wide;
+                self.set(control::VMENTRY_CONTROLS, if efer & LMA != 0 { entry | wide } else { entry });
                 true
             }
             // There is no VMX for guests, nor anything else that this CPU does not have.
@@ -460,6 +466,56 @@ impl Vmcs {
                 self.set(guest::CR4, value | capabilities.cr4_must | VMXE);
                 true
             }
+        }
+    }
+}
+
+/// IA32_EFER: long mode is wanted, and is active.
+const LME: u64 = 1 << 8;
+const LMA: u64 = 1 << 10;
+
+/// How a guest translates.
+#[derive(Clone, Copy, Debug)]
+struct Paging {
+    cr0: u64,
+    cr4: u64,
+    efer: u64,
+    /// It is in 64-bit code.
+    is_wide: bool,
+}
+
+impl Paging {
+    /// Returns IA32_EFER as it is after a write of `value` to CR0; `None` where the CPU refuses that (SDM 2B, "MOV — Move
+    /// to/from Control Registers"; 3A, 11.8.5 "Initializing IA-32e Mode"), or where it would read page-directory pointers
+    /// of a 32-bit guest, which this does not.
+    const fn with_cr0(self, value: u64) -> Option<u64> {
+        const PE: u64 = 1;
+        const NW: u64 = 1 << 29;
+        const CD: u64 = 1 << 30;
+        const PG: u64 = 1 << 31;
+        const PAE: u64 = 1 << 5;
+        const PCIDE: u64 = 1 << 17;
+        if value >> 32 != 0 || value & PG != 0 && value & PE == 0 || value & NW != 0 && value & CD == 0 {
+            return None;
+        }
+        let (was, is) = (self.cr0 & PG != 0, value & PG != 0);
+        match (was, is) {
+            (false, true) if self.efer & LME != 0 => {
+                if self.cr4 & PAE == 0 || self.is_wide {
+                    None
+                } else {
+                    Some(self.efer | LMA)
+                }
+            }
+            (false, true) if self.cr4 & PAE != 0 => None,
+            (true, false) => {
+                if self.is_wide || self.cr4 & PCIDE != 0 {
+                    None
+                } else {
+                    Some(self.efer & !LMA)
+                }
+            }
+            _ => Some(self.efer),
         }
     }
 }
@@ -564,8 +620,30 @@ mod tests {
     }
 
     #[test]
+    fn paging_comes_on_with_long_mode_and_goes_with_it() {
+        let off = Paging { cr0: 0x31, cr4: 0x20, efer: LME, is_wide: false };
+        assert_eq!(off.with_cr0(0x8005_0033), Some(LME | LMA));
+        let on = Paging { cr0: 0x8005_0033, efer: LME | LMA, ..off };
+        assert_eq!(on.with_cr0(0x11), Some(LME));
+        assert_eq!(on.with_cr0(0x8000_0031), Some(LME | LMA));
+        assert_eq!(Paging { efer: 0, cr4: 0, ..off }.with_cr0(0x8000_0031), Some(0));
+    }
+
+    #[test]
+    fn what_the_cpu_refuses_of_cr0_never_reaches_an_entry() {
+        let off = Paging { cr0: 0x31, cr4: 0x20, efer: LME, is_wide: false };
+        let on = Paging { cr0: 0x8000_0031, efer: LME | LMA, is_wide: true, ..off };
+        assert_eq!(off.with_cr0(0x8000_0030), None, "paging without protection");
+        assert_eq!(off.with_cr0(0x2000_0031), None, "NW without CD");
+        assert_eq!(off.with_cr0(1 << 32 | 0x31), None, "a reserved bit");
+        assert_eq!(Paging { cr4: 0, ..off }.with_cr0(0x8000_0031), None, "long mode without PAE");
+        assert_eq!(Paging { efer: 0, ..off }.with_cr0(0x8000_0031), None, "page-directory pointers");
+        assert_eq!(on.with_cr0(0x31), None, "paging off in 64-bit code");
+        assert_eq!(Paging { is_wide: false, cr4: 1 << 17 | 0x20, ..on }.with_cr0(0x31), None, "PCIDs");
+    }
+
+    #[test]
     fn a_guest_cannot_switch_vmx_on() {
-        use super::super::exit::Controlled;
         let vmcs = vmcs();
         assert!(!vmcs.write_shadow(Controlled::Cr4, 0x2020, &capabilities()));
         assert_eq!(effect::take(), []);

@@ -52,6 +52,35 @@ fn change(leaf: u32, subleaf: u32, real: Answer, vcpu: u32, cr4: u64) -> Answer 
     }
 }
 
+/// Answers a guest that has the machine: as the CPU does, but for what the hypervisor has for itself, or for nobody.
+pub(super) fn answer_for_machine(leaf: u32, subleaf: u32, cr4: u64) -> Answer {
+    let real = __cpuid_count(leaf, subleaf);
+    change_for_machine(leaf, subleaf, [real.eax, real.ebx, real.ecx, real.edx], cr4)
+}
+
+fn change_for_machine(leaf: u32, subleaf: u32, real: Answer, cr4: u64) -> Answer {
+    /// Leaf 1, ECX: MONITOR, VMX, SMX, debug store, debug trace, and x2APIC, since the hypervisor sends its kicks by the mode
+    /// that the APIC is in.
+    const HIDDEN: u32 = 1 << 3 | 1 << 5 | 1 << 6 | 1 << 2 | 1 << 15 | X2APIC;
+    /// Leaf 1, EDX: debug store.
+    const HIDDEN_EDX: u32 = 1 << 21;
+    let [eax, ebx, ecx, edx] = real;
+    match leaf {
+        1 => {
+            let osxsave = if cr4 & CR4_OSXSAVE != 0 { OSXSAVE } else { 0 };
+            [eax, ebx, ecx & !(HIDDEN | OSXSAVE) | UNDER_HYPERVISOR | osxsave, edx & !HIDDEN_EDX]
+        }
+        // Monitors, thermal control, performance counters, enclaves, tracing.
+        5 | 6 | 0xa | 0x12 | 0x14 => [0; 4],
+        7 if subleaf == 0 => [0, ebx & SHOWN_7_EBX, 0, 0],
+        7 => [0; 4],
+        HYPERVISOR..=0x4fff_ffff => change(leaf, subleaf, real, 0, cr4),
+        // Saving by supervisors needs a control that not every CPU has.
+        0xd if subleaf == 1 => [eax & 0b111, 0, 0, 0],
+        _ => real,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +95,15 @@ mod tests {
         assert_eq!((ebx >> 24, edx & 1 << 12), (3, 0));
         let [_, ebx, ecx, edx] = change(HYPERVISOR, 0, [0; 4], 0, 0);
         assert_eq!([ebx, ecx, edx].map(u32::to_le_bytes).concat(), NAME);
+    }
+
+    #[test]
+    fn who_has_the_machine_finds_no_vmx_either() {
+        let [_, ebx, ecx, _] = change_for_machine(1, 0, ALL, 0);
+        assert_eq!(ecx & (1 << 5 | 1 << 6 | 1 << 21), 0);
+        assert_eq!((ecx & 1 << 31, ebx), (1 << 31, u32::MAX));
+        assert_eq!(change_for_machine(0xa, 0, ALL, 0), [0; 4]);
+        assert_eq!(change_for_machine(4, 1, ALL, 0), ALL);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A virtual machine with its memory, and how it is loaded.
 
 use super::super::machine::{Entering, PerCpu};
-use super::{Format, Hypervisor};
+use super::{Format, Hypervisor, primary};
 use crate::outlet::Outlet;
 use crate::ram::SpaceRam;
 use alloc::boxed::Box;
@@ -13,10 +13,10 @@ use frames::Owner;
 use space::{Region, Space, SpaceError, table_budget};
 use spin::mutex::SpinMutex;
 use stage2::{Bbm, Presence, Quiescence};
-use types::{Cpu, Range};
+use types::{Cpu, Height, Range};
 use vm::image::{self, Placement};
 use vm::service::Service;
-use vm::{Granted, Populate, RamError, VmConfig, pvh};
+use vm::{Granted, Largest, Populate, RamError, Role, VmConfig, pvh};
 use x86_64::cpu::Core;
 use x86_64::vmx::tlb::Tlb;
 use x86_64::vmx::vmcs::Start;
@@ -109,9 +109,19 @@ impl Guest {
         let placement = image::plan(&config).map_err(|fault| Unfit::Vm { name: name(), fault })?;
         let memory: Vec<Range> = config.memory().collect();
         let unfit = |error| Unfit::Space { name: name(), error };
-        let space = space(hypervisor, Owner(number + 1), &memory).map_err(unfit)?;
+        let regions: Vec<Region> = match config.role {
+            Role::Primary => primary::regions(hypervisor.machine, config.memory),
+            _ => memory.iter().copied().map(Region::ram).collect(),
+        };
+        let ranges: Vec<Range> = regions.iter().map(|region| region.range).collect();
+        let mut space = space(hypervisor, Owner(number + 1), &ranges).map_err(unfit)?;
+        space.limit_leaves(match config.largest {
+            Largest::Page => Height::PAGE,
+            Largest::Block2M => Height::new(1),
+            Largest::Block1G => Height::new(2),
+        });
         let mut section = hypervisor.waiting.enter(this.core.id());
-        for region in memory.iter().copied().map(Region::ram) {
+        for region in regions {
             space.add_region(&mut section, region).map_err(unfit)?;
         }
         drop(section);
@@ -173,6 +183,16 @@ impl Guest {
     #[inline(never)] // likewise
     pub(super) fn load(&self, hypervisor: &Hypervisor, this: &PerCpu) -> Result<(), Unfit> {
         let name = || self.config.name.clone();
+        if self.config.role == Role::Primary {
+            let esi = primary::load(hypervisor.machine, &self.config, &self.placement)
+                .ok_or_else(|| Unfit::Start { name: name() })?;
+            let entry = self.placement.entry.get() as u32;
+            self.start(0, Start::Flat { entry, ebx: 0, esi });
+            for vcpu in 1..self.config.vcpus() {
+                self.start(vcpu, Start::WaitForStartUp);
+            }
+            return Ok(());
+        }
         let tlb = self.tlb(hypervisor, &this.core);
         if self.config.populate == Populate::Ahead {
             let mut section = hypervisor.waiting.enter(this.core.id());

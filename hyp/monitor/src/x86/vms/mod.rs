@@ -9,6 +9,7 @@
 mod cpuid;
 mod guest;
 mod msr;
+mod primary;
 mod statistics;
 mod turn;
 
@@ -24,7 +25,7 @@ use spin::Once;
 use stage2::Kick;
 use turn::Turn;
 use types::{Cpu, CpuId, Range, Ticks};
-use vm::{GicVersion, Granted, Isa, Limits, Role};
+use vm::{Granted, Role};
 use x86_64::apic::Apic;
 use x86_64::instr::{rdtsc, wait_for_change};
 use x86_64::pic::mask_all;
@@ -34,7 +35,7 @@ use x86_64::vmx::tlb::Issued;
 type Format = Ept;
 
 /// The widest guest addresses: enough for any manifest.
-const IPA_BITS: u32 = 40;
+pub(super) const IPA_BITS: u32 = 40;
 
 /// Interrupts CPUs of this machine.
 struct Kicks(&'static Machine, Apic);
@@ -84,14 +85,7 @@ impl Hypervisor {
         let machine = this.machine;
         let layout = Layout::choose(IPA_BITS, machine.capabilities.ept)
             .unwrap_or_else(|error| fatal!("this CPU cannot translate guest addresses: {error:?}"));
-        let limits = Limits {
-            free: for_guests(machine),
-            cpus: machine.apic_ids.len(),
-            ipa_bits: IPA_BITS as u8,
-            gic: GicVersion::V3, // there is none
-            isa: Isa::X86,
-        };
-        let configs = vm::configure(machine.bundle, &limits).unwrap_or_else(|error| fatal!("{error}"));
+        let configs = &machine.guests;
         let mut hypervisor = Box::new(Self {
             machine,
             guests: Vec::new(),
@@ -106,8 +100,9 @@ impl Hypervisor {
             outlet::expect_several();
         }
         for config in configs {
+            let config = config.clone();
             let name = config.name.clone();
-            if config.role != Role::Guest {
+            if !matches!(config.role, Role::Guest | Role::Primary) {
                 fatal!("virtual machine \"{name}\": this architecture has no controllers and no templates");
             }
             if config.hypercalls == Granted::Trace {
@@ -127,8 +122,10 @@ impl Hypervisor {
             hypervisor.guests.push(Box::leak(Box::new(guest)));
             info!("{name}: {vcpus} vCPUs, {} MiB", bytes >> 20);
         }
-        // SAFETY: no guest has the machine's devices, and the hypervisor takes no interrupts.
-        unsafe { mask_all() };
+        if configs.iter().all(|config| config.role != Role::Primary) {
+            // SAFETY: no guest has the machine's devices, and the hypervisor takes no interrupts.
+            unsafe { mask_all() };
+        }
         hypervisor.on.store(hypervisor.guests.len(), Relaxed);
         for guest in &hypervisor.guests {
             guest.load(&hypervisor, this).unwrap_or_else(|error| fatal!("{error}"));
@@ -191,10 +188,4 @@ impl Hypervisor {
             report::power_off();
         }
     }
-}
-
-/// Returns the bytes that guests may have in all: what is free, less what tables of pages for all of it would take.
-fn for_guests(machine: &Machine) -> u64 {
-    let free = machine.frames.stats().free * types::FRAME_SIZE;
-    free - free / 256
 }

@@ -4,6 +4,7 @@
 //! exit, and almost every one of those an exception.
 
 use x86::msr;
+use x86_64::vmx::vmcs::Has;
 
 /// Bytes of a bitmap: low and high registers that are read, then the same that are written (25.6.9).
 pub(super) const BITMAP: usize = 4096;
@@ -24,17 +25,40 @@ const OWN: [u32; 12] = [
     msr::IA32_SYSENTER_EIP,
 ];
 
-/// Returns the bitmap of a guest that has nothing but its own state.
-pub(super) fn bitmap() -> [u8; BITMAP] {
-    let mut bits = [0xff; BITMAP];
-    for register in OWN {
-        let (base, number) =
-            if register >= 0xc000_0000 { (1024, register - 0xc000_0000) } else { (0, register) };
-        for half in [0, 2048] {
-            bits[half + base + number as usize / 8] &= !(1 << (number % 8));
+/// Registers that not even a guest has that has the machine: those of VMX.
+const HIDDEN: core::ops::RangeInclusive<u32> = msr::IA32_VMX_BASIC..=msr::IA32_VMX_FMFUNC;
+
+/// Returns the bitmap of a guest. One that has the machine reaches every register but VMX's, and writes all but those that
+/// say whether there is VMX, and where the APIC is: the hypervisor sends its kicks by that.
+pub(super) fn bitmap(has: Has) -> [u8; BITMAP] {
+    let place = |register: u32| match register {
+        0xc000_0000.. => (1024 + (register - 0xc000_0000) as usize / 8, register % 8),
+        _ => (register as usize / 8, register % 8),
+    };
+    let (reads, writes) = (0, 2048);
+    match has {
+        Has::Nothing => {
+            let mut bits = [0xff; BITMAP];
+            for (byte, bit) in OWN.map(place) {
+                bits[reads + byte] &= !(1 << bit);
+                bits[writes + byte] &= !(1 << bit);
+            }
+            bits
+        }
+        Has::Machine => {
+            let mut bits = [0; BITMAP];
+            let mut close = |half: usize, register| {
+                let (byte, bit) = place(register);
+                bits[half + byte] |= 1 << bit;
+            };
+            for register in HIDDEN.chain([msr::IA32_FEATURE_CONTROL]) {
+                close(reads, register);
+                close(writes, register);
+            }
+            close(writes, msr::IA32_APIC_BASE);
+            bits
         }
     }
-    bits
 }
 
 /// The x2APIC's command register, by which a guest starts its other vCPUs.
@@ -106,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_vcpu_s_own_registers_are_no_exits_and_all_others_are() {
-        let bits = bitmap();
+        let bits = bitmap(Has::Nothing);
         let exits = |base: usize, number: usize| bits[base + number / 8] & 1 << (number % 8) != 0;
         for half in [0, 2048] {
             assert!(!exits(half + 1024, 0x80) && !exits(half + 1024, 0x102)); // EFER, KERNEL_GS_BASE
@@ -115,6 +139,17 @@ mod tests {
         }
         let open: u32 = bits.iter().map(|byte| byte.count_zeros()).sum();
         assert_eq!(open as usize, 2 * OWN.len());
+    }
+
+    #[test]
+    fn who_has_the_machine_has_every_register_but_those_of_vmx() {
+        let bits = bitmap(Has::Machine);
+        let exits = |base: usize, number: usize| bits[base + number / 8] & 1 << (number % 8) != 0;
+        for half in [0, 2048] {
+            assert!(exits(half, 0x480) && exits(half, 0x491) && exits(half, 0x3a));
+            assert!(!exits(half, 0x10) && !exits(half, 0x492) && !exits(half + 1024, 0x80));
+        }
+        assert!(exits(2048, 0x1b) && !exits(0, 0x1b));
     }
 
     #[test]

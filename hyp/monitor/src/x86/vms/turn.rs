@@ -21,7 +21,7 @@ use space::{Outcome, SpaceError};
 use stage2::Quiescence;
 use types::{Cpu, Fault, Pa};
 use vm::service::{After, Company, Left, Memory};
-use vm::{CallRegs, Console};
+use vm::{CallRegs, Console, Role};
 use x86::vmx::vmcs::guest as field;
 use x86_64::instr::{take_nmi, xsetbv};
 use x86_64::vmx::exit::{Controlled, Exit, Form, Io, Way, stack_pointer};
@@ -47,6 +47,8 @@ pub(super) struct Turn {
     vcpu: usize,
     vmcs: Vmcs,
     tlb: &'static Entering,
+    /// What of the machine its guest has.
+    has: Has,
     /// Whether it has been started.
     runs: Runs,
     lines_left: u32,
@@ -59,6 +61,8 @@ enum Runs {
     Not,
     /// It runs.
     On,
+    /// It waits for a start-up interrupt of the machine's.
+    Awaits,
     /// It waits, for nothing that could come but its machine's end.
     Halted,
 }
@@ -73,18 +77,26 @@ impl Turn {
     ) -> Self {
         let tlb: &'static Entering = Box::leak(Box::new(guest.entering(hypervisor, this)));
         this.enters(tlb);
-        let bitmap = frame(hypervisor);
-        // SAFETY: the frame is ours.
-        unsafe { write_bytes(bitmap, &msr::bitmap()) };
+        let has = match guest.config().role {
+            Role::Primary => Has::Machine,
+            _ => Has::Nothing,
+        };
+        let (bitmap, ports) = (frame(hypervisor), [frame(hypervisor), frame(hypervisor)]);
+        // SAFETY: the frames are ours.
+        unsafe {
+            write_bytes(bitmap, &msr::bitmap(has));
+            // No port is an exit.
+            ports.iter().for_each(|frame| write_bytes(*frame, &[0; msr::BITMAP]));
+        }
         let capabilities = hypervisor.machine.capabilities;
         let setup = Setup {
             capabilities,
             eptp: guest.eptp(hypervisor),
             // Each vCPU has its own, from 1 on.
             vpid: 1 + guest.number * vm::MAX_VCPUS as u16 + vcpu as u16,
-            has: Has::Nothing,
+            has,
             msr_bitmap: bitmap,
-            port_bitmaps: [Pa::new(0); 2],
+            port_bitmaps: ports,
         };
         let region = frame(hypervisor);
         // SAFETY: the frames are ours, the first zeroed but for its revision; the tables are this guest's.
@@ -94,7 +106,7 @@ impl Turn {
             Vmcs::new(region, &setup, this.selectors)
         };
         let vmcs = vmcs.unwrap_or_else(|fail| panic!("the CPU refuses a VMCS: {fail:?}"));
-        Self { hypervisor, this, guest, vcpu, vmcs, tlb, runs: Runs::Not, lines_left: LINES }
+        Self { hypervisor, this, guest, vcpu, vmcs, tlb, has, runs: Runs::Not, lines_left: LINES }
     }
 
     /// Takes turns, for ever.
@@ -103,11 +115,10 @@ impl Turn {
             let seen = self.hypervisor.bell(self.this);
             if let Some(start) = self.guest.take_start(self.vcpu).filter(|_| !self.guest.is_off()) {
                 debug!("{}: vCPU {} starts", self.name(), self.vcpu);
-                self.vmcs.start(&self.hypervisor.machine.capabilities, start);
-                self.runs = Runs::On;
+                self.start(start);
                 self.hypervisor.entered();
             }
-            if self.runs != Runs::On || self.guest.is_off() {
+            if !matches!(self.runs, Runs::On | Runs::Awaits) || self.guest.is_off() {
                 self.hypervisor.sleep(self.this, seen);
                 continue;
             }
@@ -116,16 +127,28 @@ impl Turn {
                 self.this.retract(); // somebody wants something: look first
                 continue;
             }
-            self.tlb.enter();
+            // One that waits for a start-up interrupt takes no kick, and uses no translation: it is not inside.
+            let is_inside = self.runs == Runs::On;
+            if is_inside {
+                self.tlb.enter();
+            }
             // SAFETY: this VMCS is the only one that is ever current here, and the tables are the guest's own.
             let exit = unsafe { self.vmcs.enter() };
-            self.tlb.leave();
+            if is_inside {
+                self.tlb.leave();
+            }
             self.this.retract();
             match exit {
                 Ok(exit) => self.answer(exit),
                 Err(refused) => self.refused(refused),
             }
         }
+    }
+
+    /// Puts the vCPU into the state that it starts in.
+    fn start(&mut self, start: Start) {
+        self.vmcs.start(&self.hypervisor.machine.capabilities, start);
+        self.runs = if start == Start::WaitForStartUp { Runs::Awaits } else { Runs::On };
     }
 
     /// Reports a bug: an entry that the CPU has refused.
@@ -197,7 +220,10 @@ impl Turn {
                 self.complain(format_args!("was left for an interrupt of the machine's, which is nobody's"));
             }
             Exit::TripleFault => self.fail(format_args!("met a triple fault")),
-            Exit::Init | Exit::StartUp(_) => {} // the machine's, and not for this guest
+            // The machine's: they are the guest's that has it.
+            Exit::Init if self.has == Has::Machine => self.start(Start::WaitForStartUp),
+            Exit::StartUp(page) if self.has == Has::Machine => self.start(Start::Page(page)),
+            Exit::Init | Exit::StartUp(_) => {}
             Exit::Misconfiguration(ipa) => {
                 panic!("{}: the tables hold what is no entry, at {ipa}", self.name())
             }
@@ -303,14 +329,18 @@ impl Turn {
     fn cpuid(&mut self) {
         let cr4 = self.vmcs.get(field::CR4);
         let r = &mut self.vmcs.registers;
-        let [eax, ebx, ecx, edx] = cpuid::answer(r.rax as u32, r.rcx as u32, self.vcpu, cr4);
+        let (leaf, subleaf) = (r.rax as u32, r.rcx as u32);
+        let [eax, ebx, ecx, edx] = match self.has {
+            Has::Machine => cpuid::answer_for_machine(leaf, subleaf, cr4),
+            Has::Nothing => cpuid::answer(leaf, subleaf, self.vcpu, cr4),
+        };
         (r.rax, r.rbx, r.rcx, r.rdx) = (eax.into(), ebx.into(), ecx.into(), edx.into());
         self.vmcs.skip();
     }
 
     fn rdmsr(&mut self) {
         let register = self.vmcs.registers.rcx as u32;
-        match msr::read(register, self.vcpu) {
+        match msr::read(register, self.vcpu).filter(|_| self.has == Has::Nothing) {
             Some(value) => {
                 self.vmcs.registers.rax = value & 0xffff_ffff;
                 self.vmcs.registers.rdx = value >> 32;
@@ -326,7 +356,8 @@ impl Turn {
     fn wrmsr(&mut self) {
         let r = &self.vmcs.registers;
         let (register, value) = (r.rcx as u32, r.rdx << 32 | r.rax & 0xffff_ffff);
-        let command = if register == msr::ICR { msr::command(value) } else { None };
+        let is_command = register == msr::ICR && self.has == Has::Nothing;
+        let command = if is_command { msr::command(value) } else { None };
         match command {
             Some((vcpu, command)) => {
                 self.command(vcpu, command);
