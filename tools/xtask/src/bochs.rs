@@ -207,6 +207,47 @@ pub(crate) fn with_kernel(wanted: Wanted<'_>) -> Result<Prepared> {
     Prepared::new(&build(wanted.board)?, &machine)
 }
 
+/// Makes the machine that Linux has, but for the hypervisor's memory: all its CPUs, devices and interrupts.
+pub(crate) fn with_linux(wanted: Linux<'_>) -> Result<Prepared> {
+    setup::ensure(&[Need::PcGuest])?;
+    let (kernel, initramfs) = setup::pc_guest();
+    let (smp, memory) = (wanted.smp.unwrap_or(DEFAULT_SMP), wanted.memory.unwrap_or(LINUX_MEMORY));
+    let cmdline =
+        wanted.append.map_or_else(|| LINUX_CONSOLE.to_owned(), |more| format!("{LINUX_CONSOLE} {more}"));
+    let mut vm = run::vm("linux", smp, memory, Some(cmdline));
+    vm.role = Some("primary".to_owned());
+    let (bundle, manifest) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initramfs) })?;
+    let machine = Machine {
+        cpu: wanted.cpu,
+        cpus: smp,
+        memory: manifest.memory().plus(OVERHEAD),
+        append: wanted.hypervisor,
+        bundle: Some(&bundle),
+    };
+    Prepared::new(&build(wanted.board)?, &machine)
+}
+
+/// What `run` asks of a PC that runs Linux.
+pub(crate) struct Linux<'a> {
+    /// The board.
+    pub(crate) board: Board,
+    /// The CPU model.
+    pub(crate) cpu: &'a str,
+    /// The CPUs.
+    pub(crate) smp: Option<u32>,
+    /// Linux's memory.
+    pub(crate) memory: Option<Size>,
+    /// Added to Linux's command line.
+    pub(crate) append: Option<&'a str>,
+    /// The hypervisor's own command line.
+    pub(crate) hypervisor: &'a str,
+}
+
+/// Linux's memory where nothing is said.
+const LINUX_MEMORY: Size = Size::mib(256);
+/// Its console, first on its command line.
+const LINUX_CONSOLE: &str = "console=ttyS0";
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -185,7 +185,17 @@ fn run_pc(args: &Args, pc: &Pc) -> Result<()> {
             payload = payload::build_pc()?;
             payload.file()
         }
-        (None, None) => bail!("give a --kernel, or --test all: this board does not boot Linux in a VM yet"),
+        (None, None) => {
+            let prepared = bochs::with_linux(bochs::Linux {
+                board: args.board,
+                cpu: args.cpu.as_deref().unwrap_or(&pc.cpu),
+                smp: args.smp,
+                memory: args.mem,
+                append: args.append.as_deref(),
+                hypervisor: &hypervisor,
+            })?;
+            return run_prepared(args, &prepared);
+        }
     };
     let prepared = bochs::with_kernel(bochs::Wanted {
         board: args.board,
@@ -200,9 +210,14 @@ fn run_pc(args: &Args, pc: &Pc) -> Result<()> {
     if args.test.is_some() {
         return payload::run_pc(&prepared);
     }
+    run_prepared(args, &prepared)
+}
+
+/// Runs a PC, until the console matches or the machine ends.
+fn run_prepared(args: &Args, prepared: &impl Boot) -> Result<()> {
     match &args.expect {
-        Some(regex) => expect(&prepared, regex, Duration::from_secs(args.timeout.unwrap_or(120))),
-        None => watch(&prepared, args.timeout.map(Duration::from_secs)),
+        Some(regex) => expect(prepared, regex, Duration::from_secs(args.timeout.unwrap_or(120))),
+        None => watch(prepared, args.timeout.map(Duration::from_secs)),
     }
 }
 

@@ -3,6 +3,7 @@
 //! The system's lists, cache and architectures stay as they are: every folder that apt writes to is redirected below
 //! `target/guest/apt/`, so this works without root and on a host of any architecture.
 
+use super::Arch;
 use crate::{paths, shell};
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -19,6 +20,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Debian's arm64 archive as seen from here. Lists are fetched once, at the first question.
 pub(super) struct Debian {
     mirror: String,
+    arch: Arch,
     fetched: bool,
 }
 
@@ -33,15 +35,20 @@ pub(super) struct Unpacked {
 }
 
 impl Debian {
-    /// Makes a view of the archive at `mirror`; nothing is fetched yet.
+    /// Makes a view of the arm64 archive at `mirror`; nothing is fetched yet.
     pub(super) fn new(mirror: &str) -> Self {
-        Self { mirror: mirror.to_owned(), fetched: false }
+        Self::of(mirror, Arch::Arm64)
+    }
+
+    /// As [`Debian::new`], of an architecture.
+    pub(super) fn of(mirror: &str, arch: Arch) -> Self {
+        Self { mirror: mirror.to_owned(), arch, fetched: false }
     }
 
     /// Returns the names of packages that match a regular expression.
     pub(super) fn names(&mut self, pattern: &str) -> Result<Vec<String>> {
         self.update()?;
-        let out = shell::output(apt("apt-cache").args(["search", "--names-only", pattern]))?;
+        let out = shell::output(self.apt("apt-cache").args(["search", "--names-only", pattern]))?;
         Ok(out.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
     }
 
@@ -81,16 +88,48 @@ impl Debian {
     /// Downloads a package. Returns its version and where it is, until the next one is downloaded.
     fn download(&mut self, package: &str) -> Result<(String, PathBuf)> {
         self.update()?;
-        let debs = state().join("debs");
+        let debs = self.state().join("debs");
         fs::remove_dir_all(&debs).or_else(ignore_missing).context("cannot empty the download folder")?;
         fs::create_dir_all(&debs).context("cannot make the download folder")?;
-        shell::run(apt("apt-get").args(["download", package]).current_dir(&debs))?;
+        shell::run(self.apt("apt-get").args(["download", package]).current_dir(&debs))?;
         let deb = match fs::read_dir(&debs)?.next() {
             Some(entry) => entry?.path(),
             None => bail!("apt-get download {package} left no file"),
         };
         let version = shell::output(Command::new("dpkg-deb").arg("-f").arg(&deb).arg("Version"))?;
         Ok((version.trim().to_owned(), deb))
+    }
+
+    fn state(&self) -> PathBuf {
+        let name = format!("apt{}", self.arch.suffix());
+        paths::clean(&paths::guest()).join(name)
+    }
+
+    /// Starts an apt command line in our own state.
+    fn apt(&self, program: &str) -> Command {
+        let state = self.state();
+        let state = state.display();
+        let mut command = Command::new(program);
+        // A person sees apt's progress; a log does not need it.
+        if program == "apt-get" && !stdout().is_terminal() {
+            command.arg("-qq");
+        }
+        for option in [
+            format!("APT::Architecture={}", self.arch.debian()),
+            format!("APT::Architectures={}", self.arch.debian()),
+            "APT::Sandbox::User=root".to_owned(), // the `_apt` user may not see our folders
+            "Acquire::Languages=none".to_owned(),
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
+            "Dir::Etc::sourceparts=/dev/null".to_owned(),
+            format!("Dir::Etc::sourcelist={state}/sources.list"),
+            format!("Dir::State={state}"),
+            format!("Dir::State::lists={state}/lists"),
+            format!("Dir::State::status={state}/status"),
+            format!("Dir::Cache={state}/cache"),
+        ] {
+            command.arg("-o").arg(option);
+        }
+        command
     }
 
     fn update(&mut self) -> Result<()> {
@@ -104,7 +143,7 @@ impl Debian {
                 paths::guest().display()
             );
         }
-        let state = state();
+        let state = self.state();
         for dir in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(state.join(dir)).context("cannot make apt's folders")?;
         }
@@ -112,7 +151,7 @@ impl Debian {
         let source = |suite| format!("deb [signed-by={KEYRING}] {} {suite} main\n", self.mirror);
         fs::write(state.join("sources.list"), SUITES.map(source).concat())
             .context("cannot write apt's sources")?;
-        shell::run(apt("apt-get").arg("update"))?;
+        shell::run(self.apt("apt-get").arg("update"))?;
         self.fetched = true;
         Ok(())
     }
@@ -123,37 +162,6 @@ fn empty(folder: &str) -> Result<PathBuf> {
     let root = paths::guest().join(folder);
     fs::remove_dir_all(&root).or_else(ignore_missing).with_context(|| format!("cannot empty {folder}"))?;
     Ok(root)
-}
-
-fn state() -> PathBuf {
-    paths::clean(&paths::guest()).join("apt")
-}
-
-/// Starts an apt command line in our own state.
-fn apt(program: &str) -> Command {
-    let state = state();
-    let state = state.display();
-    let mut command = Command::new(program);
-    // A person sees apt's progress; a log does not need it.
-    if program == "apt-get" && !stdout().is_terminal() {
-        command.arg("-qq");
-    }
-    for option in [
-        "APT::Architecture=arm64".to_owned(),
-        "APT::Architectures=arm64".to_owned(),
-        "APT::Sandbox::User=root".to_owned(), // the `_apt` user may not see our folders
-        "Acquire::Languages=none".to_owned(),
-        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
-        "Dir::Etc::sourceparts=/dev/null".to_owned(),
-        format!("Dir::Etc::sourcelist={state}/sources.list"),
-        format!("Dir::State={state}"),
-        format!("Dir::State::lists={state}/lists"),
-        format!("Dir::State::status={state}/status"),
-        format!("Dir::Cache={state}/cache"),
-    ] {
-        command.arg("-o").arg(option);
-    }
-    command
 }
 
 fn ignore_missing(error: std::io::Error) -> std::io::Result<()> {

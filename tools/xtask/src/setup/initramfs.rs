@@ -4,7 +4,7 @@
 //! time it is looked at (this takes a tenth of a second), so that it cannot be out of date.
 
 use super::apt::Debian;
-use super::{Found, used};
+use super::{Arch, Found, used};
 use crate::paths;
 use anyhow::{Context, Result};
 use cpio::{NewcBuilder, newc};
@@ -13,7 +13,11 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
-const NAME: &str = "initrd.cpio.gz";
+/// Returns the file's name.
+fn name(arch: Arch) -> String {
+    format!("initrd{}.cpio.gz", arch.suffix())
+}
+
 const INIT: &[u8] = include_bytes!("init.sh");
 
 /// File types in a cpio mode.
@@ -23,51 +27,55 @@ const CHARACTER_DEVICE: u32 = 0o020_000;
 const SYMLINK: u32 = 0o120_000;
 
 /// Returns where the initramfs is, or will be.
-pub(crate) fn path() -> PathBuf {
-    paths::guest().join(NAME)
+pub(crate) fn path(arch: Arch) -> PathBuf {
+    paths::guest().join(name(arch))
 }
 
-fn busybox() -> PathBuf {
-    paths::guest().join("busybox")
+fn busybox(arch: Arch) -> PathBuf {
+    paths::guest().join(busybox_name(arch))
+}
+
+fn busybox_name(arch: Arch) -> String {
+    format!("busybox{}", arch.suffix())
 }
 
 /// Looks for busybox.
-pub(super) fn find_busybox(refresh: bool) -> Result<Found> {
-    Ok(match used::line("busybox")? {
-        Some(line) if busybox().exists() && !refresh => Found::Ready(line),
-        _ => Found::Missing("fetching Debian's busybox-static for arm64".to_owned()),
+pub(super) fn find_busybox(arch: Arch, refresh: bool) -> Result<Found> {
+    Ok(match used::line(&busybox_name(arch))? {
+        Some(line) if busybox(arch).exists() && !refresh => Found::Ready(line),
+        _ => Found::Missing(format!("fetching Debian's busybox-static for {}", arch.debian())),
     })
 }
 
 /// Fetches busybox.
-pub(super) fn fetch(debian: &mut Debian) -> Result<String> {
-    let package = debian.unpack("busybox-static", "busybox-static")?;
+pub(super) fn fetch(arch: Arch, debian: &mut Debian) -> Result<String> {
+    let package = debian.unpack("busybox-static", &format!("busybox-static{}", arch.suffix()))?;
     // /bin is a link to /usr/bin since Debian 13, and the packages moved with it.
     let file = ["usr/bin/busybox", "bin/busybox"].map(|file| package.root.join(file));
     let file = file.iter().find(|file| file.exists()).context("the package has no busybox")?;
-    paths::replace(&busybox(), &fs::read(file)?)?;
-    used::record("busybox-static", &package.version, &package.deb)?;
-    used::record("busybox", &package.version, &busybox())
+    paths::replace(&busybox(arch), &fs::read(file)?)?;
+    used::record(&format!("busybox-static{}", arch.suffix()), &package.version, &package.deb)?;
+    used::record(&busybox_name(arch), &package.version, &busybox(arch))
 }
 
 /// Looks whether the initramfs is what its parts make today.
-pub(super) fn find() -> Result<Found> {
-    let there = fs::read(path()).unwrap_or_default();
-    Ok(match there == packed()? {
-        true => Found::Ready(paths::display(&path())),
-        false => Found::Missing(format!("making {} from busybox and init.sh", paths::display(&path()))),
+pub(super) fn find(arch: Arch) -> Result<Found> {
+    let there = fs::read(path(arch)).unwrap_or_default();
+    Ok(match there == packed(arch)? {
+        true => Found::Ready(paths::display(&path(arch))),
+        false => Found::Missing(format!("making {} from busybox and init.sh", paths::display(&path(arch)))),
     })
 }
 
 /// Makes the initramfs.
-pub(super) fn make() -> Result<String> {
-    paths::replace(&path(), &packed()?)?;
+pub(super) fn make(arch: Arch) -> Result<String> {
+    paths::replace(&path(arch), &packed(arch)?)?;
     let init = &used::sha256(INIT)[..12];
-    used::record(NAME, &format!("init.sh:{init}"), &path())
+    used::record(&name(arch), &format!("init.sh:{init}"), &path(arch))
 }
 
-fn packed() -> Result<Vec<u8>> {
-    let busybox = fs::read(busybox()).context("cannot read busybox")?;
+fn packed(arch: Arch) -> Result<Vec<u8>> {
+    let busybox = fs::read(busybox(arch)).context("cannot read busybox")?;
     compressed(&archive(&busybox)?)
 }
 

@@ -1,7 +1,7 @@
-//! The guest's kernel: Debian's arm64 cloud kernel, as a raw `Image`.
+//! The guest's kernel: Debian's cloud kernel, on AArch64 as a raw `Image`.
 
 use super::apt::Debian;
-use super::{Found, used};
+use super::{Arch, Found, used};
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use flate2::read::GzDecoder;
@@ -9,8 +9,13 @@ use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
 
-const NAME: &str = "Image";
-const PACKAGES: &str = r"^linux-image-[0-9].*-cloud-arm64-unsigned$";
+/// Returns the file's name: a raw `Image`, or a `bzImage`.
+const fn name(arch: Arch) -> &'static str {
+    match arch {
+        Arch::Arm64 => "Image",
+        Arch::Amd64 => "vmlinuz",
+    }
+}
 
 /// Where the magic of an arm64 `Image` is (Linux, Documentation/arch/arm64/booting.rst), and what it is.
 const IMAGE_MAGIC: (usize, &[u8]) = (56, b"ARM\x64");
@@ -19,8 +24,8 @@ const ZBOOT_MAGIC: (usize, &[u8]) = (4, b"zimg");
 const GZIP_MAGIC: (usize, &[u8]) = (0, b"\x1f\x8b");
 
 /// Returns where the kernel is, or will be.
-pub(crate) fn path() -> PathBuf {
-    paths::guest().join(NAME)
+pub(crate) fn path(arch: Arch) -> PathBuf {
+    paths::guest().join(name(arch))
 }
 
 /// Returns the folder of its modules.
@@ -31,18 +36,22 @@ pub(super) fn modules() -> Result<PathBuf> {
 }
 
 /// Looks for the kernel.
-pub(super) fn find(refresh: bool) -> Result<Found> {
-    Ok(match used::line(NAME)? {
-        Some(line) if path().exists() && !refresh => Found::Ready(line),
-        _ => Found::Missing(format!("fetching Debian's arm64 cloud kernel into {}", paths::display(&path()))),
+pub(super) fn find(arch: Arch, refresh: bool) -> Result<Found> {
+    Ok(match used::line(name(arch))? {
+        Some(line) if path(arch).exists() && !refresh => Found::Ready(line),
+        _ => Found::Missing(format!(
+            "fetching Debian's {} cloud kernel into {}",
+            arch.debian(),
+            paths::display(&path(arch))
+        )),
     })
 }
 
 /// Fetches the newest one.
-pub(super) fn fetch(debian: &mut Debian) -> Result<String> {
-    let names = debian.names(PACKAGES)?;
+pub(super) fn fetch(arch: Arch, debian: &mut Debian) -> Result<String> {
+    let names = debian.names(&format!("^linux-image-[0-9].*-cloud-{}-unsigned$", arch.debian()))?;
     let newest = names.iter().max_by_key(|name| version_key(name)).context("Debian has no such package")?;
-    let package = debian.unpack(newest, "linux")?;
+    let package = debian.unpack(newest, &format!("linux{}", arch.suffix()))?;
     let boot = package.root.join("boot");
     let mut files = fs::read_dir(&boot).with_context(|| format!("{newest} has no /boot"))?;
     let vmlinuz = loop {
@@ -56,12 +65,17 @@ pub(super) fn fetch(debian: &mut Debian) -> Result<String> {
             None => bail!("{newest} has no vmlinuz"),
         }
     };
-    let image =
-        raw_image(fs::read(&vmlinuz)?).with_context(|| format!("cannot use {}", vmlinuz.display()))?;
-    paths::replace(&path(), &image)?;
-    used::forget("linux-image-")?;
+    let bytes = fs::read(&vmlinuz)?;
+    let image = match arch {
+        Arch::Arm64 => raw_image(bytes).with_context(|| format!("cannot use {}", vmlinuz.display()))?,
+        Arch::Amd64 => bytes,
+    };
+    paths::replace(&path(arch), &image)?;
+    for old in names.iter().filter(|name| *name != newest) {
+        used::forget(old)?;
+    }
     used::record(newest, &package.version, &package.deb)?;
-    used::record(NAME, &package.version, &path())
+    used::record(name(arch), &package.version, &path(arch))
 }
 
 /// Turns what a package calls `vmlinuz` into the raw arm64 `Image`: as it is, gzipped, or a gzipped EFI zboot.

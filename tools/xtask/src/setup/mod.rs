@@ -18,8 +18,6 @@ mod uboot;
 mod used;
 
 pub(crate) use drivers::path as initramfs_with_drivers;
-pub(crate) use initramfs::path as initramfs;
-pub(crate) use kernel::path as kernel;
 pub(crate) use nightly::NIGHTLY;
 pub(crate) use pc::TARGET as PC_TARGET;
 pub(crate) use qemu::{PROGRAM as QEMU, version as qemu_version};
@@ -31,6 +29,7 @@ pub(crate) use used::sha256;
 use crate::paths;
 use anyhow::{Context, Result};
 use std::fs;
+use std::path::PathBuf;
 
 /// What `setup` may be told.
 #[derive(clap::Args)]
@@ -62,8 +61,37 @@ pub(crate) enum Need {
     Pc,
     /// As `Guest`, and an initramfs with the drivers of virtio devices and a memory test.
     Devices,
+    /// The kernel and initramfs of a guest on x86-64.
+    PcGuest,
     /// A nightly compiler with Miri, for those tests only that need one.
     Nightly,
+}
+
+/// The architecture of a guest's packages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Arch {
+    /// AArch64.
+    Arm64,
+    /// x86-64.
+    Amd64,
+}
+
+impl Arch {
+    /// Returns Debian's name for it.
+    const fn debian(self) -> &'static str {
+        match self {
+            Self::Arm64 => "arm64",
+            Self::Amd64 => "amd64",
+        }
+    }
+
+    /// Returns what the names of its files end with, before their dots.
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Arm64 => "",
+            Self::Amd64 => "-amd64",
+        }
+    }
 }
 
 /// What a step found when it looked.
@@ -83,7 +111,7 @@ enum Say {
 
 /// Runs every step.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    steps(&[Need::Rust, Need::Qemu, Need::Guest, Need::Pc], Say::Everything, args)?;
+    steps(&[Need::Rust, Need::Qemu, Need::Guest, Need::Pc, Need::PcGuest], Say::Everything, args)?;
     println!(
         "  later  {NIGHTLY} with miri and rust-src: `cargo xtask miri`, `tsan`, and `test`, which runs both, install it"
     );
@@ -127,20 +155,42 @@ fn steps(needs: &[Need], say: Say, args: &Args) -> Result<()> {
                 let mut debian = apt::Debian::new(&args.mirror);
                 step(say, "U-Boot", || uboot::find(args.refresh), || uboot::fetch(&mut debian))?;
             }
-            Need::Guest | Need::Devices => {
+            Need::Guest => see_to_guest(Arch::Arm64, say, args)?,
+            Need::PcGuest => see_to_guest(Arch::Amd64, say, args)?,
+            Need::Devices => {
+                see_to_guest(Arch::Arm64, say, args)?;
                 let mut debian = apt::Debian::new(&args.mirror);
                 let refresh = args.refresh;
-                step(say, "guest kernel", || kernel::find(refresh), || kernel::fetch(&mut debian))?;
-                step(say, "busybox", || initramfs::find_busybox(refresh), || initramfs::fetch(&mut debian))?;
-                step(say, "initramfs", initramfs::find, initramfs::make)?;
-                if *need == Need::Devices {
-                    step(say, "memory test", || drivers::find_test(refresh), || drivers::fetch(&mut debian))?;
-                    step(say, "initramfs with drivers", drivers::find, drivers::make)?;
-                }
+                step(say, "memory test", || drivers::find_test(refresh), || drivers::fetch(&mut debian))?;
+                step(say, "initramfs with drivers", drivers::find, drivers::make)?;
             }
         }
     }
     Ok(())
+}
+
+/// Sees to the kernel and the initramfs of a guest.
+fn see_to_guest(arch: Arch, say: Say, args: &Args) -> Result<()> {
+    let mut debian = apt::Debian::of(&args.mirror, arch);
+    let refresh = args.refresh;
+    step(say, "guest kernel", || kernel::find(arch, refresh), || kernel::fetch(arch, &mut debian))?;
+    step(say, "busybox", || initramfs::find_busybox(arch, refresh), || initramfs::fetch(arch, &mut debian))?;
+    step(say, "initramfs", || initramfs::find(arch), || initramfs::make(arch))
+}
+
+/// Returns where the initramfs of the guest on AArch64 is, or will be.
+pub(crate) fn initramfs() -> PathBuf {
+    initramfs::path(Arch::Arm64)
+}
+
+/// Returns where the kernel of the guest on AArch64 is, or will be.
+pub(crate) fn kernel() -> PathBuf {
+    kernel::path(Arch::Arm64)
+}
+
+/// Returns where kernel and initramfs of the guest on x86-64 are, or will be.
+pub(crate) fn pc_guest() -> (PathBuf, PathBuf) {
+    (kernel::path(Arch::Amd64), initramfs::path(Arch::Amd64))
 }
 
 /// Looks, acts if there is something to do, and looks again.
