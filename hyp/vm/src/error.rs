@@ -179,6 +179,13 @@ pub enum BadVm {
         /// What it may say.
         choices: &'static str,
     },
+    /// A key that means nothing on this architecture, or for a guest of this role.
+    NotHere {
+        /// The key.
+        key: &'static str,
+        /// Where it means nothing.
+        place: &'static str,
+    },
     /// One device twice.
     TwoDevices {
         /// Which.
@@ -322,6 +329,7 @@ impl fmt::Display for BadVm {
             Self::BadChoice { key, value, choices } => {
                 write!(f, "{key} = {value:?}: it must be one of {choices}")
             }
+            Self::NotHere { key, place } => write!(f, "{key} means nothing {place}"),
             Self::TwoDevices { device } => write!(f, "devices lists {device:?} twice"),
             Self::DiskAlone { there, missing } => write!(f, "{there} needs {missing}, too"),
             Self::BadDisk { name, bytes } => {

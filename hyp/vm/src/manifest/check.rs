@@ -55,6 +55,8 @@ fn check_vm(
     free: &mut u64,
     cpus: &mut Cpus,
 ) -> Result<VmConfig, BadVm> {
+    let role = role(raw.role.as_deref(), limits.isa)?;
+    check_keys(&raw, role, limits.isa)?;
     let memory = size("memory", &raw.memory)?;
     let ram = region(map::RAM, memory, limits)?;
     let mut regions = Vec::with_capacity(raw.regions.len());
@@ -74,7 +76,6 @@ fn check_vm(
     if wanted > *free {
         return Err(BadVm::TooLarge { wanted, free: *free });
     }
-    let role = role(raw.role.as_deref(), limits.isa)?;
     if role != Role::Template {
         *free -= wanted;
     }
@@ -101,6 +102,29 @@ fn check_vm(
     };
     image::plan(&config)?; // what cannot be loaded is refused before anything is
     Ok(config)
+}
+
+/// Refuses what is for another architecture, or what a guest that has the machine cannot be given: it has all devices, and its
+/// memory is the machine's.
+fn check_keys(raw: &RawVm, role: Role, isa: Isa) -> Result<(), BadVm> {
+    if isa != Isa::X86 {
+        return Ok(());
+    }
+    let primary = role == Role::Primary;
+    let here = "on x86-64";
+    let with_machine = "for a VM with role = \"primary\"";
+    for (key, place, is_wrong) in [
+        ("devices", here, !raw.devices.is_empty()),
+        ("disk", here, raw.disk.is_some()),
+        ("region", with_machine, primary && !raw.regions.is_empty()),
+        ("populate", with_machine, primary && raw.populate.is_some()),
+        ("hypercalls", with_machine, primary && raw.hypercalls.is_some()),
+    ] {
+        if is_wrong {
+            return Err(BadVm::NotHere { key, place });
+        }
+    }
+    Ok(())
 }
 
 /// Reads a size: a decimal or 0x number, and K, M, G or nothing.

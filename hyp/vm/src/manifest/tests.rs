@@ -105,6 +105,26 @@ fn a_gicv2_has_cpu_interfaces_for_eight() {
     assert_eq!(error.to_string(), "VM \"a\": vcpus = 9: a VM has 1 to 8");
 }
 
+#[test]
+fn what_a_pc_does_not_have_is_refused_and_not_ignored() {
+    let pc = Limits { isa: Isa::X86, ..LIMITS };
+    let primary = |line: &str| vm(&format!("role = \"primary\"\n{line}"));
+    for (manifest, says) in [
+        (vm("devices = [\"console\"]"), "devices means nothing on x86-64"),
+        (vm("disk = \"disk.img\""), "disk means nothing on x86-64"),
+        (primary("hypercalls = \"all\""), "hypercalls means nothing for a VM with role = \"primary\""),
+        (primary("populate = \"ahead\""), "populate means nothing for a VM with role = \"primary\""),
+        (
+            primary("[[vm.region]]\nstart = 0x1_0000_0000\nsize = \"2M\""),
+            "region means nothing for a VM with role = \"primary\"",
+        ),
+    ] {
+        assert_eq!(configure_with(&pc, &manifest).unwrap_err().to_string(), format!("VM \"a\": {says}"));
+    }
+    let error = configure_with(&LIMITS, &primary("")).unwrap_err().to_string();
+    assert!(error.contains("role = \"primary\": it must be one of"), "{error}");
+}
+
 /// Each line: what the manifest says, and the sentence that comes of it.
 #[test]
 fn each_mistake_gets_its_own_sentence() {
