@@ -2,6 +2,7 @@
 
 use crate::apic::Apic;
 use crate::instr::rdtsc;
+use crate::line::Line;
 use types::{Cpu, CpuId, Pa, SysReg, Ticks};
 
 /// One physical CPU, to be used on that CPU only.
@@ -9,15 +10,15 @@ use types::{Cpu, CpuId, Pa, SysReg, Ticks};
 pub struct Core<'m> {
     id: CpuId,
     apic: Apic,
-    apic_ids: &'m [u32],
+    lines: &'m [Line],
     tick_hz: u64,
 }
 
 impl<'m> Core<'m> {
-    /// Describes this CPU, whose number is `id`. `apic_ids` has the local APIC's number of each CPU, `tick_hz` the rate
-    /// of the time-stamp counters, which go alike.
-    pub const fn of_this_cpu(id: CpuId, apic: Apic, apic_ids: &'m [u32], tick_hz: u64) -> Self {
-        Self { id, apic, apic_ids, tick_hz }
+    /// Describes this CPU, whose number is `id`. `lines` has a line for each CPU, `tick_hz` is the rate of the
+    /// time-stamp counters, which go alike.
+    pub const fn of_this_cpu(id: CpuId, apic: Apic, lines: &'m [Line], tick_hz: u64) -> Self {
+        Self { id, apic, lines, tick_hz }
     }
 }
 
@@ -28,8 +29,8 @@ impl Cpu for Core<'_> {
 
     /// Sends a non-maskable interrupt: it ends the guest's run, and is taken at once in the hypervisor.
     fn kick(&self, target: CpuId) {
-        if let Some(&apic_id) = self.apic_ids.get(target.index()) {
-            self.apic.send_nmi(apic_id);
+        if let Some(line) = self.lines.get(target.index()) {
+            line.ring(self.apic);
         }
     }
 
@@ -78,7 +79,8 @@ mod tests {
     #[test]
     fn a_kick_is_an_nmi_to_that_cpu_alone() {
         effect::reset();
-        let core = Core::of_this_cpu(CpuId::BOOT, Apic::new(Mode::X2), &[0, 6], 1);
+        let lines = [0, 6].map(Line::new);
+        let core = Core::of_this_cpu(CpuId::BOOT, Apic::new(Mode::X2), &lines, 1);
         core.kick(CpuId::new(1).expect("small"));
         assert!(effect::take().contains(&Effect::Wrmsr(0x830, 6 << 32 | 0x4400)));
         core.kick(CpuId::new(2).expect("small")); // there is none

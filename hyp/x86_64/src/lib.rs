@@ -18,6 +18,7 @@ pub mod effect;
 pub mod entry;
 pub mod exception;
 pub mod instr;
+pub mod line;
 pub mod local;
 pub mod mmu;
 pub mod pic;

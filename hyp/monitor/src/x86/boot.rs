@@ -19,6 +19,7 @@ use types::sync::SEEDED;
 use types::{CpuId, FRAME_SIZE, MAX_CPUS, Pa, PaRange, Ticks};
 use vm::{GicVersion, Isa, Limits, Role, VmConfig};
 use x86_64::apic::{Apic, Mode};
+use x86_64::line::Line;
 use x86_64::local::{Selectors, SlotAt};
 use x86_64::mmu::{Kind, Map};
 
@@ -46,7 +47,7 @@ fn start(magic: u32, information: u64, selectors: Selectors, started: Ticks) -> 
     unsafe { heap::init(layout.heap) };
     let configs = configure(&loaded, &layout, cpus.apic_ids.len());
     let machine = complete(&loaded, &layout, (&cpus, apic), (options, configs), (started, tick_hz));
-    let count = machine.apic_ids.len();
+    let count = machine.lines.len();
     info!("{count} CPU{} in VMX root operation", if count == 1 { "" } else { "s" });
     let this = PerCpu::install(machine, CpuId::BOOT, apic, selectors);
     secondary::release(machine);
@@ -66,7 +67,7 @@ fn complete(
     let (apic_ids, capabilities) = secondary::start(apic, &cpus.apic_ids, layout, tick_hz);
     Box::leak(Box::new(Machine {
         options,
-        apic_ids,
+        lines: apic_ids.into_iter().map(Line::new).collect(),
         capabilities,
         memory: loaded.memory.to_vec(),
         frames: take_over_memory(loaded, layout, &guests),

@@ -10,11 +10,12 @@ use core::sync::atomic::{
     compiler_fence,
 };
 use frames::Frames;
-use types::{CpuId, Pa, PaRange, Ticks};
+use types::{Cpu, CpuId, Pa, PaRange, Ticks};
 use vm::VmConfig;
 use vm::image::linux::E820Entry;
 use x86_64::apic::Apic;
 use x86_64::cpu::Core;
+use x86_64::line::Line;
 use x86_64::local::{Local, Selectors};
 use x86_64::vmx::capability::Capabilities;
 use x86_64::vmx::tlb::Tlb;
@@ -24,8 +25,8 @@ use x86_64::vmx::vmcs::leave_at_once;
 pub struct Machine {
     /// The command line.
     pub options: Options,
-    /// The local APIC's number of each CPU that runs, by number.
-    pub apic_ids: Vec<u32>,
+    /// How each CPU that runs is interrupted, by number.
+    pub lines: Vec<Line>,
     /// What VMX can do on every CPU.
     pub capabilities: Capabilities,
     /// Banks of RAM.
@@ -45,7 +46,7 @@ pub struct Machine {
 impl Machine {
     /// Goes through the CPUs that run.
     pub fn cpus(&self) -> impl Iterator<Item = CpuId> + use<> {
-        (0..self.apic_ids.len()).filter_map(CpuId::new)
+        (0..self.lines.len()).filter_map(CpuId::new)
     }
 }
 
@@ -75,6 +76,8 @@ pub struct PerCpu {
     entering: Cell<Option<&'static Entering>>,
     /// Whether it is between its last look at what is wanted of it and the guest.
     committed: AtomicBool,
+    /// Whether a non-maskable interrupt came that nobody here has sent: it is for the guest that has the machine.
+    owed: AtomicBool,
 }
 
 impl PerCpu {
@@ -85,7 +88,7 @@ impl PerCpu {
         apic: Apic,
         selectors: Selectors,
     ) -> &'static Self {
-        let core = Core::of_this_cpu(cpu, apic, &machine.apic_ids, machine.tick_hz);
+        let core = Core::of_this_cpu(cpu, apic, &machine.lines, machine.tick_hz);
         let this: &'static Self = Box::leak(Box::new(Self {
             machine,
             core,
@@ -93,6 +96,7 @@ impl PerCpu {
             selectors,
             entering: Cell::new(None),
             committed: AtomicBool::new(false),
+            owed: AtomicBool::new(false),
         }));
         Local::this().set_data((&raw const *this).cast());
         this
@@ -122,9 +126,27 @@ impl PerCpu {
         self.committed.store(false, Relaxed);
     }
 
+    /// Returns how this CPU is interrupted.
+    pub(super) fn line(&self) -> &'static Line {
+        &self.machine.lines[self.core.id().index()]
+    }
+
+    /// Takes a non-maskable interrupt that nobody here has sent, if one has come.
+    pub(super) fn take_owed(&self) -> bool {
+        self.owed.swap(false, Relaxed)
+    }
+
+    /// Puts one back that its guest does not take yet.
+    pub(super) fn owe(&self) {
+        self.owed.store(true, Relaxed);
+    }
+
     /// Does what a kick is for that came while this CPU is in the hypervisor. For its handler.
     #[cfg_attr(not(pc), allow(dead_code, reason = "the handler calls it"))]
     pub(super) fn kicked(&self) {
+        if !self.line().answer() {
+            self.owed.store(true, Relaxed);
+        }
         if let Some(entering) = self.entering.get() {
             entering.interrupted();
         }

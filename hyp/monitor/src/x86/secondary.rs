@@ -128,7 +128,7 @@ fn run(selectors: Selectors) -> ! {
     debug!("the CPU with APIC number {} is up", apic.id());
     let machine = MACHINE.wait();
     let this = PerCpu::install(machine, cpu, apic, selectors);
-    provoke::if_asked(machine.options.provoke, machine.apic_ids.len(), cpu);
+    provoke::if_asked(machine.options.provoke, machine.lines.len(), cpu);
     vms::run(this)
 }
 

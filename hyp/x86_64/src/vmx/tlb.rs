@@ -128,14 +128,16 @@ mod tests {
     use crate::apic::{Apic, Mode};
     use crate::cpu::Core;
     use crate::effect::{self, Effect};
+    use crate::line::Line;
     use stage2::Owed;
+    use std::boxed::Box;
     use types::{Ipa, Range};
 
     const EPTP: u64 = 0x1234_505e;
-    const IDS: [u32; 3] = [0, 4, 8];
 
     fn core(index: usize) -> Core<'static> {
-        Core::of_this_cpu(CpuId::new(index).expect("small"), Apic::new(Mode::X2), &IDS, 1)
+        let lines = Box::leak(Box::new([0, 4, 8].map(Line::new)));
+        Core::of_this_cpu(CpuId::new(index).expect("small"), Apic::new(Mode::X2), lines, 1)
     }
 
     fn tlb<'a>(cpu: &'a Core<'static>, presence: &'a Presence, issued: &'a Issued) -> Tlb<'a, Core<'static>> {

@@ -439,6 +439,19 @@ impl Vmcs {
         }
     }
 
+    /// Has the next entry deliver a non-maskable interrupt, or, where the guest takes none now or has another event to take, has
+    /// the guest leave as soon as it takes one. Tells whether it will have been delivered.
+    pub fn deliver_nmi(&self) -> bool {
+        let blocked = self.get(guest::INTERRUPTIBILITY_STATE) & (BLOCKED_FOR_ONE | BLOCKED_BY_NMI) != 0;
+        let is_taken = !blocked && self.get(control::VMENTRY_INTERRUPTION_INFO_FIELD) & VALID == 0;
+        if is_taken {
+            self.inject(Event::Nmi);
+        } else {
+            leave_at_once();
+        }
+        is_taken
+    }
+
     /// Writes CR0 or CR4 for a guest, which sees what it has asked for and has what VMX wants. Tells whether it may: the CPU
     /// would raise a general-protection exception otherwise.
     pub fn write_shadow(&self, register: Controlled, value: u64, capabilities: &Capabilities) -> bool {
@@ -605,6 +618,24 @@ mod tests {
                 Effect::Vmwrite(control::VMENTRY_EXCEPTION_ERR_CODE, 2),
                 Effect::Vmwrite(control::VMENTRY_INSTRUCTION_LEN, 3),
             ]
+        );
+    }
+
+    #[test]
+    fn a_non_maskable_interrupt_waits_until_the_guest_takes_one() {
+        let vmcs = vmcs();
+        effect::script_field(control::VMENTRY_INTERRUPTION_INFO_FIELD, 0);
+        effect::script_field(control::PRIMARY_PROCBASED_EXEC_CONTROLS, 0);
+        for blocked in [1, 2, 8] {
+            effect::script_field(guest::INTERRUPTIBILITY_STATE, blocked);
+            assert!(!vmcs.deliver_nmi());
+            let window = Effect::Vmwrite(control::PRIMARY_PROCBASED_EXEC_CONTROLS, NMI_WINDOW.into());
+            assert_eq!(effect::take(), [window]);
+        }
+        effect::script_field(guest::INTERRUPTIBILITY_STATE, 0);
+        assert!(vmcs.deliver_nmi());
+        assert!(
+            effect::take().contains(&Effect::Vmwrite(control::VMENTRY_INTERRUPTION_INFO_FIELD, 0x8000_0202))
         );
     }
 

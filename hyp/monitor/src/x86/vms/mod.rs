@@ -42,8 +42,8 @@ struct Kicks(&'static Machine, Apic);
 
 impl Kick for Kicks {
     fn kick(&self, target: CpuId) {
-        if let Some(&apic_id) = self.0.apic_ids.get(target.index()) {
-            self.1.send_nmi(apic_id);
+        if let Some(line) = self.0.lines.get(target.index()) {
+            line.ring(self.1);
         }
     }
 }

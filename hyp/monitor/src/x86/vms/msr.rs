@@ -4,6 +4,7 @@
 //! exit, and almost every one of those an exception.
 
 use x86::msr;
+use x86_64::instr::rdmsr;
 use x86_64::vmx::vmcs::Has;
 
 /// Bytes of a bitmap: low and high registers that are read, then the same that are written (25.6.9).
@@ -59,6 +60,11 @@ pub(super) fn bitmap(has: Has) -> [u8; BITMAP] {
             bits
         }
     }
+}
+
+/// Tells whether a guest that has the machine writes what a register has already, of those that it may read.
+pub(super) fn is_as_it_was(register: u32, value: u64) -> bool {
+    register == msr::IA32_APIC_BASE && rdmsr(register) == value
 }
 
 /// The x2APIC's command register, by which a guest starts its other vCPUs.

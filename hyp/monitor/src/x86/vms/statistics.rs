@@ -19,7 +19,7 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
     let machine = hypervisor.machine;
     let micros = u128::from(hypervisor.time_to_entry()) * 1_000_000 / u128::from(machine.tick_hz.max(1));
     writeln!(to, "time to guest entry: {}.{:06} s", micros / 1_000_000, micros % 1_000_000)?;
-    writeln!(to, "CPUs: {}", machine.apic_ids.len())?;
+    writeln!(to, "CPUs: {}", machine.lines.len())?;
     writeln!(to, "waiting for readers: {}", machine.options.wait.name())?;
     for guest in &hypervisor.guests {
         let name = &guest.config().name;

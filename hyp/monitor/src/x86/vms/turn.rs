@@ -122,14 +122,20 @@ impl Turn {
                 self.hypervisor.sleep(self.this, seen);
                 continue;
             }
-            self.this.commit();
-            if self.hypervisor.bell(self.this) != seen {
-                self.this.retract(); // somebody wants something: look first
-                continue;
-            }
             // One that waits for a start-up interrupt takes no kick, and uses no translation: it is not inside.
             let is_inside = self.runs == Runs::On;
+            if !is_inside {
+                self.this.line().deafen();
+            }
+            self.this.commit();
+            if self.hypervisor.bell(self.this) != seen {
+                // Somebody wants something: look first.
+                self.this.retract();
+                self.this.line().listen();
+                continue;
+            }
             if is_inside {
+                self.deliver();
                 self.tlb.enter();
             }
             // SAFETY: this VMCS is the only one that is ever current here, and the tables are the guest's own.
@@ -138,10 +144,23 @@ impl Turn {
                 self.tlb.leave();
             }
             self.this.retract();
+            self.this.line().listen();
             match exit {
                 Ok(exit) => self.answer(exit),
                 Err(refused) => self.refused(refused),
             }
+        }
+    }
+
+    /// Has the guest that has the machine take an interrupt which nobody here has sent: now, or as soon as it takes one.
+    fn deliver(&mut self) {
+        if !self.this.take_owed() {
+            return;
+        }
+        if self.has == Has::Nothing {
+            self.complain(format_args!("is not told of an NMI of the machine's, which is nobody's"));
+        } else if !self.vmcs.deliver_nmi() {
+            self.this.owe();
         }
     }
 
@@ -218,6 +237,11 @@ impl Turn {
             Exit::Interrupt => {
                 self.this.apic.end_of_interrupt();
                 self.complain(format_args!("was left for an interrupt of the machine's, which is nobody's"));
+            }
+            // What a bare machine does then.
+            Exit::TripleFault if self.has == Has::Machine => {
+                error!("{}: vCPU {} met a triple fault: the machine is reset", self.name(), self.vcpu);
+                report::reset()
             }
             Exit::TripleFault => self.fail(format_args!("met a triple fault")),
             // The machine's: they are the guest's that has it.
@@ -356,6 +380,10 @@ impl Turn {
     fn wrmsr(&mut self) {
         let r = &self.vmcs.registers;
         let (register, value) = (r.rcx as u32, r.rdx << 32 | r.rax & 0xffff_ffff);
+        if self.has == Has::Machine && msr::is_as_it_was(register, value) {
+            self.vmcs.skip();
+            return;
+        }
         let is_command = register == msr::ICR && self.has == Has::Nothing;
         let command = if is_command { msr::command(value) } else { None };
         match command {
