@@ -3,6 +3,10 @@
 //! QEMU's own emulation has no VMX. Bochs takes everything from a file, writes its serial port into another one, which is
 //! followed here, and ends when the image writes a word to a port.
 
+mod linux;
+
+pub(crate) use linux::{Linux, bare_linux, with_linux};
+
 use crate::board::Board;
 use crate::bundle::{self, One};
 use crate::cargo;
@@ -15,6 +19,7 @@ use anyhow::{Context, Result, ensure};
 use elf::ElfBytes;
 use elf::abi::PT_LOAD;
 use elf::endian::LittleEndian;
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -67,7 +72,7 @@ fn loadable(mut elf: Vec<u8>) -> Result<Vec<u8>> {
 pub(crate) struct Prepared {
     /// Holds everything that the run needs; gone when this is.
     dir: TempDir,
-    elf: PathBuf,
+    elf: Option<PathBuf>,
 }
 
 /// What the machine is made of.
@@ -87,15 +92,28 @@ pub(crate) struct Machine<'a> {
 impl Prepared {
     /// Makes the disc and the configuration.
     pub(crate) fn new(built: &Built, machine: &Machine<'_>) -> Result<Self> {
+        let disc = Disc::of_hypervisor(built, machine.append, machine.bundle)?;
+        Self::with_disc(&disc, machine, Some(built.elf.clone()))
+    }
+
+    /// Makes the machine that starts from `disc`; `elf` names the addresses of a panic.
+    fn with_disc(disc: &Disc<'_>, machine: &Machine<'_>, elf: Option<PathBuf>) -> Result<Self> {
         let runs = paths::target().join("run");
         fs::create_dir_all(&runs).with_context(|| format!("cannot make {}", runs.display()))?;
         let dir = tempfile::Builder::new().prefix("bochs-").tempdir_in(&runs)?;
-        make_disc(built, machine.append, machine.bundle, &dir.path().join("disc.iso"))?;
+        disc.write(&dir.path().join("disc.iso"))?;
         fs::write(dir.path().join("bochsrc"), configuration(machine, dir.path()))?;
         // Debian's Bochs has a debugger in it, which waits at the start for this.
         fs::write(dir.path().join("debugger"), "c\n")?;
         fs::write(dir.path().join("serial"), "")?;
-        Ok(Self { dir, elf: built.elf.clone() })
+        Ok(Self { dir, elf })
+    }
+
+    /// Returns the ticks of a machine that has turned itself off, up to then: Bochs puts them before each line of its log.
+    pub(crate) fn ticks(&self) -> Result<u64> {
+        let log = fs::read(self.dir.path().join("log")).context("cannot read Bochs's log")?;
+        ticks_at_end(&String::from_utf8_lossy(&log))
+            .context("Bochs's log does not say when the machine went off")
     }
 
     fn command(&self) -> Command {
@@ -109,8 +127,16 @@ impl Prepared {
 /// Bochs calls it a panic of its own that the machine turns itself off, and says so in its log.
 fn ending(dir: &Path, status: ExitStatus) -> ExitStatus {
     let log = fs::read(dir.join("log")).unwrap_or_default();
-    let is_off = String::from_utf8_lossy(&log).contains("shutdown requested");
-    if is_off { ExitStatus::default() } else { status }
+    let log = String::from_utf8_lossy(&log);
+    if OFF.iter().any(|line| log.contains(line)) { ExitStatus::default() } else { status }
+}
+
+/// What Bochs's log says of a machine that turns itself off: by Bochs's own port, and by ACPI.
+const OFF: [&str; 2] = ["shutdown requested", "soft power off"];
+
+fn ticks_at_end(log: &str) -> Option<u64> {
+    let line = log.lines().find(|line| OFF.iter().any(|off| line.contains(off)))?;
+    line[..line.find(|c: char| !c.is_ascii_digit())?].parse().ok()
 }
 
 impl Boot for Prepared {
@@ -123,22 +149,39 @@ impl Boot for Prepared {
     }
 
     fn elf(&self) -> Option<&Path> {
-        Some(&self.elf)
+        self.elf.as_deref()
     }
 }
 
-/// Makes a disc that starts GRUB, which loads the hypervisor and the bundle.
-pub(crate) fn make_disc(built: &Built, append: &str, bundle: Option<&[u8]>, disc: &Path) -> Result<()> {
-    let tree = tempfile::tempdir()?;
-    let boot = tree.path().join("boot");
-    fs::create_dir_all(boot.join("grub"))?;
-    fs::copy(&built.kernel, boot.join("mezzanine")).context("cannot copy the hypervisor")?;
-    if let Some(bundle) = bundle {
-        fs::write(boot.join("bundle.cpio"), bundle)?;
+/// What a disc holds beside GRUB, and what GRUB does.
+pub(crate) struct Disc<'a> {
+    /// Files of its folder `boot`.
+    files: Vec<(&'static str, Cow<'a, [u8]>)>,
+    /// GRUB's configuration.
+    menu: String,
+}
+
+impl<'a> Disc<'a> {
+    /// Describes a disc that starts the hypervisor with a bundle.
+    pub(crate) fn of_hypervisor(built: &Built, append: &str, bundle: Option<&'a [u8]>) -> Result<Self> {
+        let kernel = fs::read(&built.kernel).context("cannot read the hypervisor")?;
+        let mut files = vec![("mezzanine", Cow::Owned(kernel))];
+        files.extend(bundle.map(|bundle| ("bundle.cpio", Cow::Borrowed(bundle))));
+        Ok(Self { files, menu: menu(append, bundle.is_some()) })
     }
-    fs::write(boot.join("grub/grub.cfg"), menu(append, bundle.is_some()))?;
-    // It says what it does on its error output, whatever comes of it.
-    shell::output(Command::new("grub-mkrescue").arg("-o").arg(disc).arg(tree.path())).map(drop)
+
+    /// Makes it.
+    pub(crate) fn write(&self, disc: &Path) -> Result<()> {
+        let tree = tempfile::tempdir()?;
+        let boot = tree.path().join("boot");
+        fs::create_dir_all(boot.join("grub"))?;
+        for (name, bytes) in &self.files {
+            fs::write(boot.join(name), bytes).with_context(|| format!("cannot write {name}"))?;
+        }
+        fs::write(boot.join("grub/grub.cfg"), &self.menu)?;
+        // It says what it does on its error output, whatever comes of it.
+        shell::output(Command::new("grub-mkrescue").arg("-o").arg(disc).arg(tree.path())).map(drop)
+    }
 }
 
 /// Returns GRUB's configuration: no menu, no waiting.
@@ -207,47 +250,6 @@ pub(crate) fn with_kernel(wanted: Wanted<'_>) -> Result<Prepared> {
     Prepared::new(&build(wanted.board)?, &machine)
 }
 
-/// Makes the machine that Linux has, but for the hypervisor's memory: all its CPUs, devices and interrupts.
-pub(crate) fn with_linux(wanted: Linux<'_>) -> Result<Prepared> {
-    setup::ensure(&[Need::PcGuest])?;
-    let (kernel, initramfs) = setup::pc_guest();
-    let (smp, memory) = (wanted.smp.unwrap_or(DEFAULT_SMP), wanted.memory.unwrap_or(LINUX_MEMORY));
-    let cmdline =
-        wanted.append.map_or_else(|| LINUX_CONSOLE.to_owned(), |more| format!("{LINUX_CONSOLE} {more}"));
-    let mut vm = run::vm("linux", smp, memory, Some(cmdline));
-    vm.role = Some("primary".to_owned());
-    let (bundle, manifest) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initramfs) })?;
-    let machine = Machine {
-        cpu: wanted.cpu,
-        cpus: smp,
-        memory: manifest.memory().plus(OVERHEAD),
-        append: wanted.hypervisor,
-        bundle: Some(&bundle),
-    };
-    Prepared::new(&build(wanted.board)?, &machine)
-}
-
-/// What `run` asks of a PC that runs Linux.
-pub(crate) struct Linux<'a> {
-    /// The board.
-    pub(crate) board: Board,
-    /// The CPU model.
-    pub(crate) cpu: &'a str,
-    /// The CPUs.
-    pub(crate) smp: Option<u32>,
-    /// Linux's memory.
-    pub(crate) memory: Option<Size>,
-    /// Added to Linux's command line.
-    pub(crate) append: Option<&'a str>,
-    /// The hypervisor's own command line.
-    pub(crate) hypervisor: &'a str,
-}
-
-/// Linux's memory where nothing is said.
-const LINUX_MEMORY: Size = Size::mib(256);
-/// Its console, first on its command line.
-const LINUX_CONSOLE: &str = "console=ttyS0";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +277,15 @@ mod tests {
         assert!(loadable.ends_with(b"code"));
         assert!(loadable[58..64].iter().all(|byte| *byte == 0));
         assert!(super::loadable(b"no elf".to_vec()).is_err());
+    }
+
+    #[test]
+    fn the_log_says_when_the_machine_went_off() {
+        let log = "00000000000i[      ] Bochs x86 Emulator 2.7\n\
+                   05200000123p[ACPI  ] >>PANIC<< ACPI control: soft power off\n\
+                   05200000123i[CPU0  ] CPU is in long mode (active)\n";
+        assert_eq!(ticks_at_end(log), Some(5_200_000_123));
+        assert_eq!(ticks_at_end("00000000000i[      ] Bochs\n"), None);
     }
 
     #[test]

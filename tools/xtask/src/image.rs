@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn disc(board: Board) -> Result<()> {
     let built = bochs::build(board)?;
     let disc = built.elf.with_extension("iso");
-    bochs::make_disc(&built, HYPERVISOR_APPEND, None, &disc)?;
+    bochs::Disc::of_hypervisor(&built, HYPERVISOR_APPEND, None)?.write(&disc)?;
     let size = fs::metadata(&built.kernel).context("cannot look at the image")?.len();
     println!("{}: {size} bytes, on the disc {}", built.kernel.display(), disc.display());
     ensure!(!has_a_seed(&fs::read(&built.kernel)?), "the image has a bug in it on purpose");

@@ -4,14 +4,17 @@
 //! median of runs that alternate between the two, so that a slower host slows both. Instructions are counted by QEMU, to
 //! the machine's end right after INIT-OK: that number is the same in every run. They are counted on one CPU, since CPUs
 //! that take turns spend whole turns waiting for each other, more or fewer of them by accident.
+//!
+//! Bochs counts ticks, the same in every run, so a PC is measured in those alone, from the same disc.
 
 use super::table::{Missed, Row, finish};
 use crate::board::{Board, Built, DEFAULT_BOARD};
+use crate::bochs::{self, Linux};
 use crate::bundle::{self, One};
 use crate::console::{Console, Echo};
 use crate::qemu::{Clock, DEFAULT_CPU, Machine};
 use crate::qmp::{Qmp, shared_memory};
-use crate::run::{Prepared, bare, host, linux_cmdline, vm};
+use crate::run::{Boot, HYPERVISOR_APPEND, Prepared, bare, host, linux_cmdline, vm};
 use crate::setup::{self, Need};
 use crate::size::Size;
 use crate::{image, report};
@@ -28,15 +31,15 @@ pub(crate) struct Args {
     /// The board
     #[arg(long, value_name = "NAME", default_value = DEFAULT_BOARD)]
     board: Board,
-    /// The CPU model
-    #[arg(long, value_name = "MODEL", default_value = DEFAULT_CPU)]
-    cpu: String,
+    /// The CPU model [default: neoverse-n2; a PC's own]
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
     /// CPUs of the VM, and of the bare machine
     #[arg(long, value_name = "N", default_value_t = 2)]
     smp: u32,
-    /// Memory of the VM, and of the bare machine, but where memory is populated ahead
-    #[arg(long, value_name = "SIZE", default_value = "1G")]
-    mem: Size,
+    /// Memory of the VM, and of the bare machine, but where memory is populated ahead [default: 1G; on a PC, 256M]
+    #[arg(long, value_name = "SIZE")]
+    mem: Option<Size>,
     /// Timed runs of each kind; the median counts
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -45,24 +48,40 @@ pub(crate) struct Args {
     json: Option<PathBuf>,
 }
 
+impl Args {
+    fn cpu(&self) -> &str {
+        self.cpu.as_deref().unwrap_or(DEFAULT_CPU)
+    }
+
+    fn mem(&self) -> Size {
+        self.mem.unwrap_or(Size::mib(1024))
+    }
+}
+
 const WALL_TARGET: f64 = 1.15;
 const INSTRUCTIONS_TARGET: f64 = 1.10;
 const ENTRY_TARGET: f64 = 0.2;
+const TICKS_TARGET: f64 = 1.3;
 
 /// No boot takes that long on any host that is worth measuring on.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Bochs takes minutes.
+const PC_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Has init power off as soon as it has said INIT-OK.
 const POWEROFF: &str = "mz.test=poweroff";
 
 /// Measures.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(pc) = args.board.pc() {
+        return run_pc(args, args.cpu.as_deref().unwrap_or(&pc.cpu));
+    }
     setup::ensure(&[Need::Rust, Need::Qemu, Need::Guest])?;
     let bar = ProgressBar::new(u64::from(args.runs) * 3 + 3);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}")?);
 
     let built = args.board.build()?;
-    let bare = |smp| bare(args.board, &args.cpu, smp, args.mem, linux_cmdline(Some(POWEROFF)));
+    let bare = |smp| bare(args.board, args.cpu(), smp, args.mem(), linux_cmdline(Some(POWEROFF)));
     let mut timed = [
         ("bare", bare(args.smp)?, Vec::new()),
         ("hosted", hosted(args, &built, args.smp, Memory::default())?, Vec::new()),
@@ -101,8 +120,38 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Row::limit("image size", "B", size as f64, image::LIMIT as f64),
         Row::limit("start to guest entry, 1 GiB populated ahead", "s", entry, ENTRY_TARGET),
     ];
-    println!("{}, {} CPUs, {}", args.cpu, args.smp, args.mem);
+    println!("{}, {} CPUs, {}", args.cpu(), args.smp, args.mem());
     finish(&rows, args.json.as_deref(), Missed::Fails)
+}
+
+/// Measures a PC: Bochs's ticks from the machine's start to its end right after INIT-OK, on 1 CPU and on all.
+fn run_pc(args: &Args, cpu: &str) -> Result<()> {
+    let linux = |smp| Linux {
+        board: args.board,
+        cpu,
+        smp: Some(smp),
+        memory: args.mem,
+        append: Some(POWEROFF),
+        hypervisor: HYPERVISOR_APPEND,
+    };
+    let mut rows = Vec::new();
+    let counts: &[u32] = if args.smp == 1 { &[1] } else { &[1, args.smp] };
+    for &smp in counts {
+        let bare = ticks(bochs::bare_linux(linux(smp))?).context("the bare machine")?;
+        let hosted = ticks(bochs::with_linux(linux(smp))?).context("with the hypervisor")?;
+        let name = if smp == 1 { "boot, ticks, 1 CPU" } else { "boot, ticks, all CPUs" };
+        rows.push(Row::ratio(name, "", hosted, bare, TICKS_TARGET));
+    }
+    println!("{cpu}, {} CPUs", args.smp);
+    finish(&rows, args.json.as_deref(), Missed::Fails)
+}
+
+/// Counts Bochs's ticks from the machine's start to its end.
+fn ticks(machine: bochs::Prepared) -> Result<f64> {
+    let mut console = machine.console(Echo::Kept)?;
+    console.expect_line(&Regex::new("^INIT-OK")?, PC_PATIENCE)?;
+    console.end(Some(PC_PATIENCE))?;
+    Ok(machine.ticks()? as f64)
 }
 
 /// How the VM's memory is put behind its addresses.
@@ -116,12 +165,12 @@ struct Memory {
 
 /// The machine with the hypervisor.
 fn hosted(args: &Args, built: &Built, smp: u32, memory: Memory) -> Result<Prepared> {
-    let mut vm = vm("linux", smp, args.mem, Some(linux_cmdline(Some(POWEROFF))));
+    let mut vm = vm("linux", smp, args.mem(), Some(linux_cmdline(Some(POWEROFF))));
     vm.populate = memory.ahead.then(|| "ahead".to_owned());
     vm.largest = memory.largest.map(str::to_owned);
     let (kernel, initrd) = (setup::kernel(), setup::initramfs());
     let (bundle, _) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initrd) })?;
-    host(args.board, built, &args.cpu, &bundle, smp, args.mem)
+    host(args.board, built, args.cpu(), &bundle, smp, args.mem())
 }
 
 fn seconds_to_init(machine: &Machine) -> Result<f64> {
@@ -148,7 +197,7 @@ fn instructions(machine: &Machine) -> Result<f64> {
 
 /// Returns what the hypervisor says of itself, in time that counts instructions.
 fn seconds_to_entry(args: &Args, built: &Built) -> Result<f64> {
-    let args = Args { mem: Size::mib(1024), ..args.clone() };
+    let args = Args { mem: None, ..args.clone() };
     let mut hosted = hosted(&args, built, args.smp, Memory { largest: None, ahead: true })?;
     hosted.machine.clock = Clock::Instructions;
     let mut console = Console::piped(&hosted.machine, Echo::Kept)?;

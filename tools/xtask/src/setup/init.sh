@@ -6,6 +6,7 @@
 #   reboot     reboot, and so again and again
 #   judge      load the drivers of virtio devices, look at disk and at mz.tested=N MiB of memory for mz.rounds=N rounds, and
 #              power off
+#   hidden     try to read and to write memory that is reserved above RAM, on a PC the hypervisor's, and power off
 # Without it there is a shell on the console; `poweroff -f` and `reboot -f` end it.
 
 PATH=/bin
@@ -70,9 +71,34 @@ judge() {
     poweroff -f
 }
 
+# Reads and writes a word of each 256 KiB of reserved memory between 1 MiB and the devices, through /dev/mem, and says how
+# often that was refused: by a signal, where no memory is behind the address.
+hidden() {
+    $busybox --install -s /bin
+    echo "VMX-$(grep -c -w vmx /proc/cpuinfo) HYPERVISOR-$(grep -c -w hypervisor /proc/cpuinfo)"
+    echo "ROM-$(devmem 0xffff0 8)" # what may be read can be read
+    sed -n 's/^\([0-9a-f]*\)-\([0-9a-f]*\) : Reserved$/\1 \2/p' /proc/iomem | while read -r start end; do
+        at=$((0x$start))
+        last=$((0x$end))
+        if [ $at -lt 1048576 ] || [ $last -ge 3221225472 ]; then continue; fi
+        tried=0 read=0 written=0
+        while [ $at -lt $last ]; do
+            tried=$((tried + 1))
+            if devmem $at 32 >/dev/null 2>&1; then read=$((read + 1)); fi
+            if devmem $at 32 0xdeadbeef >/dev/null 2>&1; then written=$((written + 1)); fi
+            at=$((at + 262144))
+        done
+        echo "HIDDEN-$start-$end tried $tried read $read written $written"
+    done
+    poweroff -f
+}
+
 case $action in
 judge)
     judge
+    ;;
+hidden)
+    hidden
     ;;
 poweroff | reboot)
     $busybox "$action" -f

@@ -1,19 +1,24 @@
-//! The hypervisor on a PC, x86-64, in Bochs: the payload in a VM, what lacks VMX, and bugs, which are reported.
+//! The hypervisor on a PC, x86-64, in Bochs: the payload in a VM, Linux that has the machine, what lacks VMX, and bugs, which
+//! are reported.
 
 use super::cases::Cases;
 use super::reports::reported;
 use crate::board;
-use crate::bochs::{self, Built, Machine, Prepared, Wanted};
+use crate::bochs::{self, Built, Linux, Machine, Prepared, Wanted};
 use crate::console::{Console, Trouble};
 use crate::payload::{build_pc, counts};
 use crate::report::Report;
 use crate::size::Size;
 use anyhow::{Context, Result, bail, ensure};
+use regex::Regex;
 use std::time::Duration;
 
 /// No step takes that long unless it hangs: Bochs does some 60 million instructions a second on a quiet machine, and what
 /// comes before the hypervisor is 400 million.
 const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Linux takes minutes to come to its init.
+const LINUX_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// The models, with the way of waiting for readers: with accessed and dirty flags, and one that is newer.
 const MODELS: [(&str, &str); 2] = [("corei7_haswell_4770", "epoch"), ("corei7_icelake_u", "rendezvous")];
@@ -29,7 +34,7 @@ const BUGS: [(&str, &str); 2] = [
 /// Boots them on every PC that there is a board for.
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
     let boards: Vec<_> = board::all()?.into_iter().filter(|board| board.pc().is_some()).collect();
-    cases.group("PCs", boards.len() * (MODELS.len() + BUGS.len() + 1));
+    cases.group("PCs", boards.len() * (MODELS.len() + BUGS.len() + 2));
     let payload = build_pc()?;
     for board in boards {
         let built = bochs::build(board)?;
@@ -55,6 +60,17 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
                 Ok(counts)
             });
         }
+        let linux = || {
+            bochs::with_linux(Linux {
+                board,
+                cpu: MODELS[0].0,
+                smp: Some(1),
+                memory: None,
+                append: Some("quiet mz.test=hidden"),
+                hypervisor: "log=info",
+            })
+        };
+        cases.boot(&format!("Linux has the machine on {board}: {}", MODELS[0].0), linux, has_the_machine);
         let machine = || bare(&built, WITHOUT_VMX, "log=info");
         cases.boot(&format!("a CPU without VMX is refused on {board}"), machine, refused);
         for (bug, pattern) in BUGS {
@@ -67,6 +83,21 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// Linux comes to its init, finds no VMX, and reaches nothing of the hypervisor's memory.
+fn has_the_machine(console: &mut Console) -> Result<()> {
+    console.expect_line(&Regex::new("^INIT-OK")?, LINUX_PATIENCE)?;
+    console.expect_line(&Regex::new("^VMX-0 HYPERVISOR-1")?, LINUX_PATIENCE)?;
+    // The jump at the address that the CPU starts at: /dev/mem works.
+    console.expect_line(&Regex::new("^ROM-0xEA")?, LINUX_PATIENCE)?;
+    let hidden = Regex::new(r"^HIDDEN-([0-9a-f]+)-([0-9a-f]+) tried (\d+) read (\d+) written (\d+)")?;
+    let found = console.expect_line(&hidden, LINUX_PATIENCE)?;
+    let [tried, read, written] = [3, 4, 5].map(|at| found[at].parse::<u32>().unwrap_or(u32::MAX));
+    ensure!(tried > 100, "only {tried} places of the hypervisor's memory were tried");
+    ensure!(read == 0 && written == 0, "the hypervisor's memory can be reached: {}", found[0]);
+    console.end(Some(LINUX_PATIENCE))?;
     Ok(())
 }
 
