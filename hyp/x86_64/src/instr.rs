@@ -154,6 +154,30 @@ pub fn take_nmi() {
     }
 }
 
+/// Lets non-maskable interrupts in, where none is being handled: by an IRET to the next instruction. A CPU that waited for a
+/// start-up may hold them back.
+pub fn let_nmis_in() {
+    #[cfg(target_os = "none")]
+    // SAFETY: returns to where it is, with the same stack, segments and flags.
+    unsafe {
+        core::arch::asm!(
+            "mov {stack}, rsp",
+            "mov {segment:e}, ss",
+            "push {segment}",
+            "push {stack}",
+            "pushfq",
+            "mov {segment:e}, cs",
+            "push {segment}",
+            "lea {stack}, [rip + 2f]",
+            "push {stack}",
+            "iretq",
+            "2:",
+            stack = out(reg) _,
+            segment = out(reg) _,
+        );
+    }
+}
+
 /// The registers that say how this CPU translates, which another CPU is to be given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Controls {

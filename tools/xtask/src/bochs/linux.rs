@@ -12,8 +12,8 @@ use std::fs;
 
 /// Linux's memory where nothing is said.
 const MEMORY: Size = Size::mib(256);
-/// Its console, first on its command line.
-const CONSOLE: &str = "console=ttyS0";
+/// Its console, first on its command line. Without the rate it would be 9600 baud, and Linux would mostly wait for it.
+const CONSOLE: &str = "console=ttyS0,115200";
 
 /// What is asked of a PC that runs Linux.
 #[derive(Clone, Copy)]

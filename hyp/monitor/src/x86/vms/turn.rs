@@ -23,7 +23,7 @@ use types::{Cpu, Fault, Pa};
 use vm::service::{After, Company, Left, Memory};
 use vm::{CallRegs, Console, Role};
 use x86::vmx::vmcs::guest as field;
-use x86_64::instr::{take_nmi, xsetbv};
+use x86_64::instr::{let_nmis_in, take_nmi, xsetbv};
 use x86_64::vmx::exit::{Controlled, Exit, Form, Io, Way, stack_pointer};
 use x86_64::vmx::refused::{Refused, State};
 use x86_64::vmx::vmcs::{Event, Has, Setup, Start, Vmcs};
@@ -144,7 +144,10 @@ impl Turn {
                 self.tlb.leave();
             }
             self.this.retract();
-            self.this.line().listen();
+            if !is_inside {
+                let_nmis_in();
+                self.this.line().listen();
+            }
             match exit {
                 Ok(exit) => self.answer(exit),
                 Err(refused) => self.refused(refused),
