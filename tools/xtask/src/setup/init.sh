@@ -71,8 +71,8 @@ judge() {
     poweroff -f
 }
 
-# Reads and writes a word of each 256 KiB of reserved memory between 1 MiB and the devices, through /dev/mem, and says how
-# often that was refused: by a signal, where no memory is behind the address.
+# Reads and writes a word in every 1088 KiB of reserved memory between 1 MiB and the devices, through /dev/mem, and says how
+# often that could be done: it ends in a signal where nothing is behind the address.
 hidden() {
     $busybox --install -s /bin
     echo "VMX-$(grep -c -w vmx /proc/cpuinfo) HYPERVISOR-$(grep -c -w hypervisor /proc/cpuinfo)"
@@ -86,7 +86,7 @@ hidden() {
             tried=$((tried + 1))
             if devmem $at 32 >/dev/null 2>&1; then read=$((read + 1)); fi
             if devmem $at 32 0xdeadbeef >/dev/null 2>&1; then written=$((written + 1)); fi
-            at=$((at + 262144))
+            at=$((at + 1114112))
         done
         echo "HIDDEN-$start-$end tried $tried read $read written $written"
     done
