@@ -137,8 +137,8 @@ fn run_pc(args: &Args, cpu: &str) -> Result<()> {
     let mut rows = Vec::new();
     let counts: &[u32] = if args.smp == 1 { &[1] } else { &[1, args.smp] };
     for &smp in counts {
-        let bare = ticks(bochs::bare_linux(linux(smp))?).context("the bare machine")?;
-        let hosted = ticks(bochs::with_linux(linux(smp))?).context("with the hypervisor")?;
+        let bare = ticks(&bochs::bare_linux(linux(smp))?).context("the bare machine")?;
+        let hosted = ticks(&bochs::with_linux(linux(smp))?).context("with the hypervisor")?;
         let name = if smp == 1 { "boot, ticks, 1 CPU" } else { "boot, ticks, all CPUs" };
         rows.push(Row::ratio(name, "", hosted, bare, TICKS_TARGET));
     }
@@ -147,7 +147,7 @@ fn run_pc(args: &Args, cpu: &str) -> Result<()> {
 }
 
 /// Counts Bochs's ticks from the machine's start to its end.
-fn ticks(machine: bochs::Prepared) -> Result<f64> {
+fn ticks(machine: &bochs::Prepared) -> Result<f64> {
     let mut console = machine.console(Echo::Kept)?;
     console.expect_line(&Regex::new("^INIT-OK")?, PC_PATIENCE)?;
     console.end(Some(PC_PATIENCE))?;
