@@ -25,8 +25,8 @@ pub struct Machine {
     pub cpus: List<u64, MAX_CPUS>,
     /// The GIC distributor.
     pub gicd: Region,
-    /// The GIC redistributors, of one contiguous region.
-    pub gicr: Region,
+    /// Which GIC it is, and what it has beside the distributor.
+    pub gic: Gic,
     /// The console.
     pub uart: Region,
     /// The INTID of the console's interrupt.
@@ -43,6 +43,31 @@ pub struct Machine {
     pub seed: u64,
     /// Whether it is a machine without a hypervisor (`bare`), so that its promises cannot be expected.
     pub host: Host,
+}
+
+/// The version of the GIC, with what only that one has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gic {
+    /// A GICv2.
+    V2 {
+        /// The CPU interface, which each CPU finds at the same address.
+        interface: Region,
+    },
+    /// A GICv3.
+    V3 {
+        /// The redistributors, of one contiguous region.
+        redistributors: Region,
+    },
+}
+
+impl Gic {
+    /// Returns what it has beside the distributor.
+    pub const fn region(self) -> Region {
+        match self {
+            Self::V2 { interface } => interface,
+            Self::V3 { redistributors } => redistributors,
+        }
+    }
 }
 
 /// How a call to the firmware or the hypervisor is made.
@@ -174,8 +199,7 @@ fn read(entry: Entry, fdt: Fdt<'static>) -> Machine {
             assert!(devices.push(region), "too many devices");
         }
     }
-    let gic = compatible(fdt, "arm,gic-v3").expect("a GICv3");
-    let mut gic = regs(gic);
+    let (gicd, gic) = gic(fdt);
     let uart = compatible(fdt, "arm,pl011").expect("a PL011");
     let timer =
         compatible(fdt, "arm,armv8-timer").or_else(|| compatible(fdt, "arm,armv7-timer")).expect("a timer");
@@ -195,8 +219,8 @@ fn read(entry: Entry, fdt: Fdt<'static>) -> Machine {
         ram,
         devices,
         cpus: cpus(fdt),
-        gicd: gic.next().expect("a distributor"),
-        gicr: gic.next().expect("a redistributor"),
+        gicd,
+        gic,
         uart: regs(uart).next().expect("the UART has registers"),
         uart_interrupt: interrupt(uart, 0).expect("the UART has an interrupt"),
         virtual_timer: interrupt(timer, 2).expect("a virtual timer"),
@@ -206,6 +230,16 @@ fn read(entry: Entry, fdt: Fdt<'static>) -> Machine {
         seed: argument(arguments, "seed").and_then(number).unwrap_or(1),
         host: if argument(arguments, "bare").is_some() { Host::Bare } else { Host::Hypervisor },
     }
+}
+
+/// Returns the GIC's distributor, and which GIC it is.
+fn gic(fdt: Fdt<'_>) -> (Region, Gic) {
+    let v2 = || ["arm,cortex-a15-gic", "arm,gic-400"].into_iter().find_map(|name| compatible(fdt, name));
+    let v3 = compatible(fdt, "arm,gic-v3");
+    let mut found = regs(v3.or_else(v2).expect("a GICv3 or a GICv2"));
+    let (distributor, other) = (found.next().expect("a distributor"), found.next().expect("two regions"));
+    let gic = if v3.is_some() { Gic::V3 { redistributors: other } } else { Gic::V2 { interface: other } };
+    (distributor, gic)
 }
 
 fn cpus(fdt: Fdt<'_>) -> List<u64, MAX_CPUS> {

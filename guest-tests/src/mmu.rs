@@ -114,7 +114,7 @@ pub(crate) fn init() {
     for &ram in machine.ram.iter() {
         map_same(ram.widen(PAGE), Memory::Normal);
     }
-    for device in [machine.gicd, machine.gicr, machine.uart].into_iter().chain(machine.virtio()) {
+    for device in [machine.gicd, machine.gic.region(), machine.uart].into_iter().chain(machine.virtio()) {
         map_same(device.widen(1 << shift(2)), Memory::Device);
     }
     for cpu in 0..machine.cpus.len() {

@@ -2,8 +2,8 @@
 
 use crate::process::{Process, bound_to_us, interrupted};
 use crate::qemu::{Machine, Serial};
-use crate::report::{Report, Watch};
-use anyhow::{Context, Result};
+use crate::report::{END, Report, Watch};
+use anyhow::{Context, Result, ensure};
 use regex::Regex;
 use std::fmt;
 use std::fs::File;
@@ -58,6 +58,8 @@ pub(crate) struct Console {
     judge: fn(&Path, ExitStatus) -> ExitStatus,
     /// What that looks at.
     folder: PathBuf,
+    /// Whether software can turn the machine off.
+    turns_off: bool,
 }
 
 /// What a wait looks for.
@@ -79,7 +81,8 @@ impl Console {
     /// Starts the machine with a program at its serial line.
     pub(crate) fn piped(machine: &Machine, echo: Echo) -> Result<Self> {
         machine.get_ready()?;
-        Self::start(machine.command(Serial::Pipe), Stdio::piped(), echo)
+        let console = Self::start(machine.command(Serial::Pipe), Stdio::piped(), echo)?;
+        Ok(Self { turns_off: machine.emulator.power_off, ..console })
     }
 
     /// Starts the machine with the user's keyboard at its serial line.
@@ -120,6 +123,7 @@ impl Console {
             started,
             judge,
             folder,
+            turns_off: true,
         })
     }
 
@@ -147,6 +151,7 @@ impl Console {
             started,
             judge,
             folder,
+            turns_off: true,
         })
     }
 
@@ -175,6 +180,18 @@ impl Console {
             Reached::End(status) => Ok(status),
             Reached::Match(_) => Err(Trouble::Host("a match without an expression".to_owned())),
         }
+    }
+
+    /// Waits until nothing runs any more: for a clean end of the machine, or, where software cannot turn it off, for the last
+    /// that the hypervisor says.
+    pub(crate) fn finish(&mut self, within: Duration) -> Result<()> {
+        if self.turns_off {
+            let status = self.end(Some(within))?;
+            ensure!(status.success(), "the emulator ended with {status}");
+        } else {
+            self.expect_line(&Regex::new(&format!("^{}", regex::escape(END)))?, within)?;
+        }
+        Ok(())
     }
 
     /// Types into the console.

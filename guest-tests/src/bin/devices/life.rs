@@ -2,9 +2,9 @@
 
 use crate::hits::{all_of, begin, count, must_be, of, settle, spare_spi};
 use guest_tests::cpu::{self, Rendezvous, with_interrupts};
-use guest_tests::gic::{self, PRIORITY, SPURIOUS, Split, gicd};
+use guest_tests::gic::{self, Group, PRIORITY, SPURIOUS, Split, gicd};
 use guest_tests::timer::{Timer, micros};
-use guest_tests::{Verdict, check, machine, same, smp, write_sysreg};
+use guest_tests::{Verdict, check, machine, same, smp};
 
 /// Priority that runs where nothing is active.
 const IDLE: u8 = 0xff;
@@ -148,15 +148,13 @@ pub(crate) fn a_disabled_interrupt_stays_pending() -> Verdict {
 pub(crate) fn a_group_that_is_off_delivers_nothing() -> Verdict {
     begin(count);
     let [intid, ..] = candidates();
-    // SAFETY: only which interrupts this CPU takes.
-    unsafe { write_sysreg!("S3_0_C12_C12_7", 0u64) }; // ICC_IGRPEN1_EL1
+    gic::set_group(Group::Off);
     gic::enable(intid);
     gic::set_bit(gicd::ISPENDR, intid);
     settle();
     must_be(0, intid, 0)?;
     must_read(intid, true, false)?;
-    // SAFETY: as above.
-    unsafe { write_sysreg!("S3_0_C12_C12_7", 1u64) };
+    gic::set_group(Group::On);
     with_interrupts(|| cpu::wait_until("an interrupt of a group that is on at last", || of(0, intid) == 1));
     gic::disable(intid);
     settle();

@@ -29,8 +29,7 @@ use priority::{
 use registers::{
     all_ones_enable_what_there_is, distributor_and_redistributors_say_what_they_are,
     groups_and_triggers_are_kept, priorities_are_kept_by_byte_and_by_word,
-    redistributors_are_those_of_the_vcpus, registers_beyond_the_last_line_are_zero,
-    routes_are_kept_by_64_and_by_32_bits,
+    redistributors_are_those_of_the_vcpus, registers_beyond_the_last_line_are_zero, routes_are_kept,
 };
 use sgi::{
     a_token_goes_round, an_sgi_sent_again_before_it_is_taken_comes_once, an_sgi_to_nobody_is_dropped,
@@ -51,7 +50,7 @@ guest_tests! {
     redistributors_are_those_of_the_vcpus,
     all_ones_enable_what_there_is,
     priorities_are_kept_by_byte_and_by_word,
-    routes_are_kept_by_64_and_by_32_bits,
+    routes_are_kept,
     groups_and_triggers_are_kept,
     registers_beyond_the_last_line_are_zero,
     sgis_to_self_arrive_once,

@@ -2,7 +2,10 @@
 
 use guest_tests::access::{ACCESSES, Effect, Placed};
 use guest_tests::exception::class;
-use guest_tests::gic::gicd;
+use guest_tests::gic::{
+    self,
+    v3::{PIDR2, redistributors},
+};
 use guest_tests::machine::Host;
 use guest_tests::mmu::{Memory, Walk, Window};
 use guest_tests::{Verdict, check, fail, machine, skip};
@@ -10,9 +13,10 @@ use guest_tests::{Verdict, check, fail, machine, skip};
 const EXTERNAL: u64 = 0x10;
 
 /// The identification registers of each device: writes do nothing there.
-fn registers() -> [u64; 3] {
-    let machine = machine::get();
-    [machine.uart.start + 0xfe0, machine.gicd.start + gicd::PIDR2 - 8, machine.gicr.start + gicd::PIDR2 - 8]
+fn registers() -> impl Iterator<Item = u64> {
+    let (gicd, _) = gic::revision();
+    let gicr = redistributors().next().map(|(frame, _)| frame + PIDR2 - 8);
+    [machine::get().uart.start + 0xfe0, gicd - 8].into_iter().chain(gicr)
 }
 
 /// Accesses of all widths, pairs, with writeback, of vectors: they do something, or end in an external abort.

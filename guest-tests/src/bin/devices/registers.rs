@@ -1,21 +1,23 @@
 //! The registers of distributor and redistributors keep what they are given, and say what is there.
 
 use crate::hits::{begin, count, spare_spi};
-use guest_tests::gic::{self, gicd, gicr, redistributors};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use guest_tests::gic::v3::{PIDR2, gicr, redistributors};
+use guest_tests::gic::{self, gicd, v2};
 use guest_tests::mmio::{read8, read32, read64, write8, write32, write64};
 use guest_tests::rng::Rng;
 use guest_tests::timer::Timer;
-use guest_tests::{Verdict, check, machine, same};
+use guest_tests::{Verdict, check, machine, same, smp};
 
 fn dist() -> u64 {
     machine::get().gicd.start
 }
 
 pub(crate) fn distributor_and_redistributors_say_what_they_are() -> Verdict {
-    let at = dist() + gicd::PIDR2;
-    same!("GICD_PIDR2.ArchRev", at, 3, u64::from(read32(at) >> 4 & 0xf));
+    let (at, revision) = gic::revision();
+    same!("GICD_PIDR2.ArchRev", at, revision.into(), u64::from(read32(at) >> 4 & 0xf));
     for (frame, _) in redistributors() {
-        let at = frame + gicr::PIDR2;
+        let at = frame + PIDR2;
         same!("GICR_PIDR2.ArchRev", at, 3, u64::from(read32(at) >> 4 & 0xf));
     }
     let lines = gic::lines();
@@ -27,13 +29,16 @@ pub(crate) fn distributor_and_redistributors_say_what_they_are() -> Verdict {
     same!("GICD_TYPER", at, before.into(), read32(at).into());
     begin(count);
     let at = dist() + gicd::CTLR;
-    let on = gicd::CTLR_ARE | gicd::CTLR_GROUP1;
-    same!("GICD_CTLR ARE and EnableGrp1", at, on.into(), (read32(at) & on).into());
+    let on = if gic::is_v2() { 1 } else { gicd::CTLR_ARE | gicd::CTLR_GROUP1 };
+    same!("GICD_CTLR, ARE and the group that is on", at, on.into(), (read32(at) & on).into());
     Ok(())
 }
 
 pub(crate) fn redistributors_are_those_of_the_vcpus() -> Verdict {
     let machine = machine::get();
+    if gic::is_v2() {
+        return each_vcpu_has_a_cpu_interface_of_its_own();
+    }
     let mut frames = 0;
     let mut last = 0;
     for (frame, typer) in redistributors() {
@@ -52,6 +57,29 @@ pub(crate) fn redistributors_are_those_of_the_vcpus() -> Verdict {
     }
     check!(last != 0, "GICR_TYPER.Last: not set in any of {frames} redistributors");
     check!(frames >= machine.cpus.len(), "expected {} redistributors, found {frames}", machine.cpus.len());
+    Ok(())
+}
+
+/// What a GICv2 has instead of redistributors: eight registers that say which CPU interface reads them.
+fn each_vcpu_has_a_cpu_interface_of_its_own() -> Verdict {
+    static SEEN: AtomicU32 = AtomicU32::new(0);
+    SEEN.store(0, Relaxed);
+    smp::on_all(&|_| {
+        let first = dist() + gicd::ITARGETSR;
+        let own = read8(first);
+        check!(own.is_power_of_two(), "GICD_ITARGETSR0: expected one CPU interface, found {own:#x}");
+        for at in (first..first + 32).step_by(4) {
+            same!("targets of a private interrupt", at, u64::from(own) * 0x0101_0101, read32(at).into());
+            write32(at, !0);
+            same!("targets after a write", at, u64::from(own) * 0x0101_0101, read32(at).into());
+        }
+        let before = SEEN.fetch_or(own.into(), Relaxed);
+        check!(before & u32::from(own) == 0, "CPU interface {own:#x} is that of two vCPUs");
+        Ok(())
+    })?;
+    let cpus = machine::get().cpus.len() as u32;
+    let typer = read32(dist() + gicd::TYPER);
+    same!("GICD_TYPER.CPUNumber", dist() + gicd::TYPER, (cpus - 1).into(), (typer >> 5 & 7).into());
     Ok(())
 }
 
@@ -115,8 +143,37 @@ pub(crate) fn priorities_are_kept_by_byte_and_by_word() -> Verdict {
     Ok(())
 }
 
-pub(crate) fn routes_are_kept_by_64_and_by_32_bits() -> Verdict {
+/// The routes of a GICv2: a byte for each interrupt, of which those for CPU interfaces that are there are kept.
+fn targets_are_kept_by_byte_and_by_word() -> Verdict {
+    smp::on_all(&|_| {
+        gic::set_up_cpu();
+        Ok(())
+    })?;
+    let cpus = &machine::get().cpus;
+    let all = cpus.iter().fold(0, |all, &cpu| all | v2::interfaces_of(cpu));
+    let mut rng = Rng::of_run(2);
+    for intid in [32, 36, spare_spi() & !3] {
+        let at = dist() + gicd::ITARGETSR + u64::from(intid);
+        for _ in 0..20 {
+            let word = rng.next_u64() as u32;
+            write32(at, word);
+            let kept = u64::from(word & (u32::from(all) * 0x0101_0101));
+            same!("targets, by word", at, kept, read32(at).into());
+            let (byte, which) = (rng.next_u64() as u8, rng.below(4));
+            write8(at + which, byte);
+            same!("targets, by byte", at + which, (byte & all).into(), read8(at + which).into());
+            let expected = kept & !(0xff << (8 * which)) | u64::from(byte & all) << (8 * which);
+            same!("targets after one changed", at, expected, read32(at).into());
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn routes_are_kept() -> Verdict {
     begin(count);
+    if gic::is_v2() {
+        return targets_are_kept_by_byte_and_by_word();
+    }
     for intid in [32, 33, spare_spi()] {
         let at = dist() + gicd::IROUTER + 8 * u64::from(intid);
         for &affinity in machine::get().cpus.iter() {
@@ -137,7 +194,7 @@ pub(crate) fn groups_and_triggers_are_kept() -> Verdict {
     begin(count);
     let intid = spare_spi();
     let at = dist() + gicd::IGROUPR + 4 * u64::from(intid / 32);
-    same!("GICD_IGROUPR, all in group 1", at, 1, u64::from(read32(at) >> (intid % 32) & 1));
+    same!("GICD_IGROUPR", at, gic::group().into(), u64::from(read32(at) >> (intid % 32) & 1));
     let at = dist() + gicd::ICFGR + 4 * u64::from(intid / 16);
     for trigger in [0b10, 0b00, 0b10] {
         let field = 2 * (intid % 16);

@@ -100,6 +100,9 @@ fn quiet_third(intid: u32) {
 }
 
 pub(crate) fn a_timer_fires_again_until_it_is_quieted() -> Verdict {
+    if gic::is_v2() && gic::v2::forgets_levels() {
+        skip!("QEMU's GICv2 forgets a level that stays high when a guest ends its interrupt");
+    }
     begin(quiet_third);
     smp::on_all(&|this| {
         gic::set_up_cpu();
