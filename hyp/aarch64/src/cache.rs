@@ -4,6 +4,7 @@
 //! accesses to be cacheable (FEAT_S2FWB). Instruction fetches see the point of unification (DDI 0487, D7.5).
 
 use crate::barrier::{dsb_ish, dsb_sy, isb};
+use crate::errata::Action;
 use crate::features::{Features, Has};
 use crate::sysreg::{CLIDR_EL1, CTR_EL0, DCZID_EL0, Readable};
 use types::sync::keeps;
@@ -44,6 +45,17 @@ pub struct Caches {
     fetch: Fetch,
     /// Bytes that DC ZVA zeroes; `None` where it is prohibited.
     zero_block: Option<u64>,
+    /// How a line is cleaned to the point of coherency.
+    cleaning: Cleaning,
+}
+
+/// How a data cache line is cleaned to the point of coherency.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cleaning {
+    /// By cleaning it.
+    Alone,
+    /// By cleaning and invalidating it, since a CPU does not clean well ([`Action::CLEAN_BY_INVALIDATE`]).
+    AndInvalidate,
 }
 
 /// Beyond this many bytes the whole instruction cache is invalidated at once: more than any has.
@@ -54,7 +66,11 @@ impl Caches {
     /// where that can be done on all of them.
     pub fn of_this_cpu(common: &Features) -> Self {
         let fwb = common.has.contains(Has::FWB);
-        Self::decode(CTR_EL0.get(), DCZID_EL0.get(), CLIDR_EL1.get(), fwb)
+        let invalidates = common.errata.actions().contains(Action::CLEAN_BY_INVALIDATE);
+        Self {
+            cleaning: if invalidates { Cleaning::AndInvalidate } else { Cleaning::Alone },
+            ..Self::decode(CTR_EL0.get(), DCZID_EL0.get(), CLIDR_EL1.get(), fwb)
+        }
     }
 
     /// Makes it of the registers' values.
@@ -80,6 +96,15 @@ impl Caches {
             clean,
             fetch,
             zero_block: if dczid >> 4 & 1 == 0 { Some(4 << (dczid & 0xf)) } else { None },
+            cleaning: Cleaning::Alone,
+        }
+    }
+
+    /// Cleans every line of `start..end` to the point of coherency.
+    fn clean_lines(&self, start: u64, end: u64) {
+        match self.cleaning {
+            Cleaning::Alone => lines(start, end, self.data_line, clean_to_coherency),
+            Cleaning::AndInvalidate => lines(start, end, self.data_line, clean_and_invalidate),
         }
     }
 
@@ -96,7 +121,7 @@ impl Caches {
             return;
         }
         match self.clean {
-            Clean::ToCoherency => lines(start, end, self.data_line, clean_to_coherency),
+            Clean::ToCoherency => self.clean_lines(start, end),
             Clean::ToUnification => lines(start, end, self.data_line, clean_to_unification),
             Clean::Nowhere => {}
         }
@@ -117,7 +142,7 @@ impl Caches {
     /// Makes `bytes` bytes at `pa`, written through the direct map, visible to guests whatever their caches' state.
     pub fn clean(&self, pa: Pa, bytes: u64) {
         if self.clean == Clean::ToCoherency {
-            lines(pa.get(), pa.get().saturating_add(bytes), self.data_line, clean_to_coherency);
+            self.clean_lines(pa.get(), pa.get().saturating_add(bytes));
             if keeps(98) {
                 dsb_ish(); // O98: clean before a descriptor leads there
             }
@@ -146,18 +171,20 @@ impl Caches {
         let clean = self.clean == Clean::ToCoherency;
         match self.zero_block {
             // One pass, three instructions a line: a line is cleaned while it is at hand.
-            Some(block) if clean && block == self.data_line => sweep(start, end, block, Sweep::ZeroAndClean),
+            Some(block) if clean && block == self.data_line && self.cleaning == Cleaning::Alone => {
+                sweep(start, end, block, Sweep::ZeroAndClean);
+            }
             Some(block) => {
                 sweep(start, end, block, Sweep::Zero);
                 if clean {
-                    lines(start, end, self.data_line, clean_to_coherency);
+                    self.clean_lines(start, end);
                 }
             }
             None => {
                 // SAFETY: the caller's promise.
                 unsafe { store_zeroes(start, end) };
                 if clean {
-                    lines(start, end, self.data_line, clean_to_coherency);
+                    self.clean_lines(start, end);
                 }
             }
         }
@@ -330,6 +357,22 @@ mod tests {
             .flat_map(|at| [Effect::Dc("zva", at), Effect::Dc("cvac", at)])
             .collect();
         assert_eq!(operations, expected);
+    }
+
+    #[test]
+    fn a_cpu_that_cleans_badly_cleans_and_invalidates() {
+        let plain = Caches::decode(CTR_A53, 4, LOC_3, NO_FWB);
+        let caches = Caches { cleaning: Cleaning::AndInvalidate, ..plain };
+        let lines = |name| (0x5000..0x6000).step_by(64).map(move |at| Effect::Dc(name, at));
+        let dsb = || [Effect::Dsb("ish")];
+        assert_eq!(
+            effects(|| caches.clean(Pa::new(0x5000), 0x1000)),
+            lines("civac").chain(dsb()).collect::<Vec<_>>()
+        );
+        // SAFETY: the fake touches no memory.
+        let zeroed = effects(|| unsafe { caches.zero(Pa::new(0x5000), 0x1000) });
+        assert_eq!(zeroed, lines("zva").chain(lines("civac")).chain(dsb()).collect::<Vec<_>>());
+        assert_eq!(effects(|| caches.publish(Pa::new(0x1000), 64))[0], Effect::Dc("civac", 0x1000));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the CPUs have, as far as the hypervisor's own choices depend on it: a pure function of the identification
 //! registers. What a guest is shown is decided elsewhere.
 
+use crate::errata::{Action, Errata};
 use crate::id;
 use core::fmt;
 use stage2::Bbm;
@@ -53,6 +54,8 @@ pub struct Features {
     pub vmid_bits: u8,
     /// How the size of a mapping may be changed.
     pub bbm: Bbm,
+    /// What is wrong with it.
+    pub errata: Errata,
 }
 
 impl Features {
@@ -81,20 +84,23 @@ impl Features {
         );
         has.set(Has::XNX, field(id::MMFR1, 28) != 0);
         has.set(Has::GIC, field(id::PFR0, 24) != 0);
+        let errata = Errata::of(read(id::MIDR));
+        let updates_dirty = !errata.actions().contains(Action::NO_HARDWARE_DIRTY);
         Self {
             has,
             pa_range: field(id::MMFR0, 0) as u8,
             updates: match field(id::MMFR1, 0) {
                 0 => HardwareUpdates::None,
-                1 => HardwareUpdates::AccessFlag,
-                _ => HardwareUpdates::Dirty,
+                2.. if updates_dirty => HardwareUpdates::Dirty,
+                _ => HardwareUpdates::AccessFlag,
             },
             vmid_bits: if field(id::MMFR1, 4) == 2 { 16 } else { 8 },
             bbm: Bbm::from_number(field(id::MMFR2, 52) as u8),
+            errata,
         }
     }
 
-    /// Returns what both have: what may be relied on wherever a guest runs.
+    /// Returns what both have, and the errata of either: what may be relied on wherever a guest runs.
     #[must_use]
     pub fn common(self, other: Self) -> Self {
         Self {
@@ -103,6 +109,7 @@ impl Features {
             updates: self.updates.min(other.updates),
             vmid_bits: self.vmid_bits.min(other.vmid_bits),
             bbm: self.bbm.min(other.bbm),
+            errata: self.errata.union(other.errata),
         }
     }
 
@@ -169,8 +176,16 @@ mod tests {
     ];
 
     fn decode(raw: Raw) -> Features {
+        decode_of(0, raw)
+    }
+
+    /// The same, of a CPU with this MIDR_EL1.
+    fn decode_of(midr: u64, raw: Raw) -> Features {
         let names = [id::PFR0, id::ISAR0, id::MMFR0, id::MMFR1, id::MMFR2, id::MMFR4];
         Features::decode(|register| {
+            if register == id::MIDR {
+                return midr;
+            }
             let at =
                 names.iter().position(|name| *name == register).expect("a register that is in the table");
             raw[at]
@@ -206,6 +221,16 @@ mod tests {
         let both = decode(MAX).common(decode(A53));
         assert_eq!(both, decode(A53));
         assert_eq!(decode(N2).common(decode(V1)), decode(V1));
+    }
+
+    #[test]
+    fn one_cpu_that_cannot_be_trusted_with_dirty_bits_is_enough() {
+        const A55: u64 = 0x412f_d050;
+        let [big, little] = [decode_of(0x410f_d493, N2), decode_of(A55, N2)];
+        assert_eq!((big.updates, little.updates), (HardwareUpdates::Dirty, HardwareUpdates::AccessFlag));
+        let both = big.common(little);
+        assert_eq!(both.updates, HardwareUpdates::AccessFlag);
+        assert_eq!(both.errata, Errata::of(A55).union(big.errata));
     }
 
     #[test]

@@ -50,6 +50,8 @@ const fn id(crm: u8, op2: u8) -> SysReg {
     SysReg::new(3, 0, 0, crm, op2)
 }
 
+/// MIDR_EL1.
+pub const MIDR: SysReg = id(0, 0);
 /// ID_AA64PFR0_EL1.
 pub const PFR0: SysReg = id(4, 0);
 /// ID_AA64DFR0_EL1.

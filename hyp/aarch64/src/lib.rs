@@ -14,6 +14,7 @@ pub mod cpu;
 #[cfg(not(target_os = "none"))]
 pub mod effect;
 pub mod entry;
+pub mod errata;
 pub mod features;
 pub mod gic;
 pub mod guest;

@@ -106,6 +106,8 @@ system_registers! {
     VBAR_EL1 = vbar_el1: ();
     /// EL1's control.
     SCTLR_EL1 = sctlr_el1: ();
+    /// EL1's translation control.
+    TCR_EL1 = tcr_el1: ();
     /// Where EL1's exception came from.
     ELR_EL1 = elr_el1: ();
     /// The state that EL1's exception came from.

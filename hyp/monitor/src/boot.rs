@@ -58,6 +58,9 @@ fn start(dtb: u64, started: Ticks) -> ! {
     let gic = set_up_gic(&hardware, &console);
     let machine = complete(&hardware, &console, &layout, map, gic, options, started);
     info!("{} at EL2, each with {}", Cpus(machine.affinities.len()), machine.features);
+    if !machine.features.errata.is_empty() {
+        info!("errata: {}", machine.features.errata);
+    }
     PerCpu::install(machine, CpuId::BOOT);
     secondary::release(machine);
     provoke::if_asked(machine.options.provoke, machine.affinities.len(), CpuId::BOOT);

@@ -2,7 +2,9 @@
 //! identification registers.
 
 use super::tlbi::record_vttbr;
+use super::walks;
 use crate::barrier::isb;
+use crate::errata::{Action, Errata};
 use crate::id;
 use crate::sysreg::{
     CNTHCTL_EL2, CNTVOFF_EL2, CPTR_EL2, HCR_EL2, HCRX_EL2, HDFGRTR_EL2, HDFGWTR_EL2, HFGITR_EL2, HFGRTR_EL2,
@@ -30,6 +32,8 @@ pub struct Ids {
     pub mmfr2: u64,
     /// PMCR_EL0.N, the number of event counters; 0 where there is no PMU.
     pub counters: u64,
+    /// MIDR_EL1.
+    pub midr: u64,
 }
 
 /// The values of the trap control registers while a guest runs.
@@ -47,6 +51,17 @@ pub struct Controls {
     pub cnthctl: u64,
     /// Whether the fine-grained trap registers exist and must be cleared (FEAT_FGT).
     pub fine_grained: FineGrained,
+    /// Whether walks of the guest that was here are held off before another's tables are loaded.
+    pub walks: Walks,
+}
+
+/// Whether a CPU walks a guest's tables while it is not in the guest, by speculation that stays in the TLB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Walks {
+    /// It may: [`crate::errata::Action::HOLD_WALKS`].
+    AtAnyTime,
+    /// It does not, or harmlessly.
+    InTheGuest,
 }
 
 /// Whether the CPU has fine-grained traps.
@@ -137,6 +152,10 @@ pub fn decide(ids: Ids) -> Controls {
         mdcr: mdcr.value,
         cnthctl: (fields::CNTHCTL_EL2::EL1PCTEN::SET + fields::CNTHCTL_EL2::EL1PCEN::SET).value,
         fine_grained: if field(ids.mmfr0, 56) != 0 { FineGrained::Present } else { FineGrained::Absent },
+        walks: match Errata::of(ids.midr).actions().contains(Action::HOLD_WALKS) {
+            true => Walks::AtAnyTime,
+            false => Walks::InTheGuest,
+        },
     }
 }
 
@@ -156,6 +175,7 @@ impl Ids {
             mmfr1: id(7, 1),
             mmfr2: id(7, 2),
             counters,
+            midr: id::read(id::MIDR),
         }
     }
 }
@@ -196,6 +216,9 @@ impl Controls {
     /// `identity` must name valid stage-2 tables, which give the guest nothing but its own memory and stay until
     /// another identity is installed.
     pub unsafe fn install(&self, identity: &Identity) {
+        if self.walks == Walks::AtAnyTime {
+            walks::hold(); // for good: what they were is in the world that was put away
+        }
         VPIDR_EL2.set(identity.vpidr);
         VMPIDR_EL2.set(identity.vmpidr);
         VTCR_EL2.set(identity.vtcr);
@@ -247,7 +270,9 @@ mod tests {
             mmfr1: 1 << 16 | 1 << 40,
             mmfr2: 1 << 40,
             counters: 0,
+            midr: 0x410f_d083,
         });
+        assert_eq!(c.walks, Walks::AtAnyTime);
         assert_eq!(c.hcr & (1 << 46 | 1 << 41 | 1 << 40 | 1 << 36 | 1 << 35), 1 << 46 | 3 << 40 | 3 << 35);
         assert_eq!((c.hcrx, c.fine_grained), (Some(1 << 11), FineGrained::Present));
         assert_eq!(c.cptr & CPTR_TAM, CPTR_TAM);

@@ -13,13 +13,20 @@
 //! In both styles nobody else is troubled where no other CPU has ever entered the space, unless an IOMMU listens to
 //! broadcasts.
 //!
+//! Two errata of CPUs change the sequence ([`Means::repeat`], [`Means::hold_walks`]).
+//!
 //! Neighbours: `stage2` says what is owed, and who is in a guest; the tag (VTTBR_EL2) comes from the space, read after the
 //! barrier that follows the entry writes.
 
 mod broadcast;
 
-use super::tlbi::{alle1, alle1is, ipas2e1, read_vttbr, vmalle1, vmalle1is, vmalls12e1, write_vttbr};
+use super::tlbi::{
+    alle1, alle1is, ipas2e1, read_vttbr, vale2is, vmalle1, vmalle1is, vmalls12e1, write_vttbr,
+};
+use super::walks;
 use crate::barrier::{dsb_ish, dsb_ishst, dsb_nsh, isb};
+#[cfg(doc)]
+use crate::errata::Action;
 use crate::sysreg::{CNTPCT_EL0, Readable};
 use broadcast::MOST_BY_ADDRESS;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -48,6 +55,10 @@ pub struct Means {
     /// an operand by range then counts its base in units of 64 KiB, and a range begins at a multiple of that (DDI 0487,
     /// C5.5, "TLBI RIPAS2E1IS", BaseADDR).
     pub wide_addresses: Has,
+    /// Whether a broadcast invalidation is complete only after another one and its barrier ([`Action::REPEAT_TLBI`]).
+    pub repeat: Has,
+    /// Whether stage-1 walks must be held off while another guest's tables are loaded ([`Action::HOLD_WALKS`]).
+    pub hold_walks: Has,
 }
 
 /// Whether a CPU has something.
@@ -209,15 +220,28 @@ impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
                 // Of before the VMIDs began anew there may be something here under this one.
                 self.style.empty_tlbs();
             }
+            let held = (self.means.hold_walks == Has::Yes).then(walks::hold);
             write_vttbr(wanted);
             isb(); // the operations that follow use the new VMID
             let result = work();
             write_vttbr(before); // whole: base and VMID together
             isb();
+            held.inspect(walks::Held::release);
             result
         };
         self.tag.give_back();
         Some(result)
+    }
+
+    /// Has the accesses complete that the barrier after a broadcast may have left behind, where CPUs have such an erratum: any
+    /// further invalidation and its barrier do, so it is one of an address that EL2 never maps.
+    fn repeat(&self) {
+        if self.means.repeat == Has::Yes {
+            vale2is(0);
+            if keeps(203) {
+                dsb_ish(); // O203: no access is left behind before anything is reused
+            }
+        }
     }
 
     /// Tells whether the space's tables are loaded here; `None` where no TLB holds anything of it.
@@ -358,12 +382,14 @@ impl<T: Tag, C: Cpu> Invalidate for Stage2<'_, T, C> {
                 if keeps(72) {
                     dsb_ish(); // O72: complete everywhere before anything is reused
                 }
+                self.repeat();
                 isb();
             }
             Pending::Everything => {
                 if keeps(72) {
                     dsb_ish(); // O72
                 }
+                self.repeat();
                 isb();
             }
             Pending::Exits(request) => self.presence.wait(request),

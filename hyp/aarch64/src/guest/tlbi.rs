@@ -48,6 +48,18 @@ tlbi!(ipas2le1is, "ipas2le1is", Ipas2le1is, operand);
 tlbi!(ripas2e1is, "ripas2e1is", Ripas2e1is, operand, ".arch_extension tlb-rmi");
 tlbi!(ripas2le1is, "ripas2le1is", Ripas2le1is, operand, ".arch_extension tlb-rmi");
 
+/// Removes a translation of EL2's own everywhere. Not in the trace, which knows no regime but the guests'.
+#[inline(always)]
+pub(super) fn vale2is(operand: u64) {
+    #[cfg(target_os = "none")]
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("tlbi vale2is, {}", in(reg) operand, options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_os = "none"))]
+    crate::effect::record(crate::effect::Effect::Tlbi("vale2is", Some(operand)));
+}
+
 /// Records an instruction that is about to be issued, with the register that names its VMID.
 #[inline(always)]
 fn record(op: trace::Op, operand: u64) {

@@ -11,6 +11,9 @@ use super::debug::{Count, Debug};
 use super::el1::{self, El1};
 use super::fp::Fp;
 use super::ich::Interface;
+use super::walks;
+use crate::barrier::isb;
+use crate::errata::{Action, Errata};
 use crate::id;
 use crate::sysreg::{Readable, VDISR_EL2, Writeable};
 use types::SysReg;
@@ -22,6 +25,8 @@ pub struct Extent {
     /// The deferred SError status (FEAT_RAS).
     deferred: Present,
     debug: Count,
+    /// Whether it walks by speculation, so that walks are let go last ([`crate::errata::Action::HOLD_WALKS`]).
+    holds_walks: Present,
 }
 
 /// Whether a CPU has some registers.
@@ -46,6 +51,9 @@ impl Extent {
             keys: Present::when(isar1 >> 4 & 0xff | isar2 >> 12 & 0xf), // APA, API; APA3
             deferred: Present::when(id(4, 0) >> 28 & 0xf),              // RAS
             debug: Count::of(id(5, 0)),
+            holds_walks: Present::when(u64::from(
+                Errata::of(id::read(id::MIDR)).actions().contains(Action::HOLD_WALKS),
+            )),
         }
     }
 }
@@ -97,8 +105,20 @@ impl World {
             el1::write_keys(&self.keys);
         }
         self.fp.load();
+        if extent.holds_walks == Present::No {
+            // SAFETY: the caller's promise.
+            return unsafe { self.el1.load() };
+        }
+        // `Controls::install` has held walks off: with all else in place they are let go.
+        let held = El1 {
+            tcr: self.el1.tcr | walks::NO_WALKS,
+            sctlr: self.el1.sctlr | walks::STAGE_1_ON,
+            ..self.el1
+        };
         // SAFETY: the caller's promise.
-        unsafe { self.el1.load() };
+        unsafe { held.load() };
+        isb();
+        walks::Held::of(self.el1.tcr, self.el1.sctlr).release();
     }
 }
 
@@ -128,6 +148,7 @@ mod tests {
             keys: Present::Yes,
             deferred: Present::Yes,
             debug: Count { breakpoints: 2, watchpoints: 1 },
+            holds_walks: Present::No,
         };
         effect::script("ich_vtr_el2", &[4 << 26]);
         // What a load writes is all that there is: fill each of them.
@@ -145,6 +166,34 @@ mod tests {
         for ((name, value), number) in written().into_iter().zip(1..) {
             assert_eq!(value, if name == "oslar_el1" { 1 } else { number }, "{name}");
         }
+    }
+
+    #[test]
+    fn walks_that_are_held_off_are_let_go_when_all_else_is_in_place() {
+        effect::reset();
+        effect::script("ich_vtr_el2", &[4 << 26]);
+        let none = Count { breakpoints: 0, watchpoints: 0 };
+        let extent =
+            Extent { keys: Present::No, deferred: Present::No, debug: none, holds_walks: Present::Yes };
+        let el1 = El1 { tcr: 0x35, sctlr: 0x30d0_0980, ttbr0: 0x4000, ..El1::default() };
+        // SAFETY: a fake CPU.
+        unsafe { World { el1, ..World::default() }.load(&extent) };
+        let effects = effect::take();
+        let last = [
+            Effect::Isb,
+            Effect::Write("sctlr_el1", 0x30d0_0980),
+            Effect::Isb,
+            Effect::Write("tcr_el1", 0x35),
+        ];
+        assert_eq!(effects[effects.len() - last.len()..], last);
+        let early = &effects[..effects.len() - last.len()];
+        let written = |name| {
+            early.iter().find_map(|effect| match effect {
+                Effect::Write(found, value) if *found == name => Some(*value),
+                _ => None,
+            })
+        };
+        assert_eq!((written("tcr_el1"), written("sctlr_el1")), (Some(0x80_00b5), Some(0x30d0_0981)));
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::percpu::PerCpu;
 use crate::{Machine, fatal, outlet, report, secondary, waiting};
 use aarch64::barrier::{dsb_sy, wfi};
 use aarch64::cpu::Core;
+use aarch64::errata::Action;
 use aarch64::features::{Features, HardwareUpdates, Has};
 use aarch64::gic::{IntId, interface};
 use aarch64::guest::controls::{self, Controls, Ids};
@@ -84,6 +85,8 @@ struct Hypervisor {
     style: Style,
     format: Format,
     means: Means,
+    /// Whether the address of a translation fault is found by the guest's stage 1, for some CPU's sake ([`Action`]).
+    translates_again: bool,
     layout: Layout<Granule4K>,
     vmids: Vmids,
     issued: Issued,
@@ -207,6 +210,7 @@ impl Hypervisor {
             style: machine.options.invalidate,
             format: Vmsa::new(format_features(features)),
             means: means(features),
+            translates_again: features.errata.actions().contains(Action::TRANSLATE_AGAIN),
             layout,
             vmids: vmids(features, machine.options.invalidate),
             issued: Issued::default(),
@@ -400,5 +404,13 @@ fn means(features: &Features) -> Means {
     let having = |has| if features.has.contains(has) { Having::Yes } else { Having::No };
     // The guests' tables are of the format without LPA2.
     let wide_addresses = Having::No;
-    Means { level_hint: having(Has::TTL), ranges: having(Has::RANGE_TLBI), wide_addresses }
+    let actions = features.errata.actions();
+    let doing = |action| if actions.contains(action) { Having::Yes } else { Having::No };
+    Means {
+        level_hint: having(Has::TTL),
+        ranges: having(Has::RANGE_TLBI),
+        wide_addresses,
+        repeat: doing(Action::REPEAT_TLBI),
+        hold_walks: doing(Action::HOLD_WALKS),
+    }
 }

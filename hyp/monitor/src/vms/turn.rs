@@ -307,11 +307,14 @@ impl<'s> Turns<'s> {
 
     fn abort(&mut self, abort: Abort, far: u64) {
         let mut fault = abort.fault;
-        if abort.ipa_known == IpaKnown::No {
+        let doubtful = fault.kind == FaultKind::Translation
+            && fault.cause != Cause::Stage1Walk
+            && self.hypervisor.translates_again;
+        if abort.ipa_known == IpaKnown::No || doubtful {
             // Nobody holds the guest's own tables still: where they say nothing any more, it runs again and faults as
             // they say then.
             let Some(page) = self.stage1(far) else { return };
-            fault.ipa = Ipa::new(page | fault.ipa.get());
+            fault.ipa = Ipa::new(page | fault.ipa.get() & 0xfff);
         }
         // Devices first: they are below memory, and the most frequent.
         if fault.ipa < vm::map::RAM

@@ -248,7 +248,7 @@ fn on_every_machine(act: impl Fn(Means, Bbm)) {
     for level_hint in [Has::No, Has::Yes] {
         for ranges in [Has::No, Has::Yes] {
             for bbm in [Bbm::Level0, Bbm::Level1, Bbm::Level2, Bbm::Level3] {
-                act(Means { level_hint, ranges, wide_addresses: Has::No }, bbm);
+                act(Means { level_hint, ranges, ..Means::default() }, bbm);
             }
         }
     }

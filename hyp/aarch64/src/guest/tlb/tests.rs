@@ -67,7 +67,7 @@ fn a_rollover_empties_every_tlb() {
 const OURS: u64 = 5 << 48 | 0x4000_0000;
 
 fn means(level_hint: Has, ranges: Has) -> Means {
-    Means { level_hint, ranges, wide_addresses: Has::No }
+    Means { level_hint, ranges, ..PLAIN }
 }
 
 fn effects(means: Means, work: Work) -> Vec<Effect> {
@@ -88,7 +88,55 @@ fn work(class: Class, start: u64, end: u64, hint: Option<Height>) -> Work {
     Work { class, scope: Scope::Range { range, hint } }
 }
 
-const PLAIN: Means = Means { level_hint: Has::No, ranges: Has::No, wide_addresses: Has::No };
+const PLAIN: Means = Means {
+    level_hint: Has::No,
+    ranges: Has::No,
+    wide_addresses: Has::No,
+    repeat: Has::No,
+    hold_walks: Has::No,
+};
+
+#[test]
+fn a_cpu_whose_broadcasts_may_not_be_complete_gets_one_more() {
+    let repeated = Means { repeat: Has::Yes, ..PLAIN };
+    let more = [Effect::Tlbi("vale2is", Some(0)), Effect::Dsb("ish"), Effect::Isb];
+    let one = work(Class::Leaves, 0x8000_1000, 0x8000_2000, Some(Height::PAGE));
+    let all = Work { class: Class::Leaves, scope: Scope::Tag };
+    for work in [one, all] {
+        let plain = effects(PLAIN, work);
+        let before = &plain[..plain.len() - 1]; // but for the last ISB
+        assert_eq!(effects(repeated, work), [before, &more].concat());
+    }
+    // What stays on this CPU needs none.
+    let added = work(Class::Relax, 0x8000_1000, 0x8000_2000, None);
+    assert_eq!(effects(repeated, added), effects(PLAIN, added));
+}
+
+#[test]
+fn walks_are_held_off_while_another_guest_s_tables_are_loaded() {
+    const OTHERS: u64 = 6 << 48 | 0x5000_0000;
+    effect::reset();
+    effect::script("vttbr_el2", &[OTHERS]);
+    effect::script("tcr_el1", &[0x19]);
+    effect::script("sctlr_el1", &[0]);
+    let scene = Scene::new();
+    let one = work(Class::Leaves, 0x8000_1000, 0x8000_2000, Some(Height::PAGE));
+    let done =
+        discharged(&scene.stage2(OURS, Means { hold_walks: Has::Yes, ..PLAIN }, Style::Broadcast), one);
+    // The second stage changes only with walks off, and is the guest's again before they are on.
+    let (mut off, mut loads) = (false, 0);
+    for effect in &done {
+        match *effect {
+            Effect::Write("tcr_el1", value) => off = value == 0x19 | 0x80_0080,
+            Effect::Write("vttbr_el2", _) => {
+                assert!(off, "{done:?}");
+                loads += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(!off && loads == 4, "{done:?}");
+}
 
 #[test]
 fn a_page_goes_by_address_then_stage_1_with_a_barrier_between() {
