@@ -197,8 +197,18 @@ mz_clean_invalidate:
     dsb     sy                  // O69: in memory before what follows, which goes past the caches
     ret
 
-// The vectors. An exception from EL2 itself is always a bug: interrupts are masked here, and nothing that the
-// hypervisor does faults. CNTVOFF_EL2, which only guests have a use for, frees the first register, so that the report
+// x0: an address, a multiple of 4. Reads the word there: x0 is what was read, and x1 is 0; where the access is aborted, x1
+// is 1 (mz_probed, below).
+.global mz_probe
+mz_probe:
+    mov     x1, #1
+mz_probing:
+    ldr     w0, [x0]
+    mov     x1, xzr             // not done after an abort
+    ret
+
+// The vectors. An exception from EL2 itself is always a bug, unless mz_probe has asked for it: interrupts are masked here,
+// and nothing else that the hypervisor does faults. CNTVOFF_EL2, which only guests have a use for, frees the first register, so that the report
 // gets every register as it was, whatever the stack pointer is worth.
 .macro mz_bug vector
 .balign 128
@@ -221,7 +231,16 @@ mz_vectors:
     mz_bug  1
     mz_bug  2
     mz_bug  3
-    mz_bug  4                   // from EL2 with SP_EL2
+.balign 128                     // from EL2 with SP_EL2: synchronous
+    msr     cntvoff_el2, x0
+    mrs     x0, tpidr_el2
+    stp     x1, x2, [x0, #{scratch}]
+    mrs     x1, elr_el2
+    adr     x2, mz_probing
+    cmp     x1, x2              // SPSR_EL2 has the flags
+    b.eq    mz_probed
+    mov     x1, #4
+    b       mz_report
     mz_bug  5
     mz_bug  6
     mz_bug  7
@@ -233,6 +252,13 @@ mz_vectors:
     mz_bug  13
     mz_bug  14
     mz_bug  15
+
+// x0: this CPU's slot, x1: ELR_EL2; the slot's scratch: x1, x2. Goes on behind what says that something was there.
+mz_probed:
+    add     x1, x1, #8
+    msr     elr_el2, x1
+    ldp     x1, x2, [x0, #{scratch}]
+    eret
 
 // x0: this CPU's slot, x1: the vector; CNTVOFF_EL2: x0; the slot's scratch: x1, x2.
 mz_report:

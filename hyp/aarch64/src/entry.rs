@@ -66,7 +66,35 @@ unsafe extern "C" {
     /// Where a spin-table sends them: see [`crate::pen`].
     pub safe fn mz_pen_entry();
     fn mz_clean_invalidate(start: u64, end: u64);
+    fn mz_probe(address: u64) -> Probed;
     fn mz_mmu_on(unused: u64, registers: *const crate::mmu::Enable);
+}
+
+/// What `mz_probe` returns, in X0 and X1.
+#[cfg(target_os = "none")]
+#[repr(C)]
+struct Probed {
+    value: u64,
+    aborted: u64,
+}
+
+/// Reads the word at `address`; `None` where nothing answers, and the CPU's access is aborted.
+///
+/// # Safety
+/// A multiple of 4, and, with the MMU on, mapped. Reading has no effect there, and nobody writes meanwhile. This CPU is at EL2
+/// with its own vectors and slot.
+pub(crate) unsafe fn probe(address: u64) -> Option<u32> {
+    #[cfg(target_os = "none")]
+    {
+        // SAFETY: the caller's promise.
+        let Probed { value, aborted } = unsafe { mz_probe(address) };
+        (aborted == 0).then_some(value as u32)
+    }
+    #[cfg(not(target_os = "none"))]
+    {
+        // SAFETY: the caller's promise: a test's memory.
+        Some(unsafe { core::ptr::with_exposed_provenance::<u32>(address as usize).read_volatile() })
+    }
 }
 
 /// Cleans and invalidates the data cache over `start..end` to the point of coherency. Not empty.

@@ -22,6 +22,7 @@ pub mod id;
 pub mod local;
 pub mod mmu;
 pub mod pen;
+pub mod probe;
 pub mod psci;
 pub mod syndrome;
 pub mod sysreg;

@@ -19,6 +19,7 @@ use aarch64::features::Features;
 use aarch64::gic::{Distributor, GicV2};
 use aarch64::local::SlotAt;
 use aarch64::mmu::{Kind, Map};
+use aarch64::probe::{self, NoMemory};
 use aarch64::sysreg::{CNTPCT_EL0, HCR_EL2, MPIDR_EL1, Readable, fields};
 use alloc::boxed::Box;
 use arrayvec::ArrayVec;
@@ -35,16 +36,22 @@ fn start(dtb: u64, started: Ticks) -> ! {
     // With the MMU off: no lock, no log, no allocation.
     let fdt = device_tree(dtb);
     let console = find_console(fdt);
+    check_console(&console);
     if HCR_EL2.is_set(fields::HCR_EL2::E2H) {
         fatal!("this CPU's EL2 has host mode only (HCR_EL2.E2H is stuck at 1), which is not supported");
     }
     let mut hardware = tree::read(fdt).unwrap_or_else(|error| fatal!("{error}"));
+    if hardware.memory.iter().any(|bank| bank.overlaps(console.registers)) {
+        use_last_resort_console();
+        fatal!("the device tree has a console at {}, in memory", console.registers.start());
+    }
     hardware.second = tree::find_second(fdt, &console);
     let tree = PaRange::with_len(Pa::new(dtb), fdt.data().len() as u64).unwrap_or(PaRange::EMPTY);
     let others = other_cpus(&hardware);
     secondary::gather(&others);
     let layout =
         layout::plan(&hardware, image_range(), tree, others.len()).unwrap_or_else(|error| fatal!("{error}"));
+    check_memory(&hardware, &layout);
     let map = enable_map(&hardware, &console, tree, &layout);
 
     // From here on as any other program.
@@ -145,6 +152,33 @@ fn find_console(fdt: Fdt<'_>) -> ConsoleAt {
     console
 }
 
+/// Looks whether something is where the console should be. At EL2, with the MMU off.
+fn check_console(console: &ConsoleAt) {
+    // SAFETY: the tree says that such a port is there, and reading its status has no effect.
+    if unsafe { probe::register(console.status()) }.is_none() {
+        console::forget();
+        use_last_resort_console();
+        fatal!("no console at {}, where the device tree has one: nothing answers", console.registers.start());
+    }
+}
+
+/// Looks whether memory is where the tree says. With the MMU off.
+fn check_memory(hardware: &Hardware<'_>, layout: &Layout) {
+    let is_free = |at: Pa| !layout.taken.iter().any(|range| range.outer_frames().contains(at));
+    for &bank in &hardware.memory {
+        // SAFETY: the MMU is off, no other CPU is on, and what is in use is taken.
+        match unsafe { probe::memory(bank, is_free) } {
+            Ok(()) => {}
+            Err(NoMemory::Silent(at)) => {
+                fatal!("no memory at {at}: nothing answers, and the device tree has memory at {bank}")
+            }
+            Err(NoMemory::Forgets(at)) => {
+                fatal!("no memory at {at}: it keeps nothing, and the device tree has memory at {bank}")
+            }
+        }
+    }
+}
+
 /// Returns the CPUs to start, in the tree's order: those that are started in a way that is known, without the one that runs
 /// this.
 fn other_cpus(hardware: &Hardware<'_>) -> ArrayVec<tree::CpuAt, MAX_CPUS> {
@@ -232,6 +266,8 @@ fn set_up_gic(hardware: &Hardware<'_>, console: &ConsoleAt) -> Distributor<'stat
         }
         GicRest::V2 { interface, control, .. } => {
             let gic = GicV2 { distributor: at, interface: interface.start(), control: control.start() };
+            // SAFETY: the map has them, and reading them has no effect.
+            unsafe { gic.answers() }.unwrap_or_else(|error| fatal!("{error}"));
             // SAFETY: the device tree says that they are there, the map has them, and no CPU takes interrupts yet.
             unsafe { aarch64::gic::use_v2(gic) };
             Distributor::of_v2(gic)

@@ -16,7 +16,7 @@ use core::fmt::{self, Write};
 pub use serial::receive;
 #[cfg(not(pc))]
 pub(crate) use serial::{
-    FIFO, enable_receive_interrupt, mask_receive_interrupt, send, set_up, use_registers, use_second,
+    FIFO, enable_receive_interrupt, forget, mask_receive_interrupt, send, set_up, use_registers, use_second,
 };
 #[cfg(not(pc))]
 use serial::{put, uart};

@@ -1,11 +1,14 @@
 //! The distributor: shared interrupts.
 
-use super::{GicError, GicV2, IntId, PRIORITY};
+use super::{GicError, GicV2, IntId, PRIORITY, answers};
 use arm_gic::UniqueMmioPointer;
 use arm_gic::gicv3::GicDistributor;
 use arm_gic::gicv3::registers::{Gicd, GicdCtlr};
 use core::ptr::NonNull;
 use types::Pa;
+
+/// GICD_PIDR2's offset.
+const PIDR2: u64 = 0xffe8;
 
 /// The distributor's registers, in one hand.
 pub struct Distributor<'a>(Registers<'a>);
@@ -18,12 +21,14 @@ enum Registers<'a> {
 impl Distributor<'static> {
     /// Takes the distributor at `at`.
     ///
-    /// Errors: [`GicError::NotV3`].
+    /// Errors: [`GicError::NotV3`], [`GicError::Silent`].
     ///
     /// # Safety
     /// The first 64 KiB at `at` are a distributor's registers (or RAM, for a test), mapped as a device, and nobody else
     /// writes them while the result is in use.
     pub unsafe fn new(at: Pa) -> Result<Self, GicError> {
+        // SAFETY: the caller's promise: a read of its last page, which identifies it.
+        unsafe { answers("GICv3 distributor", at.wrapping_add(PIDR2)) }?;
         let pointer = NonNull::new(core::ptr::with_exposed_provenance_mut::<Gicd>(at.get() as usize));
         let pointer = pointer.ok_or(GicError::NotV3 { at, revision: 0 })?;
         // SAFETY: the caller's promise.

@@ -66,6 +66,13 @@ pub enum GicError {
         /// GICD_PIDR2.ArchRev.
         revision: u8,
     },
+    /// Nothing answers where the device tree says that registers are.
+    Silent {
+        /// Whose.
+        what: &'static str,
+        /// Where.
+        at: Pa,
+    },
     /// No redistributor is this CPU's.
     NoRedistributor {
         /// The CPU.
@@ -81,6 +88,9 @@ impl fmt::Display for GicError {
             Self::NotV3 { at, revision } => {
                 write!(f, "no GICv3 at {at}: its architecture revision is {revision}")
             }
+            Self::Silent { what, at } => {
+                write!(f, "no {what} at {at}: nothing answers there; is it a GIC of another version?")
+            }
             Self::NoRedistributor { mpidr } => write!(f, "no GIC redistributor for CPU {mpidr:#x}"),
             Self::NoSystemRegisters => write!(f, "firmware keeps the GIC's system registers from EL2"),
         }
@@ -89,3 +99,12 @@ impl fmt::Display for GicError {
 
 /// The one priority that everything has, in the non-secure view. Lower than this, and firmware's interrupts would wait.
 const PRIORITY: u8 = 0x80;
+
+/// Looks whether anything answers at `at`, where a register of `what` is.
+///
+/// # Safety
+/// As for [`crate::probe::register`].
+unsafe fn answers(what: &'static str, at: Pa) -> Result<(), GicError> {
+    // SAFETY: the caller's promise.
+    unsafe { crate::probe::register(at) }.map(|_| ()).ok_or(GicError::Silent { what, at })
+}

@@ -1,6 +1,6 @@
 //! The redistributors: each CPU's private interrupts.
 
-use super::{GicError, GicV2, IntId, PRIORITY};
+use super::{GicError, GicV2, IntId, PRIORITY, answers};
 use arm_gic::UniqueMmioPointer;
 use arm_gic::gicv3::GicRedistributor;
 use arm_gic::gicv3::registers::GicrSgi;
@@ -13,6 +13,8 @@ pub struct Redistributors<'r> {
     regions: &'r [PaRange],
 }
 
+/// GICR_TYPER's offset.
+const TYPER: u64 = 8;
 /// Bytes of a redistributor's two frames, and of the four that one with virtual LPIs (GICv4) has.
 const FRAMES: u64 = 0x2_0000;
 const FRAMES_V4: u64 = 0x4_0000;
@@ -29,8 +31,12 @@ impl<'r> Redistributors<'r> {
     /// Puts this CPU's redistributor, whose affinity is `mpidr`, into the state that everything here relies on: awake;
     /// its private interrupts off, not active, in group 1, at the one priority; then turns those in `enabled` on.
     ///
-    /// Errors: [`GicError::NoRedistributor`].
+    /// Errors: [`GicError::NoRedistributor`], [`GicError::Silent`].
     pub fn init_this_cpu(&self, mpidr: u64, enabled: &[IntId]) -> Result<(), GicError> {
+        for region in self.regions {
+            // SAFETY: `new`'s promise; reading the type has no effect.
+            unsafe { answers("GICv3 redistributor", region.start().wrapping_add(TYPER)) }?;
+        }
         let frames = self.find(mpidr).ok_or(GicError::NoRedistributor { mpidr })?;
         // SAFETY: `new`'s promise; this CPU's own.
         let mut registers = GicRedistributor::new(unsafe { UniqueMmioPointer::new(frames) });

@@ -6,7 +6,7 @@
 //! An SGI is ended by a value that holds its sender. So it is ended as soon as it is acknowledged: nothing of the
 //! hypervisor's waits for the end of one.
 
-use super::{IntId, PRIORITY};
+use super::{GicError, IntId, PRIORITY};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use types::Pa;
 
@@ -73,6 +73,26 @@ pub unsafe fn use_registers(at: GicV2) {
     DISTRIBUTOR.store(at.distributor.get(), Relaxed);
     INTERFACE.store(at.interface.get(), Relaxed);
     CONTROL.store(at.control.get(), Relaxed);
+}
+
+impl GicV2 {
+    /// Looks whether all three blocks of registers answer.
+    ///
+    /// Errors: [`GicError::Silent`].
+    ///
+    /// # Safety
+    /// Mapped as devices. If they are a GICv2's, reading what is read has no effect.
+    pub unsafe fn answers(&self) -> Result<(), GicError> {
+        for (what, at) in [
+            ("GICv2 distributor", self.distributor.wrapping_add(GICD_TYPER)),
+            ("GICv2 CPU interface", self.interface.wrapping_add(GICC_PMR)),
+            ("GICv2 virtual interface control", self.control.wrapping_add(GICH_VTR)),
+        ] {
+            // SAFETY: the caller's promise.
+            unsafe { super::answers(what, at) }?;
+        }
+        Ok(())
+    }
 }
 
 /// Returns the machine's GICv2; `None` where it has a GICv3.

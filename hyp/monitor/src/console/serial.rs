@@ -46,6 +46,11 @@ pub(crate) unsafe fn use_registers(kind: SerialKind, registers: Pa) {
     REGISTERS.store(registers.get(), Relaxed);
 }
 
+/// Has no console any more.
+pub(crate) fn forget() {
+    REGISTERS.store(0, Relaxed);
+}
+
 /// Sets the console up where firmware has not: 115200 8n1. Where it has, its settings stay, baud rate and all.
 pub(crate) fn set_up(at: &ConsoleAt) {
     match uart() {

@@ -4,7 +4,7 @@ use super::place::{Place, Then, visit, visit_path};
 use aarch64::gic::IntId;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
-use types::PaRange;
+use types::{Pa, PaRange};
 
 /// What kind of serial port a console is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +32,16 @@ pub struct ConsoleAt {
     pub interrupt: Option<IntId>,
     /// Its clock in Hz, where the tree says.
     pub clock: Option<u32>,
+}
+
+impl ConsoleAt {
+    /// Returns where its status is: a register that can be read without effect, and is never all ones.
+    pub const fn status(&self) -> Pa {
+        self.registers.start().wrapping_add(match self.kind {
+            SerialKind::Pl011 => 0x18, // UARTFR
+            SerialKind::Imx => 0x98,   // USR2
+        })
+    }
 }
 
 /// Finds the console: what `/chosen/stdout-path` names if that is of a kind that is known, else the first that is.

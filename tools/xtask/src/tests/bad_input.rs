@@ -91,7 +91,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
 fn machine(built: &Built, wrong: &Wrong) -> Result<Prepared> {
     let bundle = match wrong {
         Wrong::Bundle(bytes) => bytes.clone(),
-        _ => bundle(VM, "kernel.flat", &KERNEL)?,
+        _ => small_bundle()?,
     };
     let mut prepared = host(Board::virt()?, built, DEFAULT_CPU, &bundle, 1, Size::mib(64))?;
     match wrong {
@@ -103,13 +103,18 @@ fn machine(built: &Built, wrong: &Wrong) -> Result<Prepared> {
     Ok(prepared)
 }
 
-fn refused(console: &mut Console, pattern: &str) -> Result<()> {
+pub(super) fn refused(console: &mut Console, pattern: &str) -> Result<()> {
     let line = console.expect_line(&Regex::new(r"\[mz FATAL\] (.*)")?, PATIENCE)?;
     let message = line.get(1).context("the pattern has no group")?;
     ensure!(Regex::new(pattern)?.is_match(message), "the message does not name it (/{pattern}/): {message}");
     let status = console.end(Some(PATIENCE)).context("after the message")?;
     ensure!(status.success(), "QEMU ended with {status}");
     Ok(())
+}
+
+/// Returns a bundle that nothing is wrong with.
+pub(super) fn small_bundle() -> Result<Vec<u8>> {
+    bundle(VM, "kernel.flat", &KERNEL)
 }
 
 fn manifest(text: &str) -> File {

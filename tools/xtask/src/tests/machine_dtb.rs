@@ -6,7 +6,7 @@ use crate::qemu::{Machine, Serial};
 use crate::{paths, shell};
 use anyhow::{Context, Result, ensure};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where things go in the machine's RAM; QEMU keeps a tree of its own in the first MiB.
 const IMAGE: u64 = 0x4020_0000;
@@ -14,14 +14,50 @@ const STUB: u64 = 0x4400_0000;
 const TREE: u64 = 0x4410_0000;
 
 /// Changes the machine so that its CPU enters the image with a tree in which every `from` has become `to`.
-pub(super) fn with_tree_changed(machine: &mut Machine, built: &Built, from: &str, to: &str) -> Result<()> {
-    let dir = paths::target().join("run");
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let dump = dir.join("changed.dtb");
+pub(super) fn with_tree_changed(
+    machine: &mut Machine,
+    built: &Built,
+    from: impl AsRef<[u8]>,
+    to: impl AsRef<[u8]>,
+) -> Result<()> {
+    let tree = replaced(tree_of(machine)?, from.as_ref(), to.as_ref())?;
+    with_tree(machine, built, &tree)
+}
+
+/// Returns the tree that QEMU makes for a machine.
+pub(super) fn tree_of(machine: &Machine) -> Result<Vec<u8>> {
+    let dump = folder()?.join("dumped.dtb");
     let mut command = machine.command(Serial::Pipe);
     command.arg("-machine").arg(format!("dumpdtb={}", dump.display()));
     shell::output(&mut command)?;
-    let tree = replaced(fs::read(&dump).context("QEMU dumped no tree")?, from, to)?;
+    fs::read(&dump).context("QEMU dumped no tree")
+}
+
+fn folder() -> Result<PathBuf> {
+    let dir = paths::target().join("run");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Changes the machine so that QEMU gives the image the tree of a file, changed in the same way.
+pub(super) fn with_file_changed(
+    machine: &mut Machine,
+    file: &Path,
+    from: impl AsRef<[u8]>,
+    to: impl AsRef<[u8]>,
+) -> Result<()> {
+    let tree = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let changed = folder()?.join("changed-file.dtb");
+    fs::write(&changed, replaced(tree, from.as_ref(), to.as_ref())?).context("cannot write the tree")?;
+    machine.emulator.device_tree = None;
+    machine.extra.extend(["-dtb".into(), changed.into()]);
+    Ok(())
+}
+
+/// Changes the machine so that its CPU enters the image with this tree.
+pub(super) fn with_tree(machine: &mut Machine, built: &Built, tree: &[u8]) -> Result<()> {
+    let dir = folder()?;
+    let dump = dir.join("changed.dtb");
     fs::write(&dump, tree).context("cannot write the tree")?;
     let stub = dir.join("enter-with-tree.bin");
     fs::write(&stub, enter(IMAGE, TREE)).context("cannot write the stub")?;
@@ -41,17 +77,17 @@ fn load(machine: &mut Machine, file: &Path, address: u64, more: &str) {
     machine.extra.extend(["-device".into(), argument.into()]);
 }
 
-/// Replaces a string of the tree by one of the same length, so that no offset in the tree changes.
-fn replaced(mut tree: Vec<u8>, from: &str, to: &str) -> Result<Vec<u8>> {
-    ensure!(from.len() == to.len(), "{from} and {to} differ in length");
+/// Replaces bytes of the tree by as many others, so that no offset in the tree changes.
+fn replaced(mut tree: Vec<u8>, from: &[u8], to: &[u8]) -> Result<Vec<u8>> {
+    ensure!(from.len() == to.len(), "{from:x?} and {to:x?} differ in length");
     let mut count = 0;
     for at in 0..tree.len().saturating_sub(from.len() - 1) {
-        if tree[at..].starts_with(from.as_bytes()) {
-            tree[at..at + to.len()].copy_from_slice(to.as_bytes());
+        if tree[at..].starts_with(from) {
+            tree[at..at + to.len()].copy_from_slice(to);
             count += 1;
         }
     }
-    ensure!(count > 0, "there is no {from} in the tree");
+    ensure!(count > 0, "there is no {from:x?} in the tree");
     Ok(tree)
 }
 
@@ -76,9 +112,12 @@ mod tests {
 
     #[test]
     fn every_occurrence_is_replaced_and_the_length_stays() {
-        assert_eq!(replaced(b"memory\0x memory".to_vec(), "memory", "nemory").unwrap(), b"nemory\0x nemory");
-        assert!(replaced(b"abc".to_vec(), "memory", "nemory").is_err());
-        assert!(replaced(b"abc".to_vec(), "abc", "ab").is_err());
+        assert_eq!(
+            replaced(b"memory\0x memory".to_vec(), b"memory", b"nemory").unwrap(),
+            b"nemory\0x nemory"
+        );
+        assert!(replaced(b"abc".to_vec(), b"memory", b"nemory").is_err());
+        assert!(replaced(b"abc".to_vec(), b"abc", b"ab").is_err());
     }
 
     #[test]

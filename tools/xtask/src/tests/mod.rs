@@ -17,6 +17,7 @@ mod pc;
 mod reports;
 mod summary;
 mod uboot;
+mod wrong_facts;
 
 use crate::setup::{self, Need};
 use crate::{lab, nightly, trace};
@@ -59,7 +60,7 @@ enum Group {
     Machines,
     /// Traces of hypervisors with a bug on purpose, and without
     Traces,
-    /// Bad input
+    /// Bad input, and device trees that say what is not so
     BadInput,
     /// Bugs of the hypervisor
     Reports,
@@ -113,7 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Traces if extent == Extent::Quick => Ok(()),
             Group::Traces => trace::run_few_seeds(&mut cases),
             Group::BadInput if extent == Extent::Quick => Ok(()),
-            Group::BadInput => bad_input::run(&mut cases),
+            Group::BadInput => bad_input::run(&mut cases).and_then(|()| wrong_facts::run(&mut cases)),
             Group::Reports if extent == Extent::Quick => Ok(()),
             Group::Reports => reports::run(&mut cases),
             Group::Pc if extent == Extent::Quick => Ok(()),
