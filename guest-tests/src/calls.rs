@@ -117,6 +117,14 @@ pub fn call_with(conduit: Conduit, mut registers: Registers) -> Result<Registers
     Ok(unsafe { at.read() })
 }
 
+/// The first register that no call changes.
+pub const KEPT_FROM: usize = 7;
+
+/// As [`call_with`], as the device tree says.
+pub fn hypercall(registers: Registers) -> Result<Registers, Caught> {
+    call_with(machine::get().conduit, registers)
+}
+
 /// Calls `function` as the device tree says, with up to three arguments, and returns x0.
 pub fn call3(function: u32, x1: u64, x2: u64, x3: u64) -> i64 {
     let mut registers = [0; 31];

@@ -7,6 +7,9 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 const ROOM: usize = 16;
 const RET: u32 = 0xd65f_03c0;
 
+/// Code that returns five: `mov w0, #5`, `ret`.
+pub const FIVE: u64 = (RET as u64) << 32 | 0x5280_00a0;
+
 /// A cache line of instructions for each CPU.
 #[repr(align(64))]
 struct Place([AtomicU32; ROOM]);

@@ -3,8 +3,9 @@
 //! Lines: `PASS name`, `FAIL name: what, where, expected, found`, `SKIP name: why`; at the end
 //! `N passed, N failed`, which does not count what was skipped. Then the machine is turned off.
 
-use crate::{calls, machine, say, smp};
+use crate::{calls, console, cpu, exception, machine, say, smp};
 use core::fmt::{self, Write};
+use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 /// One test.
@@ -79,13 +80,14 @@ impl fmt::Debug for Text {
 }
 
 /// Registers the tests of a payload, in the order in which they run: functions `fn() -> Verdict`, named as what they
-/// promise. Grouped by the modules that they are in, the module's name is part of theirs.
+/// promise. Grouped by the modules that they are in, the module's name is part of theirs. What only one architecture has says so
+/// (`#[cfg]`).
 #[macro_export]
 macro_rules! guest_tests {
-    ($payload:literal: $($module:ident { $($test:ident),* $(,)? })*) => {
+    ($payload:literal: $($module:ident { $($(#[$only:meta])* $test:ident),* $(,)? })*) => {
         #[unsafe(no_mangle)]
         fn guest_tests() -> (&'static str, &'static [$crate::Test]) {
-            ($payload, &[$($($crate::Test {
+            ($payload, &[$($($(#[$only])* $crate::Test {
                 name: ::core::concat!(::core::stringify!($module), "::", ::core::stringify!($test)),
                 run: $module::$test,
             }),*),*])
@@ -187,12 +189,20 @@ pub(crate) fn run_all() -> ! {
 /// Ends the run after a panic or an unexpected exception, which counts as a failure.
 pub(crate) fn give_up() -> ! {
     if GIVING_UP.swap(true, Relaxed) {
-        crate::cpu::park(); // somebody is at it, or it is the report that fails
+        cpu::park(); // somebody is at it, or it is the report that fails
     }
     let running = RUNNING.load(Relaxed).checked_sub(1).map_or("boot", |i| tests().1[i].name);
     FAILED.fetch_add(1, Relaxed);
     say!("FAIL {running}: it ended in a panic or an unexpected exception");
     close()
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    console::break_lock();
+    let (file, line) = info.location().map_or(("?", 0), |place| (place.file(), place.line()));
+    say!("PANIC c{}: {} ({file}:{line})", exception::cpu(), info.message());
+    give_up()
 }
 
 /// Returns how many tests have failed so far.

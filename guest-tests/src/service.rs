@@ -1,6 +1,6 @@
 //! Calls on the machine's own memory (`abi::calls`), as a test makes them.
 
-use crate::calls::call_with;
+use crate::calls::{KEPT_FROM, Registers, hypercall};
 use crate::cpu;
 use crate::machine::{self, Host};
 use crate::region::Region;
@@ -31,17 +31,17 @@ pub fn granted() -> Verdict {
 
 /// Makes one call, with up to six arguments. Fails where what comes back is no answer, or changes what a call keeps.
 pub fn call(function: u32, arguments: &[u64]) -> Result<Answer, NotPassed> {
-    let mut registers = [0; 31];
+    let mut registers: Registers = [0; _];
     registers[0] = function.into();
     registers[1..=arguments.len()].copy_from_slice(arguments);
-    for (n, register) in registers.iter_mut().enumerate().skip(7) {
+    for (n, register) in registers.iter_mut().enumerate().skip(KEPT_FROM) {
         *register = 0x5a5a_0000 + n as u64;
     }
-    let results = match call_with(machine::get().conduit, registers) {
+    let results = match hypercall(registers) {
         Ok(results) => results,
         Err(caught) => return Err(failed(function, arguments, format_args!("it ended in {caught:?}"))),
     };
-    if results[7..] != registers[7..] {
+    if results[KEPT_FROM..] != registers[KEPT_FROM..] {
         return Err(failed(function, arguments, format_args!("it changed a register beyond X6")));
     }
     let Some(status) = Status::of(results[0]) else {

@@ -1,15 +1,32 @@
 //! The other vCPUs: on for one function, off otherwise.
 //!
-//! States of a vCPU other than the boot CPU: off → (CPU_ON) → in the function → (CPU_OFF) → off. So each function starts
-//! on fresh CPUs, and while a test runs on the boot CPU alone nothing else does.
+//! On AArch64 each function starts on fresh CPUs, and while a test runs on the boot CPU alone nothing else does. On x86-64,
+//! where nothing turns a CPU off, it waits in a loop of the runtime's that touches nothing of a test's.
 
-use crate::calls::{self, psci};
+#[cfg(target_arch = "aarch64")]
+mod arm;
+#[cfg(target_arch = "x86_64")]
+#[path = "x86/smp.rs"]
+mod x86;
+
 use crate::cpu::{self, MAX_CPUS};
+use crate::machine;
 use crate::report::{NotPassed, Verdict};
-use crate::start::{self, Entry};
-use crate::{machine, read_sysreg};
+#[cfg(target_arch = "aarch64")]
+use arm::start;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+#[cfg(target_arch = "x86_64")]
+use x86::start;
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) use arm::start_work;
+#[cfg(target_arch = "aarch64")]
+pub use arm::wait_off;
+#[cfg(target_arch = "x86_64")]
+pub use x86::wait_off;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::work_on;
 
 type Work<'a> = &'a (dyn Fn(usize) -> Verdict + Sync);
 
@@ -63,13 +80,13 @@ pub fn on_first(count: usize, work: Work<'_>) -> Verdict {
     // SAFETY: `work` is called by CPUs that this function waits for before it returns, so the lifetime never ends
     // while it is in use. The other CPUs are off.
     unsafe { *JOB.work.get() = Some(core::mem::transmute::<Work<'_>, Work<'static>>(work)) };
-    let cookie = JOB.cookie.fetch_add(0x100, Ordering::Relaxed) + 0x100;
+    JOB.cookie.fetch_add(0x100, Ordering::Relaxed);
     JOB.done.store(0, Ordering::Relaxed);
     JOB.taking_part.store(count, Ordering::Relaxed);
     JOB.failed.store(false, Ordering::Relaxed);
     cpu::dsb_isb();
     for cpu in 1..count {
-        start(cpu, cookie | cpu as u64);
+        start(cpu, context(cpu));
     }
     let mut verdict = note(work(0));
     if count > 1 {
@@ -95,30 +112,17 @@ pub fn lose(cpu: usize, work: Work<'static>) {
     unsafe { *JOB.work.get() = Some(work) };
     JOB.taking_part.store(2, Ordering::Relaxed); // for good
     cpu::dsb_isb();
-    start(cpu, JOB.cookie.load(Ordering::Relaxed) | cpu as u64);
+    start(cpu, context(cpu));
 }
 
-/// Starts `cpu`, which is off or about to be, with `context`.
-fn start(cpu: usize, context: u64) {
-    let entry = &raw const start::SECONDARY_START as u64;
-    let mut result = 0;
-    cpu::wait_until("a vCPU that can be started", || {
-        result = calls::cpu_on(machine::get().cpus[cpu], entry, context);
-        result != psci::ALREADY_ON
-    });
-    assert!(result == psci::SUCCESS, "CPU_ON of vCPU {cpu} returned {result}");
+/// Returns what `cpu` is given for the current job.
+fn context(cpu: usize) -> u64 {
+    JOB.cookie.load(Ordering::Relaxed) | cpu as u64
 }
 
-/// Waits until `cpu` is off.
-pub fn wait_off(cpu: usize) {
-    let affinity = machine::get().cpus[cpu];
-    cpu::wait_until("a vCPU to be off", || calls::affinity_info(affinity, 0) == psci::OFF);
-}
-
-/// Does the current job as a CPU that has just been started.
-pub(crate) fn work(entry: Entry) -> ! {
-    let index = cpu::index();
-    let result = check(entry, index).and_then(|()| {
+/// Does the current job as the CPU `index`, which was started for it in the state that `checked` is about.
+fn work(index: usize, checked: Verdict) {
+    let result = checked.and_then(|()| {
         // SAFETY: written before this CPU was started, and left alone until it is off.
         let work = unsafe { *JOB.work.get() };
         work.expect("a CPU is started for a job")(index)
@@ -126,7 +130,6 @@ pub(crate) fn work(entry: Entry) -> ! {
     // SAFETY: this CPU's own slot; the boot CPU reads it after `done`.
     unsafe { *JOB.results[index].get() = note(result) };
     JOB.done.fetch_add(1, Ordering::Release);
-    calls::cpu_off()
 }
 
 /// Lets the others know of a failure, so that they do not wait for this CPU.
@@ -140,27 +143,4 @@ fn note(result: Verdict) -> Verdict {
 /// Tells whether a CPU that took part has failed.
 pub fn failed() -> bool {
     JOB.failed.load(Ordering::Relaxed)
-}
-
-/// Checks the state in which a CPU was started (PSCI, "Initial core configuration").
-fn check(entry: Entry, index: usize) -> Verdict {
-    let machine = machine::get();
-    let affinity = read_sysreg!("mpidr_el1") & 0xff_00ff_ffff;
-    if affinity != machine.cpus[index] {
-        return Err(NotPassed::differs("MPIDR_EL1 of a started vCPU", 0, machine.cpus[index], affinity));
-    }
-    let context = JOB.cookie.load(Ordering::Relaxed) | index as u64;
-    if entry.x0 != context {
-        return Err(NotPassed::differs("x0 of a started vCPU", 0, context, entry.x0));
-    }
-    if entry.el != 4 {
-        return Err(NotPassed::differs("CurrentEL of a started vCPU", 0, 4, entry.el));
-    }
-    if entry.sctlr & 0x1005 != 0 {
-        return Err(NotPassed::differs("SCTLR_EL1 M, C, I of a started vCPU", 0, 0, entry.sctlr & 0x1005));
-    }
-    if entry.daif != 0x3c0 {
-        return Err(NotPassed::differs("DAIF of a started vCPU", 0, 0x3c0, entry.daif));
-    }
-    Ok(())
 }

@@ -1,9 +1,8 @@
 //! The first instructions: of the boot CPU, and of the CPUs that it starts.
 
 use crate::cpu::MAX_CPUS;
-use crate::{console, exception, machine, mmu, report, smp};
+use crate::{console, machine, mmu, report, smp};
 use core::arch::global_asm;
-use core::panic::PanicInfo;
 
 /// Bytes of stack for each CPU.
 pub const STACK_SIZE: u64 = 16 * 1024;
@@ -177,13 +176,5 @@ extern "C" fn boot(x0: u64, sctlr: u64, el: u64, daif: u64) -> ! {
 
 #[unsafe(no_mangle)]
 extern "C" fn secondary(x0: u64, sctlr: u64, el: u64, daif: u64) -> ! {
-    smp::work(Entry { x0, sctlr, el, daif })
-}
-
-#[panic_handler]
-fn panic(info: &PanicInfo<'_>) -> ! {
-    console::break_lock();
-    let (file, line) = info.location().map_or(("?", 0), |place| (place.file(), place.line()));
-    crate::say!("PANIC c{}: {} ({file}:{line})", exception::cpu(), info.message());
-    report::give_up()
+    smp::start_work(Entry { x0, sctlr, el, daif })
 }

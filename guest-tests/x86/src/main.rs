@@ -1,16 +1,129 @@
-//! The payload that runs inside a VM on x86-64, and tests what the hypervisor promises there.
-//!
-//! Lines: `PASS name`, `FAIL name: what`; at the end `N passed, N failed`. Then the machine is turned off. Two vCPUs: the
-//! first runs the tests, the second writes without end to a page that the first names.
-#![cfg_attr(target_os = "none", no_std, no_main)]
-#![allow(unsafe_code, reason = "a payload is the whole of what runs on its machine")]
+//! What a virtual machine on x86-64 promises that is this architecture's own: what a kernel finds at its start, what the CPU
+//! says it is, and what is out of reach.
+#![no_std]
+#![no_main]
+#![allow(clippy::result_large_err, reason = "a failed test carries its text, since there is no heap")]
+#![allow(unsafe_code, reason = "registers and memory are touched that may not be touched")]
 
-#[cfg(target_os = "none")]
-mod machine;
-#[cfg(target_os = "none")]
-mod promises;
+use abi::calls;
+use core::arch::asm;
+use core::sync::atomic::Ordering::Relaxed;
+use guest_tests::access::Effect;
+use guest_tests::calls::hypercall;
+use guest_tests::guard::{Caught, attempt};
+use guest_tests::mmu::PAGE;
+use guest_tests::{Verdict, check, fail, guest_tests, machine, ram, same, smp};
 
-#[cfg(not(target_os = "none"))]
-fn main() {
-    println!("built for the host; it runs in a VM: `cargo xtask test --only pc`");
+guest_tests! {
+    "pc":
+    the_start_information_names_all_memory,
+    memory_is_zero_at_first_and_keeps_what_is_written,
+    there_is_a_hypervisor_and_no_vmx,
+    vmx_cannot_be_switched_on,
+    registers_of_the_machine_are_out_of_reach,
+    beyond_memory_there_is_nothing,
+    the_call_of_this_hypervisor_has_its_identity,
+    every_vcpu_has_its_number,
+}
+
+fn the_start_information_names_all_memory() -> Verdict {
+    let machine = machine::get();
+    let main = machine.ram[0];
+    let image = guest_tests::start::image();
+    check!(
+        main.contains(image.start) && main.contains(image.end),
+        "the image is at {image:x?}, memory at {main:x?}"
+    );
+    check!(main.contains(machine.information.start), "the information is outside of memory");
+    check!(machine.ram.iter().any(|ram| ram.contains(0)), "there is no memory below 1 MiB");
+    Ok(())
+}
+
+fn memory_is_zero_at_first_and_keeps_what_is_written() -> Verdict {
+    let ram = ram::take(8 << 20, PAGE).expect("there is memory");
+    for word in ram.words().iter().step_by(512) {
+        same!("memory at first", word.as_ptr() as u64, 0, word.load(Relaxed));
+        word.store(word.as_ptr() as u64 ^ 0x5eed, Relaxed);
+    }
+    for word in ram.words().iter().step_by(512) {
+        same!("what was written", word.as_ptr() as u64, word.as_ptr() as u64 ^ 0x5eed, word.load(Relaxed));
+    }
+    Ok(())
+}
+
+fn there_is_a_hypervisor_and_no_vmx() -> Verdict {
+    let leaf = |leaf| core::arch::x86_64::__cpuid(leaf);
+    let features = leaf(1);
+    check!(features.ecx & 1 << 5 == 0, "CPUID tells of VMX");
+    check!(features.ecx & 1 << 31 != 0, "CPUID tells of no hypervisor");
+    check!(leaf(0x4000_0000).ebx.to_le_bytes() == *b"Mezz", "the hypervisor has another name");
+    Ok(())
+}
+
+/// Whether something ended in a general-protection exception.
+fn is_refused<R>(result: Result<R, Caught>) -> bool {
+    result.is_err_and(Caught::is_of_no_memory)
+}
+
+fn vmx_cannot_be_switched_on() -> Verdict {
+    // SAFETY: VMX is not there: refused, and nothing has changed.
+    let result = unsafe {
+        attempt(|| asm!("mov {t}, cr4", "bts {t}, 13", "mov cr4, {t}", t = out(reg) _, options(nostack)))
+    };
+    check!(is_refused(result), "CR4.VMXE was taken");
+    Ok(())
+}
+
+/// Reads a model-specific register.
+fn rdmsr(register: u32) -> Result<u64, Caught> {
+    // SAFETY: a read.
+    unsafe {
+        attempt(|| {
+            let (low, high): (u32, u32);
+            asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nostack));
+            u64::from(high) << 32 | u64::from(low)
+        })
+    }
+}
+
+fn registers_of_the_machine_are_out_of_reach() -> Verdict {
+    const FEATURE_CONTROL: u32 = 0x3a;
+    const VMX_BASIC: u32 = 0x480;
+    const EFER: u32 = 0xc000_0080;
+    check!(rdmsr(EFER).is_ok(), "IA32_EFER was refused");
+    check!(is_refused(rdmsr(FEATURE_CONTROL)), "IA32_FEATURE_CONTROL was read");
+    check!(is_refused(rdmsr(VMX_BASIC)), "IA32_VMX_BASIC was read");
+    Ok(())
+}
+
+fn beyond_memory_there_is_nothing() -> Verdict {
+    for at in [machine::get().ram_end(), 0x1000_0000, 0xfee0_0000, 0xffff_f000] {
+        for access in guest_tests::access::ACCESSES.iter().filter(|access| access.effect != Effect::Hint) {
+            // SAFETY: nothing is there.
+            let result = unsafe { access.perform(at) };
+            check!(is_refused(result), "`{}` at {at:#x}: expected a refusal, found {result:?}", access.name);
+        }
+    }
+    Ok(())
+}
+
+fn the_call_of_this_hypervisor_has_its_identity() -> Verdict {
+    let mut registers = [0; _];
+    registers[0] = abi::UID.into();
+    let Ok(results) = hypercall(registers) else { fail!("the call for the identity was refused") };
+    same!("the identity", 0, abi::uuid_words(&abi::UUID)[0].into(), results[0] & 0xffff_ffff);
+    for function in [calls::END - 1, calls::END, 0x8400_0000, u32::MAX] {
+        registers[0] = function.into();
+        let Ok(results) = hypercall(registers) else { fail!("call {function:#x} was refused") };
+        same!("a call that there is not", function.into(), u64::MAX, results[0]);
+    }
+    Ok(())
+}
+
+fn every_vcpu_has_its_number() -> Verdict {
+    smp::on_all(&|this| {
+        let apic = core::arch::x86_64::__cpuid(0xb).edx;
+        same!("the x2APIC's number", this as u64, this as u64, apic.into());
+        Ok(())
+    })
 }

@@ -32,6 +32,7 @@ mod ram;
 pub mod report;
 #[cfg(not(pc))]
 mod secondary;
+mod servers;
 #[cfg(not(pc))]
 pub mod tree;
 #[cfg(not(pc))]

@@ -29,7 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("bench", &["space", "frames", "vmsa", "stage2", "types"]),
     ("guest-tests", &["abi"]),
-    ("guest-tests-x86", &["abi"]),
+    ("guest-tests-x86", &["abi", "guest-tests"]),
     ("trace-tool", &["model", "trace", "vmsa", "frames", "stage2", "types"]),
     ("board-file", &[]),
     ("xtask", &["board-file", "trace-tool", "stage2", "types"]),

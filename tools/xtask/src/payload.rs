@@ -8,7 +8,6 @@ use crate::run::{Boot, GRANTED, GRANTED_TRACE, Prepared, host, vm};
 use crate::setup::{self, Need, PC_TARGET, TARGET};
 use crate::size::Size;
 use crate::tests::{AlreadySaid, PAYLOAD, Summary};
-use crate::trace::Tracing;
 use crate::{cargo, devices, paths, shell};
 use anyhow::{Context, Result, ensure};
 use cargo_metadata::MetadataCommand;
@@ -19,7 +18,7 @@ use std::time::Duration;
 const PACKAGE: &str = "guest-tests";
 
 /// The payload that drives its own page tables.
-const DRIVES: &str = "drive";
+pub(crate) const DRIVES: &str = "drive";
 /// Those that are granted the calls on their memory.
 const GRANTED_TO: [&str; 4] = [DRIVES, "reset", "exits", "stress"];
 /// Those that promise nothing by themselves, and are for commands of their own.
@@ -33,6 +32,8 @@ pub(crate) const DISK: usize = 1 << 20;
 pub(crate) const VCPUS: u32 = 4;
 /// The memory of a payload's VM.
 pub(crate) const MEMORY: Size = Size::mib(256);
+/// The memory of its VM on a PC.
+pub(crate) const PC_MEMORY: Size = Size::mib(160);
 /// How long a payload may say nothing that matters.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -90,23 +91,24 @@ fn compile() -> Result<()> {
     shell::run(cargo::cargo("build").args(["--release", "--target", TARGET, "-p", PACKAGE]))
 }
 
-/// The payload of the x86-64 board.
+/// The package of the payloads of x86-64 boards, and those of them.
 const PC_PACKAGE: &str = "guest-tests-x86";
+const PC_PAYLOADS: [&str; 2] = ["pc", DRIVES];
 
-/// Builds the payload of the x86-64 board.
-pub(crate) fn build_pc() -> Result<Payload> {
+/// Builds the payloads of x86-64 boards.
+pub(crate) fn build_pc() -> Result<Vec<Payload>> {
     setup::ensure(&[Need::Rust, Need::Pc])?;
-    Ok(Payload(cargo::build_for(PC_TARGET, PC_PACKAGE, PC_PACKAGE)?))
+    PC_PAYLOADS.iter().map(|name| Ok(Payload(cargo::build_for(PC_TARGET, PC_PACKAGE, name)?))).collect()
 }
 
-/// Runs it on a machine, shows its console, and says how many of its tests passed.
-pub(crate) fn run_pc(prepared: &impl Boot) -> Result<()> {
-    let mut console = prepared.console(Echo::Shown)?;
-    let summary = counts(&mut console)?;
-    println!("{summary}");
-    match summary.failed {
-        0 => Ok(()),
-        _ => Err(AlreadySaid.into()),
+/// Returns those payloads that `name` means, with a boot argument that selects tests.
+fn choose(name: &str, built: Vec<Payload>) -> (Vec<Payload>, String) {
+    let named =
+        |name: &str| built.iter().filter(|payload| payload.name() == name).cloned().collect::<Vec<_>>();
+    match (name, named(name)) {
+        ("all", _) => (built, String::new()),
+        (_, one) if !one.is_empty() => (one, String::new()),
+        _ => (named(DRIVES), format!("test={name}")),
     }
 }
 
@@ -139,29 +141,23 @@ pub(crate) fn counts(console: &mut Console) -> Result<Summary> {
     Ok(counts)
 }
 
-/// Runs the payloads that `name` means, on the machines that `prepare` makes of each with a boot argument that selects
-/// tests; shows their consoles, and sums their counts up.
-pub(crate) fn run(name: &str, prepare: impl Fn(&Payload, &str) -> Result<Prepared>) -> Result<()> {
-    setup::ensure(&[Need::Rust, Need::Qemu])?;
-    let built = build()?;
-    let (mut chosen, mut filter) = (built.clone(), String::new());
-    if name != "all" {
-        chosen.retain(|payload| payload.name() == name);
-        if chosen.is_empty() {
-            chosen = built;
-            chosen.retain(|payload| payload.name() == DRIVES);
-            filter = format!("test={name}");
-        }
-    }
+/// Runs the payloads of `built` that `name` means, on the machines that `prepare` makes of each with a boot argument that
+/// selects tests; shows their consoles, and sums their counts up.
+pub(crate) fn run<B: Boot>(
+    name: &str,
+    built: Vec<Payload>,
+    prepare: impl Fn(&Payload, &str) -> Result<B>,
+) -> Result<()> {
+    let (chosen, filter) = choose(name, built);
     let mut summary = Summary::default();
     for payload in &chosen {
         let mut prepared = prepare(payload, &filter)?;
-        let mut console = Console::piped(&prepared.machine, Echo::Shown)?;
+        let mut console = prepared.console(Echo::Shown)?;
         let result = counts(&mut console);
         drop(console);
         println!(); // the console may have stopped within a line
-        let result = match prepared.tracing.take().map(Tracing::finish).transpose() {
-            Ok(_) => result,
+        let result = match prepared.take_trace() {
+            Ok(()) => result,
             Err(error) => result.and(Err(error)),
         };
         summary.add(result.unwrap_or_else(|error| {

@@ -141,6 +141,11 @@ pub(crate) trait Boot {
     /// Returns the ELF file that names the addresses of a panic.
     fn elf(&self) -> Option<&Path>;
 
+    /// Takes what is left of the machine's trace, where one is made.
+    fn take_trace(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Takes and judges the machine's trace, where one is made.
     fn judge(&mut self) -> Result<()> {
         Ok(())
@@ -158,6 +163,10 @@ impl Boot for Prepared {
 
     fn elf(&self) -> Option<&Path> {
         self.elf.as_deref()
+    }
+
+    fn take_trace(&mut self) -> Result<()> {
+        self.tracing.take().map_or(Ok(()), Tracing::finish)
     }
 
     fn judge(&mut self) -> Result<()> {
@@ -178,46 +187,50 @@ fn run_pc(args: &Args, pc: &Pc) -> Result<()> {
         bail!("{option} is not for this board");
     }
     let hypervisor = hypervisor_cmdline(&args.log, args.hyp_append.as_deref());
-    let payload;
-    let kernel = match (&args.kernel, &args.test) {
-        (Some(kernel), _) => kernel.as_path(),
-        (None, Some(_)) => {
-            payload = payload::build_pc()?;
-            payload.file()
-        }
-        (None, None) => {
-            let prepared = bochs::with_linux(bochs::Linux {
-                board: args.board,
-                cpu: args.cpu.as_deref().unwrap_or(&pc.cpu),
-                smp: args.smp,
-                memory: args.mem,
-                append: args.append.as_deref(),
-                hypervisor: &hypervisor,
-            })?;
-            return run_prepared(args, &prepared);
-        }
+    if let Some(name) = &args.test {
+        return payload::run(name, payload::build_pc()?, |payload, filter| {
+            let append = format!("{filter} {}", args.append.as_deref().unwrap_or(""));
+            bochs::with_kernel(bochs::Wanted {
+                memory: args.mem.or(Some(payload::PC_MEMORY)),
+                append: Some(append.trim().to_owned()),
+                hypercalls: true,
+                ..wanted_pc(args, pc, payload.file(), &hypervisor)
+            })
+        });
+    }
+    let Some(kernel) = &args.kernel else {
+        let prepared = bochs::with_linux(bochs::Linux {
+            board: args.board,
+            cpu: args.cpu.as_deref().unwrap_or(&pc.cpu),
+            smp: args.smp,
+            memory: args.mem,
+            append: args.append.as_deref(),
+            hypervisor: &hypervisor,
+        })?;
+        return run_prepared(args, &prepared);
     };
-    let prepared = bochs::with_kernel(bochs::Wanted {
+    run_prepared(args, &bochs::with_kernel(wanted_pc(args, pc, kernel, &hypervisor))?)
+}
+
+/// Runs a PC, until the console matches or the machine ends.
+fn run_prepared(args: &Args, prepared: &bochs::Prepared) -> Result<()> {
+    match &args.expect {
+        Some(regex) => expect(prepared, regex, Duration::from_secs(args.timeout.unwrap_or(120))),
+        None => watch(prepared, args.timeout.map(Duration::from_secs)),
+    }
+}
+
+/// Returns the machine that runs a kernel on a PC.
+fn wanted_pc<'a>(args: &'a Args, pc: &'a Pc, kernel: &'a Path, hypervisor: &'a str) -> bochs::Wanted<'a> {
+    bochs::Wanted {
         board: args.board,
         cpu: args.cpu.as_deref().unwrap_or(&pc.cpu),
         smp: args.smp,
         memory: args.mem,
         kernel,
         append: args.append.clone(),
-        hypercalls: args.hypercalls || args.test.is_some(),
-        hypervisor: &hypervisor,
-    })?;
-    if args.test.is_some() {
-        return payload::run_pc(&prepared);
-    }
-    run_prepared(args, &prepared)
-}
-
-/// Runs a PC, until the console matches or the machine ends.
-fn run_prepared(args: &Args, prepared: &impl Boot) -> Result<()> {
-    match &args.expect {
-        Some(regex) => expect(prepared, regex, Duration::from_secs(args.timeout.unwrap_or(120))),
-        None => watch(prepared, args.timeout.map(Duration::from_secs)),
+        hypercalls: args.hypercalls,
+        hypervisor,
     }
 }
 
@@ -237,7 +250,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let cpu = args.board.cpu(args.cpu.as_deref())?;
     if let Some(name) = &args.test {
         let (smp, memory) = (args.smp.unwrap_or(payload::VCPUS), args.mem.unwrap_or(payload::MEMORY));
-        return payload::run(name, |payload, filter| {
+        setup::ensure(&[Need::Rust, Need::Qemu])?;
+        return payload::run(name, payload::build()?, |payload, filter| {
             let append = format!("{filter} {}", args.append.as_deref().unwrap_or(""));
             let cpus = (cpu.as_str(), args.cpus.unwrap_or(smp));
             let mut prepared = payload.machine(args.board, cpus, smp, memory, append.trim())?;

@@ -8,14 +8,15 @@
 
 use super::guest::Guest;
 use super::{Format, Hypervisor, Tagged, tracing};
+use crate::servers::Servers;
 use aarch64::cpu::Core;
 use aarch64::features::Features;
 use aarch64::guest::tlb::Stage2;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use rand_chacha::rand_core::Rng;
 use stage2::Quiescence;
-use types::{Cpu, CpuId, CpuSet};
-use vm::service::{After, Asked, Company, Left, Memory, PageAccess, Service};
+use types::{Cpu, CpuId};
+use vm::service::{After, Company, Left, Memory, PageAccess, Service};
 use vm::virtio::{Bus, Fill, Source, Take, Unreached};
 use vm::{CallRegs, Mmio, MmioOutcome};
 
@@ -25,12 +26,7 @@ const STEPS: u32 = 32;
 /// The CPUs that serve transfers.
 #[derive(Debug, Default)]
 pub(super) struct Engine {
-    /// Those that do.
-    servers: AtomicU64,
-    /// Those that were asked to.
-    asked: Asked,
-    /// How often somebody was asked.
-    times: AtomicU64,
+    servers: Servers,
     /// The place in the roster of the guest that is served first, the next time.
     first: AtomicU64,
 }
@@ -48,36 +44,25 @@ impl Engine {
             let mut section = hypervisor.waiting.enter(core.id());
             guest.space.admit(&mut section, Features::of_this_cpu().bbm);
         }
-        self.servers.fetch_or(CpuSet::EMPTY.with(core.id()).bits(), Relaxed);
-    }
-
-    fn company(&self, cpu: CpuId) -> (Company, CpuSet) {
-        let others = CpuSet::from_bits(self.servers.load(Relaxed)).without(cpu);
-        (if others.is_empty() { Company::Alone } else { Company::Others }, others)
+        self.servers.join(core.id());
     }
 
     /// Asks a CPU to serve: another one, where there is one, in turn.
     pub(super) fn ask(&self, core: &Core<'_>) {
-        let (_, others) = self.company(core.id());
-        let number = self.times.fetch_add(1, Relaxed) % u64::from(others.len().max(1));
-        let target = others.iter().nth(number as usize).unwrap_or(core.id());
-        self.asked.ask(target);
-        if target != core.id() {
-            core.kick(target);
-        }
+        self.servers.ask(core.id(), |cpu| core.kick(cpu));
     }
 
     /// Tells whether `cpu` was asked to serve.
     #[inline]
     pub(super) fn is_asked(&self, cpu: CpuId) -> bool {
-        self.asked.is_asked(cpu)
+        self.servers.is_asked(cpu)
     }
 
     /// Serves transfers of any guest's on the CPU that runs this, for a while. Tells whether there may be more.
     #[inline(never)] // seldom called, from where every exit passes
     pub(super) fn serve(&self, hypervisor: &Hypervisor, core: &Core<'_>) -> Left {
-        self.asked.take(core.id());
-        let (company, _) = self.company(core.id());
+        self.servers.take(core.id());
+        let (company, _) = self.servers.company(core.id());
         let mut left = Left::Nothing;
         for _ in 0..STEPS {
             left = self.step(hypervisor, core, company);
@@ -86,7 +71,7 @@ impl Engine {
             }
         }
         if left != Left::Nothing {
-            self.asked.ask(core.id());
+            self.servers.ask_self(core.id());
         }
         left
     }

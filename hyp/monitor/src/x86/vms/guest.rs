@@ -15,11 +15,17 @@ use spin::mutex::SpinMutex;
 use stage2::{Bbm, Presence, Quiescence};
 use types::{Cpu, Height, Range};
 use vm::image::{self, Placement};
-use vm::service::Service;
+use vm::service::{Company, Left, Memory, Service};
 use vm::{Granted, Largest, Populate, RamError, Role, VmConfig, pvh};
 use x86_64::cpu::Core;
 use x86_64::vmx::tlb::Tlb;
 use x86_64::vmx::vmcs::Start;
+
+/// A section of the way of waiting that is in use.
+type Section<'q> = <crate::waiting::Waiting<super::Kicks> as Quiescence>::Section<'q>;
+/// A guest's memory, as a CPU of this machine reaches it.
+pub(super) type GuestMemory<'m, 'q> =
+    Memory<'m, 'static, Format, Section<'q>, Core<'static>, Tlb<'m, Core<'static>>>;
 
 /// What exits are counted by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -246,16 +252,28 @@ impl Guest {
             hypervisor.ring(this, *cpu);
         }
         if let Some(service) = &self.service {
-            let tlb = self.tlb(hypervisor, &this.core);
-            let mut section = hypervisor.waiting.enter(this.core.id());
-            service.end(&mut vm::service::Memory {
-                space: &self.space,
-                section: &mut section,
-                cpu: &this.core,
-                tlb: &tlb,
-            });
+            self.with_memory(hypervisor, this, |memory| service.end(memory));
         }
         hypervisor.guest_is_off();
+    }
+
+    /// Runs `act` with its memory on the CPU that runs this, in a section.
+    pub(super) fn with_memory<R>(
+        &self,
+        hypervisor: &Hypervisor,
+        this: &PerCpu,
+        act: impl FnOnce(&mut GuestMemory<'_, '_>) -> R,
+    ) -> R {
+        let tlb = self.tlb(hypervisor, &this.core);
+        let mut section = hypervisor.waiting.enter(this.core.id());
+        act(&mut Memory { space: &self.space, section: &mut section, cpu: &this.core, tlb: &tlb })
+    }
+
+    /// Does a step of its transfers. Tells what is left of them.
+    pub(super) fn serve(&self, hypervisor: &Hypervisor, this: &PerCpu, company: Company) -> Left {
+        self.service.as_ref().map_or(Left::Nothing, |service| {
+            self.with_memory(hypervisor, this, |memory| service.serve(memory, company))
+        })
     }
 
     /// Counts an exit.

@@ -14,6 +14,7 @@ mod statistics;
 mod turn;
 
 use super::machine::{Machine, PerCpu};
+use crate::servers::Servers;
 use crate::{fatal, outlet, report, waiting};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -25,6 +26,7 @@ use spin::Once;
 use stage2::Kick;
 use turn::Turn;
 use types::{Cpu, CpuId, Range, Ticks};
+use vm::service::Left;
 use vm::{Granted, Role};
 use x86_64::apic::Apic;
 use x86_64::instr::{rdtsc, wait_for_change};
@@ -33,6 +35,9 @@ use x86_64::vmx::tlb::Issued;
 
 /// The format of every guest's tables.
 type Format = Ept;
+
+/// The most steps of transfers that a CPU does before it looks after its guest again.
+const STEPS: u32 = 32;
 
 /// The widest guest addresses: enough for any manifest.
 pub(super) const IPA_BITS: u32 = 40;
@@ -55,6 +60,8 @@ struct Hypervisor {
     waiting: Box<waiting::Waiting<Kicks>>,
     layout: Layout,
     issued: Issued,
+    /// Who serves guests' transfers.
+    servers: Servers,
     /// What a CPU that has nothing to do watches, by its number.
     bells: Vec<AtomicU32>,
     /// Guests that are on.
@@ -72,6 +79,7 @@ pub(super) fn run(this: &'static PerCpu) -> ! {
     } else {
         HYPERVISOR.wait()
     };
+    hypervisor.servers.join(this.core.id());
     match hypervisor.seat(this.core.id()) {
         Some((guest, vcpu)) => Turn::new(hypervisor, this, guest, vcpu).run(),
         None => hypervisor.idle(this),
@@ -92,6 +100,7 @@ impl Hypervisor {
             waiting: waiting::of(machine.options.wait, Kicks(machine, this.apic)),
             layout,
             issued: Issued::default(),
+            servers: Servers::default(),
             bells: machine.cpus().map(|_| AtomicU32::new(0)).collect(),
             on: AtomicUsize::new(0),
             first_entry: AtomicU64::new(0),
@@ -151,9 +160,12 @@ impl Hypervisor {
         }
     }
 
-    /// Waits until this CPU's bell rings again after it was `seen`.
-    fn sleep(&self, this: &PerCpu, seen: u32) {
+    /// Waits until this CPU's bell rings again after it was `seen`, unless there is something left to be served.
+    fn sleep_unless_asked(&self, this: &PerCpu, seen: u32) {
         report::stop_if_reported();
+        if self.servers.is_asked(this.core.id()) {
+            return;
+        }
         if let Some(bell) = self.bells.get(this.core.id().index()) {
             wait_for_change(bell, seen);
         }
@@ -167,8 +179,40 @@ impl Hypervisor {
     fn idle(&self, this: &PerCpu) -> ! {
         loop {
             let seen = self.bell(this);
-            self.sleep(this, seen);
+            self.serve_if_asked(this);
+            self.sleep_unless_asked(this, seen);
         }
+    }
+
+    /// Serves transfers of any guest's on this CPU, for a while, where it was asked to. What it leaves it comes back for after
+    /// the next exit.
+    fn serve_if_asked(&self, this: &PerCpu) {
+        let me = this.core.id();
+        if !self.servers.is_asked(me) {
+            return;
+        }
+        self.servers.take(me);
+        let (company, _) = self.servers.company(me);
+        let mut left = Left::Nothing;
+        for _ in 0..STEPS {
+            let steps = self.guests.iter().map(|guest| guest.serve(self, this, company));
+            left = steps.fold(Left::Nothing, |left, of_this| match (left, of_this) {
+                (Left::Some, _) | (_, Left::Some) => Left::Some,
+                (Left::Later, _) | (_, Left::Later) => Left::Later,
+                (Left::Nothing, Left::Nothing) => Left::Nothing,
+            });
+            if left != Left::Some {
+                break;
+            }
+        }
+        if left != Left::Nothing {
+            self.servers.ask_self(me);
+        }
+    }
+
+    /// Asks a CPU to serve what a guest has asked for.
+    fn ask_to_serve(&self, this: &PerCpu) {
+        self.servers.ask(this.core.id(), |cpu| self.ring(this, cpu));
     }
 
     /// Notes that a guest is about to be entered.

@@ -20,7 +20,7 @@ use log::{debug, error, info, warn};
 use space::{Outcome, SpaceError};
 use stage2::Quiescence;
 use types::{Cpu, Fault, Pa};
-use vm::service::{After, Company, Left, Memory};
+use vm::service::After;
 use vm::{CallRegs, Console, Role};
 use x86::vmx::vmcs::guest as field;
 use x86_64::instr::{let_nmis_in, take_nmi, xsetbv};
@@ -35,8 +35,6 @@ const SYSTEM_OFF: u32 = 0x8400_0008;
 const SYSTEM_RESET: u32 = 0x8400_0009;
 /// How many lines about one vCPU go to the log.
 const LINES: u32 = 20;
-/// The most steps of transfers that a CPU does before it looks after its guest again.
-const STEPS: u32 = 32;
 
 /// One vCPU, with all that its turns need.
 pub(super) struct Turn {
@@ -113,13 +111,14 @@ impl Turn {
     pub(super) fn run(mut self) -> ! {
         loop {
             let seen = self.hypervisor.bell(self.this);
+            self.hypervisor.serve_if_asked(self.this);
             if let Some(start) = self.guest.take_start(self.vcpu).filter(|_| !self.guest.is_off()) {
                 debug!("{}: vCPU {} starts", self.name(), self.vcpu);
                 self.start(start);
                 self.hypervisor.entered();
             }
             if !matches!(self.runs, Runs::On | Runs::Awaits) || self.guest.is_off() {
-                self.hypervisor.sleep(self.this, seen);
+                self.hypervisor.sleep_unless_asked(self.this, seen);
                 continue;
             }
             // One that waits for a start-up interrupt takes no kick, and uses no translation: it is not inside.
@@ -321,14 +320,11 @@ impl Turn {
         [r.rax, r.rdi, r.rsi, r.rdx, r.rcx, r.r8] = [regs[0], regs[1], regs[2], regs[3], regs[4], regs[5]];
     }
 
-    /// Serves a call on the guest's memory; a transfer that comes of it, here and now.
+    /// Serves a call on the guest's memory. Another CPU makes a transfer that comes of it.
     fn serve(&self, service: &vm::service::Service, regs: &mut CallRegs) {
-        let mut section = self.hypervisor.waiting.enter(self.this.core.id());
-        let mut memory =
-            Memory { space: &*self.guest.space, section: &mut section, cpu: &self.this.core, tlb: self.tlb };
-        if service.call(&mut memory, regs) == After::Serve {
-            let mut steps = 0..STEPS;
-            while steps.next().is_some() && service.serve(&mut memory, Company::Alone) == Left::Some {}
+        let after = self.guest.with_memory(self.hypervisor, self.this, |memory| service.call(memory, regs));
+        if after == After::Serve {
+            self.hypervisor.ask_to_serve(self.this);
         }
     }
 
@@ -359,7 +355,7 @@ impl Turn {
         let (leaf, subleaf) = (r.rax as u32, r.rcx as u32);
         let [eax, ebx, ecx, edx] = match self.has {
             Has::Machine => cpuid::answer_for_machine(leaf, subleaf, cr4),
-            Has::Nothing => cpuid::answer(leaf, subleaf, self.vcpu, cr4),
+            Has::Nothing => cpuid::answer(leaf, subleaf, (self.vcpu, self.guest.config().cpus.len()), cr4),
         };
         (r.rax, r.rbx, r.rcx, r.rdx) = (eax.into(), ebx.into(), ecx.into(), edx.into());
         self.vmcs.skip();

@@ -43,7 +43,7 @@ start:
     movl    %cr0, %eax
     orl     $0x80010001, %eax
     movl    %eax, %cr0
-    leal    (stack_0_end - start)(%ebp), %esp
+    leal    (stacks + {stack_size} - start)(%ebp), %esp
     leal    (start64 - start)(%ebp), %eax
     pushl   $8
     pushl   %eax
@@ -66,13 +66,19 @@ start64:
     movq    %rax, (%rbp, %rdx)
     addq    $24, %rbx
     jmp     4b
-5:  leaq    stack_0_end(%rip), %rsp
+5:  leaq    stacks(%rip), %rsp
+    addq    ${stack_size}, %rsp
+    leaq    numbers(%rip), %rax
+    movq    %rax, %rdx
+    shrq    $32, %rdx
+    movl    $0xc0000101, %ecx           // IA32_GS_BASE: this CPU's number
+    wrmsr
     xorl    %ebp, %ebp
     call    boot
 6:  hlt
     jmp     6b
 
-// The other CPU: copied to a page of the first MiB. It goes to what it finds behind itself.
+// Another CPU: copied to a page of the first MiB. It goes to what it finds behind itself.
 .section .rodata.other, "a"
 .code16
 .global other
@@ -117,9 +123,14 @@ other_32:
 other_64:
     movl    %ebp, %ebp
     movq    (other_stack - other)(%rbp), %rsp
-    movq    (other_entry - other)(%rbp), %rax
+    movq    (other_entry - other)(%rbp), %rsi
+    movq    (other_number - other)(%rbp), %rax
+    movq    %rax, %rdx
+    shrq    $32, %rdx
+    movl    $0xc0000101, %ecx           // IA32_GS_BASE: this CPU's number
+    wrmsr
     xorl    %ebp, %ebp
-    callq   *%rax
+    callq   *%rsi
 7:  hlt
     jmp     7b
 .balign 8
@@ -138,39 +149,74 @@ other_far64:
     .long 0
     .short 8
 .balign 8
-.global other_cr3
+.global other_words
+other_words:
 other_cr3:
     .quad 0
 other_stack:
     .quad 0
 other_entry:
     .quad 0
+other_number:
+    .quad 0
 .global other_end
 other_end:
 
 .section .text
 .code64
-// General protection: whoever has said where to go on goes on there, with the count of such exceptions in memory raised.
-.global protection
-protection:
-    addq    $8, %rsp                    // the error code
+// A stub for each vector: the error code, 0 where the CPU stores none, and the vector; then all registers.
+.balign 16
+.global exception_stubs
+exception_stubs:
+.set vector, 0
+.rept 48
+.balign 16
+.if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    pushq   $0
+.endif
+    pushq   $vector
+    jmp     exception_entry
+.set vector, vector + 1
+.endr
+exception_entry:
+    cld
     pushq   %rax
-    leaq    refusals(%rip), %rax
-    lock incq (%rax)
-    movq    %r15, 8(%rsp)               // RIP: by agreement in r15
+    pushq   %rbx
+    pushq   %rcx
+    pushq   %rdx
+    pushq   %rbp
+    pushq   %rsi
+    pushq   %rdi
+    pushq   %r8
+    pushq   %r9
+    pushq   %r10
+    pushq   %r11
+    pushq   %r12
+    pushq   %r13
+    pushq   %r14
+    pushq   %r15
+    movq    %rsp, %rdi
+    call    exception
+    popq    %r15
+    popq    %r14
+    popq    %r13
+    popq    %r12
+    popq    %r11
+    popq    %r10
+    popq    %r9
+    popq    %r8
+    popq    %rdi
+    popq    %rsi
+    popq    %rbp
+    popq    %rdx
+    popq    %rcx
+    popq    %rbx
     popq    %rax
+    addq    $16, %rsp
     iretq
-
-// Any other exception ends the machine.
-.global surprise
-surprise:
-    call    surprised
 
 .section .data
 .balign 8
-.global refusals
-refusals:
-    .quad 0
 gdt:
     .quad 0
     .quad 0x00af9b000000ffff
@@ -184,8 +230,6 @@ gdtr:
 .global tables
 tables:
     .skip 6 * 4096
-    .skip 16384
-stack_0_end:
-    .skip 16384
-.global stack_1_end
-stack_1_end:
+.global stacks
+stacks:
+    .skip {stack_size} * {cpus}

@@ -1,0 +1,49 @@
+//! An x86-64 CPU.
+
+use core::arch::asm;
+
+/// The flag that lets interrupts in.
+const IF: u64 = 1 << 9;
+
+/// Returns this CPU's number: 0 is the boot CPU.
+pub fn index() -> usize {
+    let index: u64;
+    // SAFETY: the entry code has pointed GS to a word that holds the number.
+    unsafe { asm!("mov {}, gs:[0]", out(reg) index, options(nostack, preserves_flags, readonly)) };
+    index as usize
+}
+
+/// Waits until all earlier memory accesses are complete.
+pub fn dsb_isb() {
+    // SAFETY: barriers only order.
+    unsafe { asm!("mfence", "lfence", options(nostack, preserves_flags)) };
+}
+
+/// Lets another CPU go on, where several share what executes them.
+pub fn give_way() {
+    core::hint::spin_loop();
+}
+
+/// Stops this CPU for good.
+pub fn park() -> ! {
+    loop {
+        // SAFETY: waiting changes nothing.
+        unsafe { asm!("cli", "hlt", options(nostack)) };
+    }
+}
+
+/// Masks interrupts, and returns what was.
+pub(crate) fn mask_interrupts() -> u64 {
+    let flags: u64;
+    // SAFETY: masking interrupts, until `unmask_interrupts`.
+    unsafe { asm!("pushfq", "pop {}", "cli", out(reg) flags) };
+    flags
+}
+
+/// Has interrupts be as they were.
+pub(crate) fn unmask_interrupts(flags: u64) {
+    if flags & IF != 0 {
+        // SAFETY: as it was.
+        unsafe { asm!("sti", options(nostack)) };
+    }
+}
