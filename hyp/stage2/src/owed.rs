@@ -106,6 +106,16 @@ pub trait Invalidate {
     fn ticks(&self) -> u64 {
         0
     }
+
+    /// Tells whether every CPU's hardware lists the pages whose dirty flags it sets (Intel's PML). Then each hands on what is in
+    /// its list before it says that it has left a guest.
+    fn lists_writes(&self) -> bool {
+        false
+    }
+
+    /// Waits until what was in the list of any CPU has been handed on: has those that are in a guest leave it once. Called
+    /// outside of any reading.
+    fn hand_on_lists(&self) {}
 }
 
 impl<T: Invalidate + ?Sized> Invalidate for &T {
@@ -125,6 +135,14 @@ impl<T: Invalidate + ?Sized> Invalidate for &T {
 
     fn ticks(&self) -> u64 {
         T::ticks(self)
+    }
+
+    fn lists_writes(&self) -> bool {
+        T::lists_writes(self)
+    }
+
+    fn hand_on_lists(&self) {
+        T::hand_on_lists(self);
     }
 }
 

@@ -8,7 +8,7 @@
 
 use super::Memory;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use space::{Collapsed, Granularity, Leaves, LogCursor, Made, MoveError, Scattered, SpaceError};
+use space::{Collapsed, Granularity, LogCursor, Made, MoveError, Scattered, SpaceError};
 use spin::mutex::SpinMutex;
 use stage2::{Entry, Format, Invalidate, Live, Section, Why, span};
 use types::{Cpu, FRAME_SIZE, Height, Ipa, Range};
@@ -202,7 +202,7 @@ impl Churn {
                 let end = block.wrapping_add(LOGGED * span::<F>(BLOCK)).min(ram.end());
                 let Ok(range) = Range::new(block, end) else { return };
                 // Where the guest keeps a log of its own, there is none.
-                match space.start_log(memory.section, &Leaves, range, Granularity::Pages) {
+                match memory.start_log(range, Granularity::Pages) {
                     Ok(cursor) => Log::Arming(range, cursor),
                     Err(_) => Log::None,
                 }

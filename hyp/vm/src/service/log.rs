@@ -10,7 +10,7 @@ use super::bitmap::PAGES;
 use super::request::{Answer, Arguments, Part, of_space};
 use super::{Memory, Service};
 use abi::Status;
-use space::{Granularity, Leaves, LogCursor, Made, SpaceError};
+use space::{Granularity, LogCursor, Made, SpaceError};
 use stage2::{Format, Invalidate, Section, span};
 use types::{Cpu, FRAME_SIZE, Ipa, Range};
 
@@ -63,10 +63,9 @@ impl Service {
                     *cursor
                 }
                 Log::Runs { .. } => return Err(Status::Logging),
-                Log::None | Log::Recovering { .. } => memory
-                    .space
-                    .start_log(memory.section, &Leaves, part.whole, granularity)
-                    .map_err(of_space)?,
+                Log::None | Log::Recovering { .. } => {
+                    memory.start_log(part.whole, granularity).map_err(of_space)?
+                }
             };
             let (range, here) = (part.whole, Part { rest: part.whole, ..part });
             *log = Log::Arming { range, granularity, cursor };

@@ -3,12 +3,21 @@
 use super::request::of_pin;
 use abi::Status;
 use frames::Hold;
-use space::{Contents, Leaves, LogCursor, Pins, Space, SpaceError};
+use space::{Contents, Granularity, Leaves, Listed, LogCursor, Pins, Pml, Space, SpaceError};
 use stage2::{Format, Invalidate, Section};
 use types::{Cpu, Height, Ipa, Range};
 
 /// How often a pin of a range goes on where it has stopped.
 const PATIENCE: u32 = 4;
+
+/// The CPUs' lists of written pages. Each CPU marks itself what is in its own.
+struct Lists<'a, I>(&'a I);
+
+impl<I: Invalidate> Pml for Lists<'_, I> {
+    fn drain(&self, _: &mut dyn FnMut(Ipa)) {
+        self.0.hand_on_lists();
+    }
+}
 
 /// One machine's memory, as one CPU reaches it for the length of a call.
 #[derive(Debug)]
@@ -52,7 +61,23 @@ impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
         cursor: LogCursor,
         mut written: &mut dyn FnMut(Range),
     ) -> Result<Option<LogCursor>, SpaceError> {
-        self.space.harvest_log(self.section, self.tlb, &Leaves, cursor, &mut written)
+        let (space, tlb) = (self.space, self.tlb);
+        if tlb.lists_writes() {
+            return space.harvest_log(self.section, tlb, &Listed(Lists(tlb)), cursor, &mut written);
+        }
+        space.harvest_log(self.section, tlb, &Leaves, cursor, &mut written)
+    }
+
+    /// Begins a dirty log, as [`Space::start_log`] does.
+    pub(super) fn start_log(
+        &mut self,
+        range: Range,
+        granularity: Granularity,
+    ) -> Result<LogCursor, SpaceError> {
+        if self.tlb.lists_writes() {
+            return self.space.start_log(self.section, &Listed(Lists(self.tlb)), range, granularity);
+        }
+        self.space.start_log(self.section, &Leaves, range, granularity)
     }
 
     /// Makes young leaves old, as [`Space::age`] does.

@@ -243,6 +243,12 @@ impl Capabilities {
     pub fn has_vpid(&self) -> bool {
         self.secondary.has(SecondaryControls::ENABLE_VPID.bits())
     }
+
+    /// Tells whether the hardware lists the pages whose dirty flags it sets (page-modification logging).
+    pub fn has_pml(&self) -> bool {
+        self.secondary.has(SecondaryControls::ENABLE_PML.bits())
+            && self.ept.contains(ept::Capabilities::ACCESSED_DIRTY)
+    }
 }
 
 /// Lets this CPU execute VMXON: sets CR4.VMXE.

@@ -30,9 +30,11 @@ mod reason {
     pub(super) const INVVPID: u64 = 53;
     pub(super) const WBINVD: u64 = 54;
     pub(super) const XSETBV: u64 = 55;
+    pub(super) const LIST_FULL: u64 = 62;
 }
 
-pub(super) const EPT_VIOLATION: u64 = reason::EPT_VIOLATION;
+/// Exits whose qualification tells whether an IRET has unblocked NMIs.
+pub(super) const TELLS_OF_IRET: [u64; 2] = [reason::EPT_VIOLATION, reason::LIST_FULL];
 
 /// What the CPU says of an exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -149,6 +151,8 @@ pub enum Exit {
     Violation(Fault),
     /// The second stage's tables hold what is no entry: a bug.
     Misconfiguration(Ipa),
+    /// The list of written pages is full.
+    ListFull,
     /// An exit that nobody has asked for: its basic reason.
     Unexpected(u16),
 }
@@ -228,6 +232,7 @@ impl Exit {
             reason::WRMSR => Self::Wrmsr,
             reason::XSETBV => Self::Xsetbv,
             reason::EPT_VIOLATION => Self::Violation(fault(told.qualification, told.ipa)),
+            reason::LIST_FULL => Self::ListFull,
             reason::EPT_MISCONFIGURATION => Self::Misconfiguration(Ipa::new(told.ipa)),
             reason::TASK_SWITCH => Self::Unexpected(basic as u16),
             other => Self::Unexpected(other as u16),
@@ -289,6 +294,7 @@ mod tests {
         assert_eq!(decode(21, 0), Exit::Undefined);
         assert_eq!(decode(50, 0), Exit::Undefined);
         assert_eq!(decode(49, 0), Exit::Misconfiguration(Ipa::new(0x1234)));
+        assert_eq!(decode(62, 0), Exit::ListFull);
         assert_eq!(decode(40, 0), Exit::Unexpected(40));
         let io = Io { port: 0xe9, bytes: 1, way: Way::Out, form: Form::Register };
         assert_eq!(decode(30, 0xe9_0000), Exit::Io(io));

@@ -40,6 +40,8 @@ pub struct Tlb<'a, C> {
     pub cpu: &'a C,
     /// Who is in a guest of the space, and who ever was.
     pub presence: &'a Presence,
+    /// Whether the CPUs list written pages, and hand on what is listed when they leave.
+    pub lists: bool,
     /// Counts what is issued.
     pub issued: &'a Issued,
 }
@@ -120,6 +122,14 @@ impl<C: Cpu> Invalidate for Tlb<'_, C> {
     fn ticks(&self) -> u64 {
         self.cpu.now()
     }
+
+    fn lists_writes(&self) -> bool {
+        self.lists
+    }
+
+    fn hand_on_lists(&self) {
+        self.presence.wait(self.presence.request(self.cpu.id(), self));
+    }
 }
 
 #[cfg(test)]
@@ -141,7 +151,7 @@ mod tests {
     }
 
     fn tlb<'a>(cpu: &'a Core<'static>, presence: &'a Presence, issued: &'a Issued) -> Tlb<'a, Core<'static>> {
-        Tlb { eptp: EPTP, kind: Invept::Single, cpu, presence, issued }
+        Tlb { eptp: EPTP, kind: Invept::Single, cpu, presence, lists: true, issued }
     }
 
     fn nmi(apic: u64) -> Effect {
@@ -191,6 +201,20 @@ mod tests {
         theirs.leave();
         theirs.interrupted();
         assert_eq!(effect::take(), [], "outside there is nothing to do");
+    }
+
+    #[test]
+    fn who_is_in_the_guest_hands_its_list_on_by_leaving() {
+        effect::reset();
+        let (presence, issued) = (Presence::new(), Issued::default());
+        let (zero, one) = (core(0), core(1));
+        let (mine, theirs) = (tlb(&zero, &presence, &issued), tlb(&one, &presence, &issued));
+        assert!(mine.lists_writes());
+        theirs.enter();
+        theirs.leave();
+        effect::take();
+        mine.hand_on_lists();
+        assert_eq!(effect::take(), [], "nobody is inside");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::instructions::{VmFail, Went, enter, exit_address, vmclear, vmptrld, v
 use super::{Registers, refused};
 use crate::instr::{Controls as Running, rdmsr};
 use crate::local::{Local, Selectors};
-use types::Pa;
+use types::{Ipa, Pa};
 use x86::msr;
 use x86::vmx::vmcs::control::{
     self, EntryControls, ExitControls, PinbasedControls, PrimaryControls, SecondaryControls,
@@ -37,6 +37,8 @@ pub struct Setup {
     pub has: Has,
     /// A frame with a bit for each MSR that reads and writes of are exits (25.6.9).
     pub msr_bitmap: Pa,
+    /// A frame in which the hardware lists written pages, where the CPUs do that.
+    pub list: Option<Pa>,
     /// Two frames with a bit for each port (25.6.4), all clear: no exits. For a guest that has the machine.
     pub port_bitmaps: [Pa; 2],
 }
@@ -53,7 +55,7 @@ pub struct Controls {
 
 impl Controls {
     /// Chooses the controls for a guest that has `has`.
-    pub fn choose(capabilities: &Capabilities, has: Has) -> Self {
+    pub fn choose(capabilities: &Capabilities, has: Has, list: Option<Pa>) -> Self {
         let c = capabilities;
         let (interrupts, stops) = match has {
             Has::Machine => (0, PrimaryControls::USE_IO_BITMAPS.bits()),
@@ -64,7 +66,8 @@ impl Controls {
         };
         debug_assert!(stops & !HLT_AND_PORTS == 0);
         let primary = PrimaryControls::USE_MSR_BITMAPS.bits() | PrimaryControls::SECONDARY_CONTROLS.bits();
-        let secondary = SecondaryControls::ENABLE_EPT | SecondaryControls::UNRESTRICTED_GUEST;
+        let mut secondary = SecondaryControls::ENABLE_EPT | SecondaryControls::UNRESTRICTED_GUEST;
+        secondary.set(SecondaryControls::ENABLE_PML, list.is_some() && c.has_pml());
         let welcome = SecondaryControls::ENABLE_VPID
             | SecondaryControls::ENABLE_RDTSCP
             | SecondaryControls::ENABLE_INVPCID
@@ -179,11 +182,16 @@ pub fn leave_at_once() {
     unsafe { vmwrite(control::PRIMARY_PROCBASED_EXEC_CONTROLS, controls | u64::from(NMI_WINDOW)) };
 }
 
+/// The place of the list that is written first: the highest.
+const FIRST_LISTED: u64 = 511;
+
 /// One vCPU.
 #[derive(Debug)]
 pub struct Vmcs {
     region: Pa,
     launched: bool,
+    /// Where the hardware lists written pages.
+    list: Option<Pa>,
     /// The registers that are not in the VMCS.
     pub registers: Registers,
 }
@@ -203,10 +211,27 @@ impl Vmcs {
             vmclear(region)?;
             vmptrld(region)?;
         }
-        let made = Self { region, launched: false, registers: Registers::default() };
+        let made = Self { region, launched: false, list: None, registers: Registers::default() };
         made.write_controls(setup);
         made.write_host(selectors);
-        Ok(made)
+        Ok(Self { list: setup.list.filter(|_| setup.capabilities.has_pml()), ..made })
+    }
+
+    /// Calls `written` with each page that the hardware has listed since the last time (SDM 3C, 29.3.6), and empties the list.
+    pub fn take_listed(&self, mut written: impl FnMut(Ipa)) {
+        let Some(list) = self.list else { return };
+        let index = self.get(guest::PML_INDEX);
+        if index == FIRST_LISTED {
+            return;
+        }
+        // It counts down to what is written next; beyond zero, the list is full.
+        let last = if index > FIRST_LISTED { 0 } else { index + 1 };
+        let words = core::ptr::with_exposed_provenance::<u64>(list.get() as usize);
+        for place in last..=FIRST_LISTED {
+            // SAFETY: the frame is this vCPU's list, mapped, of 512 words; the CPU writes it only in the guest.
+            written(Ipa::new(unsafe { words.add(place as usize).read_volatile() }));
+        }
+        self.set(guest::PML_INDEX, FIRST_LISTED);
     }
 
     /// Returns where it is.
@@ -227,7 +252,7 @@ impl Vmcs {
 
     fn write_controls(&self, setup: &Setup) {
         let c = &setup.capabilities;
-        let controls = Controls::choose(c, setup.has);
+        let controls = Controls::choose(c, setup.has, setup.list);
         self.set(control::PINBASED_EXEC_CONTROLS, controls.pin.into());
         self.set(control::PRIMARY_PROCBASED_EXEC_CONTROLS, controls.primary.into());
         self.set(control::SECONDARY_PROCBASED_EXEC_CONTROLS, controls.secondary.into());
@@ -247,6 +272,10 @@ impl Vmcs {
         self.set(control::EPTP_FULL, setup.eptp);
         if controls.secondary & SecondaryControls::ENABLE_VPID.bits() != 0 {
             self.set(control::VPID, setup.vpid.into());
+        }
+        if let Some(list) = setup.list.filter(|_| c.has_pml()) {
+            self.set(control::PML_ADDR_FULL, list.get());
+            self.set(guest::PML_INDEX, FIRST_LISTED);
         }
         if controls.secondary & SecondaryControls::ENABLE_XSAVES_XRSTORS.bits() != 0 {
             self.set(control::XSS_EXITING_BITMAP_FULL, 0);
@@ -390,7 +419,7 @@ impl Vmcs {
                 self.set(control::VMENTRY_EXCEPTION_ERR_CODE, self.get(ro::IDT_VECTORING_ERR_CODE));
             }
             self.set(control::VMENTRY_INSTRUCTION_LEN, self.get(ro::VMEXIT_INSTRUCTION_LEN));
-        } else if self.get(ro::EXIT_REASON) & 0xffff == super::exit::EPT_VIOLATION
+        } else if super::exit::TELLS_OF_IRET.contains(&(self.get(ro::EXIT_REASON) & 0xffff))
             && self.get(ro::EXIT_QUALIFICATION) & UNBLOCKED_BY_IRET != 0
         {
             let state = self.get(guest::INTERRUPTIBILITY_STATE);
@@ -537,6 +566,7 @@ impl Paging {
 mod tests {
     use super::*;
     use crate::effect::{self, Effect};
+    use std::vec::Vec;
 
     fn capabilities() -> Capabilities {
         Capabilities {
@@ -555,8 +585,8 @@ mod tests {
 
     #[test]
     fn a_guest_that_has_the_machine_waits_for_its_own_interrupts_and_one_that_has_nothing_leaves() {
-        let machine = Controls::choose(&capabilities(), Has::Machine);
-        let nothing = Controls::choose(&capabilities(), Has::Nothing);
+        let machine = Controls::choose(&capabilities(), Has::Machine, None);
+        let nothing = Controls::choose(&capabilities(), Has::Nothing, None);
         assert_eq!((machine.pin & 1, nothing.pin & 1), (0, 1));
         let hlt = PrimaryControls::HLT_EXITING.bits();
         assert_eq!((machine.primary & hlt, nothing.primary & hlt), (0, hlt));
@@ -570,7 +600,7 @@ mod tests {
     fn vmcs() -> Vmcs {
         effect::reset();
         effect::script_field(control::VMENTRY_CONTROLS, 0x11ff | 1 << 9);
-        Vmcs { region: Pa::new(0x1000), launched: false, registers: Registers::default() }
+        Vmcs { region: Pa::new(0x1000), launched: false, list: None, registers: Registers::default() }
     }
 
     #[test]
@@ -671,6 +701,23 @@ mod tests {
         assert_eq!(Paging { efer: 0, ..off }.with_cr0(0x8000_0031), None, "page-directory pointers");
         assert_eq!(on.with_cr0(0x31), None, "paging off in 64-bit code");
         assert_eq!(Paging { is_wide: false, cr4: 1 << 17 | 0x20, ..on }.with_cr0(0x31), None, "PCIDs");
+    }
+
+    #[test]
+    fn a_list_is_read_from_its_end_and_emptied() {
+        let words: Vec<u64> = (0..512).map(|n| n << 12).collect();
+        let list = Pa::new(words.as_ptr().expose_provenance() as u64);
+        let vmcs = Vmcs { list: Some(list), ..vmcs() };
+        let listed = |index: u64| {
+            effect::script_field(guest::PML_INDEX, index);
+            let mut listed = Vec::new();
+            vmcs.take_listed(|ipa| listed.push(ipa.get() >> 12));
+            (listed, effect::take())
+        };
+        assert_eq!(listed(511), (Vec::new(), Vec::new()));
+        let emptied = std::vec![Effect::Vmwrite(guest::PML_INDEX, 511)];
+        assert_eq!(listed(508), (std::vec![509, 510, 511], emptied.clone()));
+        assert_eq!(listed(0xffff), ((0..512).collect(), emptied));
     }
 
     #[test]

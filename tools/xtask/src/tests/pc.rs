@@ -22,6 +22,8 @@ const LINUX_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// The models, with the way of waiting for readers: with accessed and dirty flags, and one that is newer.
 const MODELS: [(&str, &str); 2] = [("corei7_haswell_4770", "epoch"), ("corei7_icelake_u", "rendezvous")];
+/// The one of them that lists written pages (PML).
+const LISTS: &str = MODELS[1].0;
 /// A model that has no VMX.
 const WITHOUT_VMX: &str = "athlon64_venice";
 
@@ -58,6 +60,10 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
                     let counts = counts(console)?;
                     let kicks = statistic(console.log(), "kicks to invalidate")?;
                     ensure!(kicks > 0 || payload.name() != DRIVES, "nobody was kicked");
+                    if cpu == LISTS && payload.name() == DRIVES {
+                        let listed = statistic(console.log(), "guest pages listed as written")?;
+                        ensure!(listed > 0, "the hardware has listed nothing");
+                    }
                     Ok(counts)
                 });
             }

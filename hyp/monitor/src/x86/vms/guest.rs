@@ -69,6 +69,10 @@ pub(super) struct Guest {
     pub(super) space: Box<Space<'static, Format>>,
     /// Which CPUs are in it.
     presence: Box<Presence>,
+    /// Whether its CPUs list the pages that it writes.
+    pub(super) lists: bool,
+    /// How many they have listed.
+    pub(super) listed: AtomicU64,
     pub(super) service: Option<Box<Service>>,
     pub(super) outlet: Outlet,
     /// How each vCPU is to start, until its CPU takes that.
@@ -140,6 +144,8 @@ impl Guest {
             placement,
             space,
             presence: Box::default(),
+            lists: config.role != Role::Primary && hypervisor.machine.capabilities.has_pml(),
+            listed: AtomicU64::new(0),
             service,
             outlet,
             starts: config.cpus.iter().map(|_| SpinMutex::new(None)).collect(),
@@ -172,6 +178,7 @@ impl Guest {
             kind: hypervisor.layout.invept(),
             cpu: core,
             presence: &self.presence,
+            lists: self.lists,
             issued: &hypervisor.issued,
         }
     }

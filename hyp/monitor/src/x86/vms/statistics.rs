@@ -40,6 +40,9 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
             writeln!(to, "{name} mapped {size}: {leaves}")?;
         }
         writeln!(to, "{name} splits: {}", stats.census.splits)?;
+        if guest.lists {
+            writeln!(to, "{name} pages listed as written: {}", guest.listed.load(Relaxed))?;
+        }
         writeln!(to, "{name} bytes of tables: {}", stats.table_bytes)?;
     }
     let issued = &hypervisor.issued;

@@ -15,11 +15,13 @@ use super::msr::{self, Command};
 use super::{Hypervisor, cpuid};
 use crate::report;
 use alloc::boxed::Box;
+use core::sync::atomic::Ordering::Relaxed;
 use frames::{Order, Usage};
 use log::{debug, error, info, warn};
 use space::{Outcome, SpaceError};
 use stage2::Quiescence;
-use types::{Cpu, Fault, Pa};
+use types::sync::mutant;
+use types::{Cpu, FRAME_SIZE, Fault, Pa, Range};
 use vm::service::After;
 use vm::{CallRegs, Console, Role};
 use x86::vmx::vmcs::guest as field;
@@ -94,6 +96,7 @@ impl Turn {
             vpid: 1 + guest.number * vm::MAX_VCPUS as u16 + vcpu as u16,
             has,
             msr_bitmap: bitmap,
+            list: guest.lists.then(|| frame(hypervisor)),
             port_bitmaps: ports,
         };
         let region = frame(hypervisor);
@@ -140,6 +143,7 @@ impl Turn {
             // SAFETY: this VMCS is the only one that is ever current here, and the tables are the guest's own.
             let exit = unsafe { self.vmcs.enter() };
             if is_inside {
+                self.hand_on_list(); // before it says that it is outside: who waits for that asks for what was written
                 self.tlb.leave();
             }
             self.this.retract();
@@ -152,6 +156,19 @@ impl Turn {
                 Err(refused) => self.refused(refused),
             }
         }
+    }
+
+    /// Marks what the hardware has listed since the guest was entered. Waits for nobody.
+    fn hand_on_list(&self) {
+        if mutant("list-not-handed-on") {
+            return;
+        }
+        let mut section = None;
+        self.vmcs.take_listed(|ipa| {
+            self.guest.listed.fetch_add(1, Relaxed);
+            let section = section.get_or_insert_with(|| self.hypervisor.waiting.enter(self.this.core.id()));
+            self.guest.space.mark_written(section, Range::block_around(ipa, FRAME_SIZE));
+        });
     }
 
     /// Has the guest that has the machine take an interrupt which nobody here has sent: now, or as soon as it takes one.
@@ -234,6 +251,7 @@ impl Turn {
                 self.vmcs.skip();
                 self.runs = Runs::Halted;
             }
+            Exit::ListFull => {} // it has been emptied
             Exit::Undefined => self.vmcs.inject(Event::Undefined),
             Exit::OtherControl => self.vmcs.inject(Event::GeneralProtection),
             Exit::Interrupt => {
