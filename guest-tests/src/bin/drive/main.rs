@@ -13,6 +13,7 @@ mod balloon;
 mod control_page;
 mod dirty;
 mod fuzz;
+mod hardware;
 mod interface;
 mod permissions;
 mod pinning;
@@ -71,6 +72,11 @@ guest_tests! {
     }
     aging {
         what_was_used_is_young_and_the_rest_is_not,
+    }
+    hardware {
+        a_page_that_is_old_takes_one_fault_at_most,
+        a_page_that_is_clean_takes_one_fault_at_most,
+        a_block_that_changes_is_written_meanwhile,
     }
     tracing {
         the_trace_begins_and_stops_while_memory_changes,

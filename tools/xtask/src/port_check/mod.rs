@@ -3,16 +3,18 @@
 //! Each check is something that a guest or its user would miss. It has passed, it has failed, or it is absent: the board has no
 //! such thing, and says so. Nothing is inferred from a data sheet: what is not tried is not in the report.
 
+mod tried;
+
 use crate::board::Board;
 use crate::bundle::{self, One};
 use crate::console::{Console, Echo};
+use crate::paths;
 use crate::report;
 use crate::run::{self, Prepared, linux_cmdline};
 use crate::setup::{self, Need};
 use crate::size::Size;
 use crate::tests::AlreadySaid;
 use crate::tests::linux::{expect, prompt, says_statistics};
-use crate::{paths, payload};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::fmt::Write;
@@ -118,10 +120,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     board.emulator()?; // said before anything is built
     let emulator = setup::qemu_version()?;
     let mut report = Report { board: board.to_string(), emulator, checks: Vec::new() };
-    boot(board, &mut report);
+    let features = boot(board, &mut report);
     exercise(board, &mut report);
     restart(board, &mut report);
-    report.add("guest tests", guest_tests(board));
+    tried::add(board, &features, &mut report);
     if let Some(path) = &args.text {
         paths::replace(path, report.markdown().as_bytes())?;
     }
@@ -155,15 +157,18 @@ fn ask(console: &mut Console, line: &str) -> Result<String> {
     Ok(console.log().get(from..).unwrap_or_default().to_owned())
 }
 
-/// One boot, as it goes along: what the hypervisor finds, and what a guest gets.
-fn boot(board: Board, report: &mut Report) {
+/// One boot, as it goes along: what the hypervisor finds, and what a guest gets. Returns what it says the CPUs have.
+fn boot(board: Board, report: &mut Report) -> String {
     let started = machine(board, "").and_then(|prepared| {
         let console = Console::piped(&prepared.machine, Echo::Kept)?;
         Ok((prepared, console))
     });
     let (_prepared, mut console) = match started {
         Ok(started) => started,
-        Err(error) => return report.passed("image, loading, start", Err(error)),
+        Err(error) => {
+            report.passed("image, loading, start", Err(error));
+            return String::new();
+        }
     };
     let console = &mut console;
     report.passed(
@@ -186,10 +191,12 @@ fn boot(board: Board, report: &mut Report) {
     if let Ok(found) = &found {
         report.passed("stage-2 features found", Ok(found[2].clone()));
     }
+    let features = found.map(|found| found[2].clone()).unwrap_or_default();
     report.passed(
         "guest boots",
         expect(console, "^INIT-OK$").and_then(|_| prompt(console)).map(|()| "INIT-OK".into()),
     );
+    report.add("errata", Ok(errata(console)));
     report.passed(
         "console input (SPI)",
         ask(console, "echo SUM-$((6 * 7))").and_then(|said| {
@@ -213,6 +220,15 @@ fn boot(board: Board, report: &mut Report) {
     );
     report.passed("vCPU off and on", vcpu_off_and_on(console));
     end(board, console, report);
+    features
+}
+
+/// Returns the errata in force, which the hypervisor names behind what the CPUs have.
+fn errata(console: &Console) -> (Verdict, String) {
+    match console.log().lines().find_map(|line| line.split_once("] errata: ")) {
+        Some((_, names)) => (Verdict::Passed, format!("acted on: {names}")),
+        None => (Verdict::Absent, "none that is known".into()),
+    }
 }
 
 /// Compares how many CPUs are at work with how many the machine has.
@@ -286,7 +302,7 @@ fn end(board: Board, console: &mut Console, report: &mut Report) {
     };
     report.passed("guest powers off", Ok("with the hypervisor's statistics".into()));
     report.add(
-        "list registers and maintenance interrupt",
+        "maintenance interrupts of Linux",
         match count("linux exits maintenance") {
             Some(0) | None => Ok((Verdict::Absent, "never more interrupts than list registers".into())),
             Some(taken) => Ok((Verdict::Passed, format!("{taken} maintenance interrupts"))),
@@ -344,27 +360,6 @@ fn restart(board: Board, report: &mut Report) {
         Ok("twice, each time loaded anew".to_owned())
     });
     report.passed("guest restarts (cache maintenance)", restarted);
-}
-
-/// The guest tests, where there is an interrupt controller that they know.
-fn guest_tests(board: Board) -> Result<(Verdict, String)> {
-    let known = machine(board, "").and_then(|prepared| {
-        let mut console = Console::piped(&prepared.machine, Echo::Kept)?;
-        expect(&mut console, r"CPUs? at EL2, each with (.*)").map(|found| found[1].ends_with("GIC"))
-    })?;
-    if !known {
-        return Ok((Verdict::Absent, "they drive a GICv3, and this is a GICv2".into()));
-    }
-    let cpu = board.cpu(None)?;
-    let mut sum = crate::tests::Summary::default();
-    for payload in payload::build()? {
-        let prepared = payload.machine(board, (&cpu, VCPUS), VCPUS, payload::MEMORY, "")?;
-        let mut console = Console::piped(&prepared.machine, Echo::Kept)?;
-        let counts = payload::counts(&mut console).with_context(|| payload.name())?;
-        ensure!(counts.failed == 0, "{}: {counts}", payload.name());
-        sum.add(counts);
-    }
-    Ok((Verdict::Passed, sum.to_string()))
 }
 
 #[cfg(test)]
