@@ -37,6 +37,7 @@ fn start(dtb: u64, started: Ticks) -> ! {
     let fdt = device_tree(dtb);
     let console = find_console(fdt);
     check_console(&console);
+    console::set_up(&console);
     if HCR_EL2.is_set(fields::HCR_EL2::E2H) {
         fatal!("this CPU's EL2 has host mode only (HCR_EL2.E2H is stuck at 1), which is not supported");
     }
@@ -56,7 +57,6 @@ fn start(dtb: u64, started: Ticks) -> ! {
 
     // From here on as any other program.
     report::memory_is_shared();
-    console::set_up(&console);
     let options = Options::parse(hardware.bootargs, |_| ());
     logger::start(started, options.log);
     say_what_was_found(&hardware, &console, &layout);
@@ -145,7 +145,7 @@ fn find_console(fdt: Fdt<'_>) -> ConsoleAt {
     }
     let console = tree::find_console(fdt).unwrap_or_else(|| {
         use_last_resort_console();
-        fatal!("the device tree has no console that is known: a PL011, or an i.MX UART")
+        fatal!("the device tree has no console that is known: a PL011, an i.MX UART or Cadence's")
     });
     // SAFETY: the tree says that such a port is there; the map will have it.
     unsafe { console::use_registers(console.kind, console.registers.start()) };

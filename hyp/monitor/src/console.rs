@@ -1,9 +1,11 @@
-//! The console: a PL011, an i.MX UART, or a PC's first serial port.
+//! The console: a PL011, an i.MX UART, Cadence's, or a PC's first serial port.
 //!
 //! Two ways to write: [`lock`]ed, which everything does that runs with the MMU on, so that no two CPUs mix within a
 //! line; and `Raw`, which takes no lock, for what is said before the MMU is on (there are no exclusives then) and
 //! after a bug (the lock may be held by who caused it).
 
+#[cfg(not(pc))]
+mod cadence;
 #[cfg(not(pc))]
 mod imx;
 #[cfg(not(pc))]

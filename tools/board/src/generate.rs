@@ -51,6 +51,7 @@ fn constants(name: &str, board: &Description) -> String {
             let kind = match board.hardware.last_resort_kind {
                 SerialKind::Pl011 => "Pl011",
                 SerialKind::Imx => "Imx",
+                SerialKind::Cadence => "Cadence",
             };
             format!("Some((::monitor::SerialKind::{kind}, {at:#x}))")
         }

@@ -92,6 +92,8 @@ pub enum SerialKind {
     Pl011,
     /// NXP's i.MX UART.
     Imx,
+    /// Cadence's UART.
+    Cadence,
 }
 
 /// How QEMU starts it.

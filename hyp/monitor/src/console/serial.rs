@@ -1,5 +1,6 @@
-//! The serial port that the device tree names: a PL011, or an i.MX UART.
+//! The serial port that the device tree names: a PL011, an i.MX UART, or Cadence's.
 
+use super::cadence::CadenceUart;
 use super::imx::ImxUart;
 use super::lock;
 use crate::tree::{ConsoleAt, SerialKind};
@@ -7,19 +8,22 @@ use arm_pl011_uart::{
     DataBits, Interrupts, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer,
 };
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use types::Pa;
 
 /// Where the registers are; 0 while there is no console.
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
 
-/// Whether they are an i.MX UART's.
-static IS_IMX: AtomicBool = AtomicBool::new(false);
+/// What they are: a [`SerialKind`].
+static KIND: AtomicU8 = AtomicU8::new(SerialKind::Pl011 as u8);
+const IMX: u8 = SerialKind::Imx as u8;
+const CADENCE: u8 = SerialKind::Cadence as u8;
 
 /// The console's port.
 pub(super) enum Port {
     Pl011(Uart<'static>),
     Imx(ImxUart),
+    Cadence(CadenceUart),
 }
 
 /// Where the registers of a second PL011 are, for the trace; 0 while there is none in use.
@@ -42,7 +46,7 @@ pub(crate) const FIFO: usize = 32;
 /// # Safety
 /// Registers of that kind must be there, mapped (or the MMU off), and nobody else's.
 pub(crate) unsafe fn use_registers(kind: SerialKind, registers: Pa) {
-    IS_IMX.store(kind == SerialKind::Imx, Relaxed);
+    KIND.store(kind as u8, Relaxed);
     REGISTERS.store(registers.get(), Relaxed);
 }
 
@@ -56,6 +60,7 @@ pub(crate) fn set_up(at: &ConsoleAt) {
     match uart() {
         Some(Port::Pl011(uart)) => enable(at, Some(uart)),
         Some(Port::Imx(uart)) => uart.set_up(at.clock),
+        Some(Port::Cadence(uart)) => uart.set_up(at.clock),
         None => {}
     }
 }
@@ -95,11 +100,14 @@ pub(crate) fn send(words: [u64; 4]) {
 }
 
 pub(super) fn uart() -> Option<Port> {
-    if IS_IMX.load(Relaxed) {
+    let registers = Pa::new(REGISTERS.load(Relaxed));
+    match KIND.load(Relaxed) {
         // SAFETY: `use_registers` was told that they are there; the rest is as in `uart_at`.
-        return unsafe { ImxUart::new(Pa::new(REGISTERS.load(Relaxed))) }.map(Port::Imx);
+        IMX => unsafe { ImxUart::new(registers) }.map(Port::Imx),
+        // SAFETY: as above.
+        CADENCE => unsafe { CadenceUart::new(registers) }.map(Port::Cadence),
+        _ => uart_at(&REGISTERS).map(Port::Pl011),
     }
-    uart_at(&REGISTERS).map(Port::Pl011)
 }
 
 fn uart_at(registers: &AtomicU64) -> Option<Uart<'static>> {
@@ -116,6 +124,12 @@ pub(super) fn put(port: &mut Port, byte: u8) {
     match port {
         Port::Pl011(uart) => put_pl011(uart, byte),
         Port::Imx(uart) => {
+            while uart.is_full() {
+                core::hint::spin_loop();
+            }
+            uart.send(byte);
+        }
+        Port::Cadence(uart) => {
             while uart.is_full() {
                 core::hint::spin_loop();
             }
@@ -141,6 +155,7 @@ fn interrupt_on_receive(interrupts: Interrupts) {
     match uart() {
         Some(Port::Pl011(mut uart)) => uart.set_interrupt_masks(interrupts),
         Some(Port::Imx(uart)) => uart.interrupt_on_receive(!interrupts.is_empty()),
+        Some(Port::Cadence(uart)) => uart.interrupt_on_receive(!interrupts.is_empty()),
         None => {}
     }
 }
@@ -164,6 +179,7 @@ pub fn receive(consumer: &mut dyn FnMut(u8)) {
                 // A word that is there and has an error is nobody's.
                 Some(Port::Pl011(mut uart)) => uart.read_word().map_or(Some(None), |word| word.map(Some)),
                 Some(Port::Imx(uart)) => uart.take(),
+                Some(Port::Cadence(uart)) => uart.take().map(Some),
                 None => None,
             }
         };

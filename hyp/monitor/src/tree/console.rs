@@ -13,12 +13,15 @@ pub enum SerialKind {
     Pl011,
     /// NXP's i.MX UART.
     Imx,
+    /// Cadence's UART, of AMD's Zynq.
+    Cadence,
 }
 
 /// What is compatible with each kind.
-const KINDS: [(&[&str], SerialKind); 2] = [
+const KINDS: [(&[&str], SerialKind); 3] = [
     (&["arm,pl011", "arm,sbsa-uart"], SerialKind::Pl011),
     (&["fsl,imx6q-uart", "fsl,imx8mp-uart"], SerialKind::Imx),
+    (&["cdns,uart-r1p12", "xlnx,zynqmp-uart"], SerialKind::Cadence),
 ];
 
 /// A serial port.
@@ -38,8 +41,9 @@ impl ConsoleAt {
     /// Returns where its status is: a register that can be read without effect, and is never all ones.
     pub const fn status(&self) -> Pa {
         self.registers.start().wrapping_add(match self.kind {
-            SerialKind::Pl011 => 0x18, // UARTFR
-            SerialKind::Imx => 0x98,   // USR2
+            SerialKind::Pl011 => 0x18,   // UARTFR
+            SerialKind::Imx => 0x98,     // USR2
+            SerialKind::Cadence => 0x2c, // the channel's status
         })
     }
 }

@@ -383,7 +383,13 @@ fn gic_v2(place: &Place<'_, '_>) -> Result<GicAt, TreeError> {
     let mut ranges = place.ranges().map_while(|range| range.filter(|r| !r.is_empty()));
     let mut next = || ranges.next().ok_or(TreeError::NoVirtualInterface);
     let (distributor, interface, control, guest) = (next()?, next()?, next()?, next()?);
-    // DIR has a page of its own.
+    // DIR has a page of its own. Where each page is seen sixteen times, so that pages of 64 KiB are kept apart, the last of
+    // the first and the first of the second are neighbours (IHI 0048 says nothing of this; Linux knows it by the size, too).
+    let neighbours = |range: PaRange| match range.len() {
+        0x2_0000 => PaRange::with_len(range.start().wrapping_add(0xf000), 0x2000).unwrap_or(range),
+        _ => range,
+    };
+    let (interface, guest) = (neighbours(interface), neighbours(guest));
     let whole = |range: PaRange| range.len() >= 0x2000 && range.start().is_aligned(types::FRAME_SIZE);
     if !whole(interface) || !whole(guest) {
         return Err(TreeError::NoVirtualInterface);

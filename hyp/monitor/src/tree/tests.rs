@@ -110,8 +110,9 @@ impl Machine {
                 f.property_u32("#redistributor-regions", self.regions)?;
                 f.property_array_u32("interrupts", &[1, 9, 4])?;
                 if self.gic == V2 {
+                    let size = if self.regions == 1 { 0x2000 } else { 0x2_0000 };
                     let reg =
-                        [0x800_0000, 0x1_0000, 0x801_0000, 0x2000, 0x803_0000, 0x1_0000, 0x804_0000, 0x2000];
+                        [0x800_0000, 0x1_0000, 0x801_0000, size, 0x803_0000, 0x1_0000, 0x804_0000, size];
                     return f.property_array_u64("reg", &reg);
                 }
                 f.property_array_u64(
@@ -217,6 +218,13 @@ fn an_imx_uart_is_a_console() {
 }
 
 #[test]
+fn a_cadence_uart_is_a_console() {
+    let bytes = Machine { uart: "cdns,uart-r1p12", ..VIRT }.tree();
+    let found = find_console(parse(&bytes).expect("well-formed")).expect("it is known");
+    assert_eq!((found.kind, found.status()), (SerialKind::Cadence, Pa::new(0x1_0900_002c)));
+}
+
+#[test]
 fn a_console_of_another_kind_is_none() {
     let bytes = Machine { uart: "ns16550a", ..VIRT }.tree();
     assert_eq!(find_console(parse(&bytes).expect("well-formed")), None);
@@ -244,6 +252,14 @@ fn a_gicv2_has_four_sets_of_registers_and_the_guest_gets_the_last() {
     assert_eq!((hardware.gic.distributor, &hardware.gic.rest), (range(0x800_0000, 0x1_0000), &expected));
     let own: Vec<PaRange> = hardware.gic.registers().collect();
     assert_eq!(own.len(), 3, "the guest's is not the hypervisor's: {own:?}");
+}
+
+#[test]
+fn pages_of_a_gicv2_that_are_64_kib_apart_are_taken_where_they_are_neighbours() {
+    let bytes = Machine { gic: V2, regions: 2, ..VIRT }.tree();
+    let hardware = read(parse(&bytes).expect("well-formed")).expect("complete");
+    let GicRest::V2 { interface, guest, .. } = hardware.gic.rest else { panic!("no GICv2") };
+    assert_eq!((interface, guest), (range(0x801_f000, 0x2000), range(0x804_f000, 0x2000)));
 }
 
 #[test]

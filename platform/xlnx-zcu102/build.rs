@@ -1,0 +1,5 @@
+//! Compiles `board.toml` in.
+
+fn main() {
+    board_file::generate();
+}
