@@ -18,7 +18,7 @@ use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use log::{debug, error};
 use spin::Once;
 use types::sync::keeps;
-use types::{CpuId, MAX_CPUS, PaRange};
+use types::{CpuId, MAX_CPUS, PaRange, Ticks};
 
 /// The affinity fields of MPIDR_EL1.
 pub(crate) const AFFINITY: u64 = 0xff_00ff_ffff;
@@ -117,24 +117,25 @@ pub(crate) fn start(psci: Option<Psci>, others: &[CpuAt], layout: &Layout) -> (V
         }
         match (enable, psci) {
             (EnableMethod::Psci, Some(psci)) => match psci.cpu_on(mpidr, entry, slot.address()) {
-                Ok(()) => waiting.push((cpu, mpidr)),
+                Ok(()) => waiting.push((cpu, mpidr, None)),
                 Err(error) => error!("CPU {mpidr:#x} not started: PSCI says: {error}"),
             },
             (EnableMethod::SpinTable(_), _) => {
                 pen::let_out(mpidr, slot);
-                waiting.push((cpu, mpidr));
+                let since = CNTPCT_EL0.get();
+                waiting.push((cpu, mpidr, Some(since)));
                 // One after the other: the pen has one gate.
-                comes(cpu);
+                comes(cpu, since);
             }
             _ => error!("CPU {mpidr:#x} not started: nothing is known that starts it"),
         }
     }
     let mut features = *FEATURES[0].wait();
     let mut arrived = Vec::new();
-    for (cpu, mpidr) in waiting {
+    for (cpu, mpidr, since) in waiting {
         if arrived.len() + 1 < cpu.index() {
             error!("CPU {mpidr:#x} is left out, because one before it is missing");
-        } else if has_arrived(cpu) {
+        } else if has_arrived(cpu, since.unwrap_or_else(|| CNTPCT_EL0.get())) {
             arrived.push(mpidr);
             features = features.common(*FEATURES[cpu.index()].wait());
         } else {
@@ -158,16 +159,15 @@ pub(crate) fn gather(others: &[CpuAt]) {
     }
 }
 
-/// Waits until `cpu` has arrived, for [`PATIENCE`] seconds at most; if not, it is given up.
-fn has_arrived(cpu: CpuId) -> bool {
-    comes(cpu);
+/// Waits until `cpu` has arrived, until [`PATIENCE`] seconds after `since` at most; if not, it is given up.
+fn has_arrived(cpu: CpuId, since: Ticks) -> bool {
+    comes(cpu, since);
     STATES[cpu.index()].compare_exchange(STARTING, GIVEN_UP, Relaxed, Relaxed).is_err()
 }
 
-/// Waits until `cpu` has arrived, for [`PATIENCE`] seconds at most.
-fn comes(cpu: CpuId) {
+/// Waits until `cpu` has arrived, until [`PATIENCE`] seconds after `since` at most.
+fn comes(cpu: CpuId, since: Ticks) {
     let patience = PATIENCE * (CNTFRQ_EL0.get() & 0xffff_ffff);
-    let since = CNTPCT_EL0.get();
     let state = &STATES[cpu.index()];
     while state.load(Relaxed) == STARTING && CNTPCT_EL0.get().wrapping_sub(since) < patience {
         core::hint::spin_loop();
