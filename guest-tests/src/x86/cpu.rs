@@ -24,6 +24,22 @@ pub fn give_way() {
     core::hint::spin_loop();
 }
 
+/// Runs `f` with interrupts let in.
+pub fn with_interrupts<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: interrupts go to `exception`, which leaves no trace but in atomics.
+    unsafe { asm!("sti", options(nostack)) };
+    let result = f();
+    // SAFETY: as before this function, interrupts wait.
+    unsafe { asm!("cli", options(nostack)) };
+    result
+}
+
+/// Waits for an interrupt, and takes it.
+pub fn halt() {
+    // SAFETY: as above.
+    unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
+}
+
 /// Stops this CPU for good.
 pub fn park() -> ! {
     loop {

@@ -1,7 +1,7 @@
 //! Exceptions: the table of gates, expected ones, and the report on what nobody expected.
 
 use crate::guard::{self, Caught};
-use crate::{cpu, report, start};
+use crate::{cpu, report, start, timer};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -76,6 +76,9 @@ pub(crate) fn load() {
 
 #[unsafe(no_mangle)]
 extern "C" fn exception(frame: &mut Frame) {
+    if frame.vector == timer::VECTOR {
+        return timer::interrupt();
+    }
     let caught = Caught { vector: frame.vector, error: frame.error, rip: frame.rip };
     if frame.vector >= vector::FIRST_INTERRUPT || !guard::land(caught, frame) {
         unexpected(frame);

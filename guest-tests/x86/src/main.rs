@@ -12,7 +12,7 @@ use guest_tests::access::Effect;
 use guest_tests::calls::hypercall;
 use guest_tests::guard::{Caught, attempt};
 use guest_tests::mmu::PAGE;
-use guest_tests::{Verdict, check, fail, guest_tests, machine, ram, same, smp};
+use guest_tests::{Verdict, check, cpu, fail, guest_tests, machine, ram, same, skip, smp, timer};
 
 guest_tests! {
     "pc":
@@ -24,6 +24,9 @@ guest_tests! {
     beyond_memory_there_is_nothing,
     the_call_of_this_hypervisor_has_its_identity,
     every_vcpu_has_its_number,
+    a_timer_interrupts_once_and_not_early,
+    an_interrupt_waits_until_it_is_let_in,
+    a_timer_wakes_who_is_halted,
 }
 
 fn the_start_information_names_all_memory() -> Verdict {
@@ -124,6 +127,68 @@ fn every_vcpu_has_its_number() -> Verdict {
     smp::on_all(&|this| {
         let apic = core::arch::x86_64::__cpuid(0xb).edx;
         same!("the x2APIC's number", this as u64, this as u64, apic.into());
+        Ok(())
+    })
+}
+
+fn has_timer() -> Verdict {
+    if core::arch::x86_64::__cpuid(1).ecx & 1 << 24 == 0 {
+        skip!("there is no timer with a deadline");
+    }
+    timer::on();
+    Ok(())
+}
+
+/// Some ticks: longer than an exit takes.
+const SOME: u64 = 200_000;
+
+fn a_timer_interrupts_once_and_not_early() -> Verdict {
+    smp::on_all(&|this| {
+        has_timer()?;
+        for round in 0..20 {
+            let (before, at) = (timer::taken(), timer::now() + round * SOME / 10);
+            timer::arm(at);
+            let came = cpu::with_interrupts(|| {
+                cpu::wait_until("the timer", || timer::taken() > before);
+                timer::now()
+            });
+            check!(came >= at, "vCPU {this}: expected nothing before {at}, found an interrupt at {came}");
+            cpu::with_interrupts(|| while timer::now() < at + SOME {});
+            same!("interrupts for one deadline", this as u64, 1, timer::taken() - before);
+        }
+        Ok(())
+    })
+}
+
+fn an_interrupt_waits_until_it_is_let_in() -> Verdict {
+    smp::on_all(&|this| {
+        has_timer()?;
+        let (before, at) = (timer::taken(), timer::now() + SOME / 10);
+        timer::arm(at);
+        while timer::now() < at + SOME {}
+        same!("interrupts where none are taken", this as u64, 0, timer::taken() - before);
+        cpu::with_interrupts(|| cpu::wait_until("the timer", || timer::taken() > before));
+        timer::arm(timer::now() + SOME);
+        timer::arm(0);
+        cpu::with_interrupts(|| {
+            let from = timer::now();
+            while timer::now() < from + 2 * SOME {}
+        });
+        same!("interrupts of a timer that was switched off", this as u64, 1, timer::taken() - before);
+        Ok(())
+    })
+}
+
+fn a_timer_wakes_who_is_halted() -> Verdict {
+    smp::on_all(&|this| {
+        has_timer()?;
+        for _ in 0..5 {
+            let (before, at) = (timer::taken(), timer::now() + SOME);
+            timer::arm(at);
+            cpu::halt();
+            check!(timer::now() >= at, "vCPU {this} went on before {at}");
+            same!("interrupts that have woken a vCPU", this as u64, 1, timer::taken() - before);
+        }
         Ok(())
     })
 }

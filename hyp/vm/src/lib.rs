@@ -11,6 +11,7 @@
 
 extern crate alloc;
 
+pub mod apic;
 pub mod bundle;
 pub mod call;
 mod doorbell;

@@ -111,6 +111,8 @@ pub struct Capabilities {
     pub(super) secondary: Allowed,
     pub(super) exit: Allowed,
     pub(super) entry: Allowed,
+    /// Base-2 logarithm of the ticks of the time-stamp counter in one of the VMX-preemption timer.
+    pub(super) timer_shift: u32,
     /// What EPT can do.
     pub ept: ept::Capabilities,
     /// Bits of CR0 that must be 1 in VMX operation. A guest may have PE and PG clear all the same.
@@ -132,10 +134,13 @@ const WRITE_BACK: u64 = 6 << 50;
 const TRUE_CONTROLS: u64 = 1 << 55;
 /// IA32_VMX_MISC: the activity state wait-for-SIPI.
 const MISC_WAIT_FOR_SIPI: u64 = 1 << 8;
+const MISC_TIMER_SHIFT: u64 = 0x1f;
 /// CR0.PE and CR0.PG.
 pub(super) const PE_AND_PG: u64 = 1 | 1 << 31;
 
 pub(super) const PIN: u32 = PinbasedControls::NMI_EXITING.bits() | PinbasedControls::VIRTUAL_NMIS.bits();
+pub(super) const TIMER: u32 = PinbasedControls::VMX_PREEMPTION_TIMER.bits();
+pub(super) const INTERRUPT_WINDOW: u32 = PrimaryControls::INTERRUPT_WINDOW_EXITING.bits();
 pub(super) const NMI_WINDOW: u32 = PrimaryControls::NMI_WINDOW_EXITING.bits();
 pub(super) const HLT_AND_PORTS: u32 = PrimaryControls::HLT_EXITING.bits()
     | PrimaryControls::UNCOND_IO_EXITING.bits()
@@ -207,7 +212,9 @@ impl Capabilities {
         missing.set(Missing::HLT_AND_PORTS, !primary.has(HLT_AND_PORTS) || !exit.has(ACKNOWLEDGE));
         missing.set(Missing::EFER_AND_PAT, !exit.has(EXIT_MSRS) || !entry.has(ENTRY_MSRS));
         missing.set(Missing::WIDE_HOST, !exit.has(ExitControls::HOST_ADDRESS_SPACE_SIZE.bits()));
-        missing.set(Missing::WAIT_FOR_SIPI, rdmsr(msr::IA32_VMX_MISC) & MISC_WAIT_FOR_SIPI == 0);
+        let misc = rdmsr(msr::IA32_VMX_MISC);
+        missing.set(Missing::WAIT_FOR_SIPI, misc & MISC_WAIT_FOR_SIPI == 0);
+        let timer_shift = (misc & MISC_TIMER_SHIFT) as u32;
         let cr0_must = rdmsr(msr::IA32_VMX_CR0_FIXED0);
         let (cr4_must, cr4_may) = (rdmsr(msr::IA32_VMX_CR4_FIXED0), rdmsr(msr::IA32_VMX_CR4_FIXED1));
         let fits = running.cr0 & cr0_must == cr0_must
@@ -219,7 +226,19 @@ impl Capabilities {
             return Err(missing);
         }
         let revision = basic as u32 & 0x7fff_ffff;
-        Ok(Self { revision, pin, primary, secondary, exit, entry, ept, cr0_must, cr4_must, cr4_may })
+        Ok(Self {
+            revision,
+            pin,
+            primary,
+            secondary,
+            exit,
+            entry,
+            timer_shift,
+            ept,
+            cr0_must,
+            cr4_must,
+            cr4_may,
+        })
     }
 
     /// Returns what both have. Regions are a CPU's own; so is their revision, which is the first one's here.
@@ -232,6 +251,7 @@ impl Capabilities {
             secondary: self.secondary.common(other.secondary),
             exit: self.exit.common(other.exit),
             entry: self.entry.common(other.entry),
+            timer_shift: self.timer_shift,
             ept: self.ept & other.ept,
             cr0_must: self.cr0_must | other.cr0_must,
             cr4_must: self.cr4_must | other.cr4_must,
@@ -242,6 +262,11 @@ impl Capabilities {
     /// Tells whether translations can be kept apart by a tag (VPID), so that a CPU need not forget them at each entry.
     pub fn has_vpid(&self) -> bool {
         self.secondary.has(SecondaryControls::ENABLE_VPID.bits())
+    }
+
+    /// Tells whether a guest can be made to leave at a time (the VMX-preemption timer).
+    pub fn has_timer(&self) -> bool {
+        self.pin.has(TIMER) && self.primary.has(INTERRUPT_WINDOW)
     }
 
     /// Tells whether the hardware lists the pages whose dirty flags it sets (page-modification logging).

@@ -11,6 +11,7 @@ mod reason {
     pub(super) const TRIPLE_FAULT: u64 = 2;
     pub(super) const INIT: u64 = 3;
     pub(super) const SIPI: u64 = 4;
+    pub(super) const INTERRUPT_WINDOW: u64 = 7;
     pub(super) const NMI_WINDOW: u64 = 8;
     pub(super) const TASK_SWITCH: u64 = 9;
     pub(super) const CPUID: u64 = 10;
@@ -30,6 +31,7 @@ mod reason {
     pub(super) const INVVPID: u64 = 53;
     pub(super) const WBINVD: u64 = 54;
     pub(super) const XSETBV: u64 = 55;
+    pub(super) const TIMER: u64 = 52;
     pub(super) const LIST_FULL: u64 = 62;
 }
 
@@ -153,6 +155,10 @@ pub enum Exit {
     Misconfiguration(Ipa),
     /// The list of written pages is full.
     ListFull,
+    /// The time that was set for the guest is over.
+    Timer,
+    /// The guest takes interrupts.
+    InterruptWindow,
     /// An exit that nobody has asked for: its basic reason.
     Unexpected(u16),
 }
@@ -233,6 +239,8 @@ impl Exit {
             reason::XSETBV => Self::Xsetbv,
             reason::EPT_VIOLATION => Self::Violation(fault(told.qualification, told.ipa)),
             reason::LIST_FULL => Self::ListFull,
+            reason::TIMER => Self::Timer,
+            reason::INTERRUPT_WINDOW => Self::InterruptWindow,
             reason::EPT_MISCONFIGURATION => Self::Misconfiguration(Ipa::new(told.ipa)),
             reason::TASK_SWITCH => Self::Unexpected(basic as u16),
             other => Self::Unexpected(other as u16),
@@ -294,7 +302,8 @@ mod tests {
         assert_eq!(decode(21, 0), Exit::Undefined);
         assert_eq!(decode(50, 0), Exit::Undefined);
         assert_eq!(decode(49, 0), Exit::Misconfiguration(Ipa::new(0x1234)));
-        assert_eq!(decode(62, 0), Exit::ListFull);
+        assert_eq!((decode(62, 0), decode(52, 0)), (Exit::ListFull, Exit::Timer));
+        assert_eq!(decode(7, 0), Exit::InterruptWindow);
         assert_eq!(decode(40, 0), Exit::Unexpected(40));
         let io = Io { port: 0xe9, bytes: 1, way: Way::Out, form: Form::Register };
         assert_eq!(decode(30, 0xe9_0000), Exit::Io(io));

@@ -1,7 +1,8 @@
 //! One vCPU's control structure: what makes the CPU leave the guest, what it comes back to, and what it enters.
 
 use super::capability::{
-    Capabilities, ENTRY_MSRS, EXIT_MSRS, HLT_AND_PORTS, NMI_WINDOW, PE_AND_PG, PIN, VMXE,
+    Capabilities, ENTRY_MSRS, EXIT_MSRS, HLT_AND_PORTS, INTERRUPT_WINDOW, NMI_WINDOW, PE_AND_PG, PIN, TIMER,
+    VMXE,
 };
 use super::exit::{Controlled, Exit, Told};
 use super::instructions::{VmFail, Went, enter, exit_address, vmclear, vmptrld, vmread, vmwrite};
@@ -115,6 +116,8 @@ pub enum Event {
     Undefined,
     /// A general-protection exception with error code 0.
     GeneralProtection,
+    /// An interrupt, by its vector. The guest takes interrupts.
+    Interrupt(u8),
 }
 
 impl Event {
@@ -128,8 +131,18 @@ impl Event {
             Self::Nmi => VALID | NMI | 2,
             Self::Undefined => VALID | EXCEPTION | 6,
             Self::GeneralProtection => VALID | EXCEPTION | ERROR_CODE | 13,
+            Self::Interrupt(vector) => VALID | vector as u32,
         }
     }
+}
+
+/// Whether a guest leaves for something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leave {
+    /// It does.
+    Then,
+    /// It does not.
+    Never,
 }
 
 /// A segment: its selector, base, limit and access rights as the VMCS has them (25.4.1).
@@ -162,6 +175,8 @@ const DR7: u64 = 0x400;
 const PAT: u64 = 0x0007_0406_0007_0406;
 /// CR0 after a reset but for the cache bits: ET.
 const CR0_ET: u64 = 1 << 4;
+/// RFLAGS: interrupts are taken.
+const IF: u64 = 1 << 9;
 /// The activity states (25.4.2).
 const ACTIVE: u64 = 0;
 const WAIT_FOR_SIPI: u64 = 3;
@@ -433,6 +448,36 @@ impl Vmcs {
         self.set(control::PRIMARY_PROCBASED_EXEC_CONTROLS, controls & !u64::from(NMI_WINDOW));
     }
 
+    /// Tells whether the next entry can deliver an interrupt: the guest takes them, and nothing else is to be delivered.
+    pub fn takes_interrupts(&self) -> bool {
+        self.get(guest::RFLAGS) & IF != 0
+            && self.get(guest::INTERRUPTIBILITY_STATE) & BLOCKED_FOR_ONE == 0
+            && self.get(control::VMENTRY_INTERRUPTION_INFO_FIELD) & VALID == 0
+    }
+
+    /// Has the guest leave as soon as it takes interrupts, or not for that.
+    pub fn leave_for_interrupts(&self, when: Leave) {
+        self.switch(control::PRIMARY_PROCBASED_EXEC_CONTROLS, INTERRUPT_WINDOW, when);
+    }
+
+    /// Has the guest leave after so many ticks of the time-stamp counter, soon after the last, or never. The CPUs have a timer.
+    pub fn leave_after(&self, capabilities: &Capabilities, ticks: Option<u64>) {
+        let when = if ticks.is_some() { Leave::Then } else { Leave::Never };
+        self.switch(control::PINBASED_EXEC_CONTROLS, TIMER, when);
+        if let Some(ticks) = ticks {
+            let units = (ticks >> capabilities.timer_shift) + 1;
+            self.set(guest::VMX_PREEMPTION_TIMER_VALUE, units.min(u32::MAX.into()));
+        }
+    }
+
+    fn switch(&self, field: u32, bit: u32, when: Leave) {
+        let (before, bit) = (self.get(field), u64::from(bit));
+        let after = if when == Leave::Then { before | bit } else { before & !bit };
+        if after != before {
+            self.set(field, after);
+        }
+    }
+
     /// Goes on behind the instruction that the exit was for.
     pub fn skip(&self) {
         let next = self.rip().wrapping_add(self.get(ro::VMEXIT_INSTRUCTION_LEN));
@@ -576,6 +621,7 @@ mod tests {
             secondary: super::super::capability::Allowed::from_msr(0b1010_0010 << 32),
             exit: super::super::capability::Allowed::from_msr(u64::MAX << 32 | 0x3_6dff),
             entry: super::super::capability::Allowed::from_msr(u64::MAX << 32 | 0x11ff),
+            timer_shift: 5,
             ept: ept::Capabilities::all(),
             cr0_must: 0x8000_0021,
             cr4_must: 0x2000,
@@ -718,6 +764,37 @@ mod tests {
         let emptied = std::vec![Effect::Vmwrite(guest::PML_INDEX, 511)];
         assert_eq!(listed(508), (std::vec![509, 510, 511], emptied.clone()));
         assert_eq!(listed(0xffff), ((0..512).collect(), emptied));
+    }
+
+    #[test]
+    fn a_time_is_set_in_the_timer_s_units_and_rounded_up() {
+        let vmcs = vmcs();
+        effect::script_field(control::PINBASED_EXEC_CONTROLS, 0x16);
+        vmcs.leave_after(&capabilities(), Some(64));
+        assert_eq!(
+            effect::take(),
+            [
+                Effect::Vmwrite(control::PINBASED_EXEC_CONTROLS, 0x56),
+                Effect::Vmwrite(guest::VMX_PREEMPTION_TIMER_VALUE, 3),
+            ]
+        );
+        vmcs.leave_after(&capabilities(), Some(u64::MAX));
+        assert_eq!(effect::take(), [Effect::Vmwrite(guest::VMX_PREEMPTION_TIMER_VALUE, u32::MAX.into())]);
+        vmcs.leave_after(&capabilities(), None);
+        assert_eq!(effect::take(), [Effect::Vmwrite(control::PINBASED_EXEC_CONTROLS, 0x16)]);
+    }
+
+    #[test]
+    fn a_guest_takes_interrupts_where_it_lets_them_in_and_nothing_else_comes() {
+        let vmcs = vmcs();
+        let takes = |flags: u64, state: u64, event: u64| {
+            effect::script_field(guest::RFLAGS, flags);
+            effect::script_field(guest::INTERRUPTIBILITY_STATE, state);
+            effect::script_field(control::VMENTRY_INTERRUPTION_INFO_FIELD, event);
+            vmcs.takes_interrupts()
+        };
+        assert!(takes(0x202, 0, 0) && takes(0x202, 8, 0x20));
+        assert!(!takes(2, 0, 0) && !takes(0x202, 1, 0) && !takes(0x202, 2, 0) && !takes(0x202, 0, 1 << 31));
     }
 
     #[test]

@@ -12,7 +12,9 @@ const NAME: &[u8; 12] = b"Mezzanine MZ";
 const VCPUS: u32 = HYPERVISOR + 1;
 
 /// Leaf 1, ECX: MONITOR, VMX, SMX, debug trace, deadline timer; OSXSAVE; a hypervisor.
-const HIDDEN_1_ECX: u32 = 1 << 3 | 1 << 5 | 1 << 6 | 1 << 2 | 1 << 15 | 1 << 24;
+const HIDDEN_1_ECX: u32 = 1 << 3 | 1 << 5 | 1 << 6 | 1 << 2 | 1 << 15 | DEADLINE_TIMER;
+/// Leaf 1, ECX: the APIC's timer has a TSC-deadline mode.
+pub(super) const DEADLINE_TIMER: u32 = 1 << 24;
 const OSXSAVE: u32 = 1 << 27;
 const UNDER_HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, ECX: x2APIC.

@@ -44,13 +44,15 @@ pub(super) enum Reason {
     Msr,
     /// HLT.
     Wait,
+    /// Its timer.
+    Timer,
     /// All others.
     Other,
 }
 
 impl Reason {
     /// All of them, with their names.
-    pub(super) const ALL: [(Self, &'static str); 8] = [
+    pub(super) const ALL: [(Self, &'static str); 9] = [
         (Self::Kick, "kick"),
         (Self::Fault, "fault"),
         (Self::Call, "call"),
@@ -58,6 +60,7 @@ impl Reason {
         (Self::Cpuid, "CPUID"),
         (Self::Msr, "MSR"),
         (Self::Wait, "wait"),
+        (Self::Timer, "timer"),
         (Self::Other, "other"),
     ];
 }

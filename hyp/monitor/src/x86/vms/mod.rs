@@ -171,6 +171,15 @@ impl Hypervisor {
         }
     }
 
+    /// Waits until `deadline`, or for what [`Hypervisor::sleep_unless_asked`] waits for.
+    fn sleep_until(&self, this: &PerCpu, seen: u32, deadline: Ticks) {
+        report::stop_if_reported();
+        let is_called = || self.bell(this) != seen || self.servers.is_asked(this.core.id());
+        while !is_called() && rdtsc() < deadline {
+            core::hint::spin_loop();
+        }
+    }
+
     fn bell(&self, this: &PerCpu) -> u32 {
         self.bells.get(this.core.id().index()).map_or(0, |bell| bell.load(Relaxed))
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! start? off? ─▶ enter ─▶ exit ─┬─ a violation ─▶ space.fault: memory comes, or it is outside ─▶ an exception
 //!                               ├─ a call, CPUID, an MSR, a port ─▶ answered
-//!                               └─ a kick ─▶ looks again
+//!                               └─ a kick, its timer ─▶ looks again
 //! ```
 //!
 //! A kick is a non-maskable interrupt. In the guest it ends the run. In the hypervisor its handler takes it: where this CPU
@@ -22,13 +22,14 @@ use space::{Outcome, SpaceError};
 use stage2::Quiescence;
 use types::sync::mutant;
 use types::{Cpu, FRAME_SIZE, Fault, Pa, Range};
+use vm::apic::LocalApic;
 use vm::service::After;
 use vm::{CallRegs, Console, Role};
 use x86::vmx::vmcs::guest as field;
-use x86_64::instr::{let_nmis_in, take_nmi, xsetbv};
+use x86_64::instr::{let_nmis_in, rdtsc, take_nmi, xsetbv};
 use x86_64::vmx::exit::{Controlled, Exit, Form, Io, Way, stack_pointer};
 use x86_64::vmx::refused::{Refused, State};
-use x86_64::vmx::vmcs::{Event, Has, Setup, Start, Vmcs};
+use x86_64::vmx::vmcs::{Event, Has, Leave, Setup, Start, Vmcs};
 
 /// The port that takes characters: Bochs's and QEMU's debug console.
 const CONSOLE: u16 = 0xe9;
@@ -51,6 +52,10 @@ pub(super) struct Turn {
     has: Has,
     /// Whether it has been started.
     runs: Runs,
+    /// Its local APIC, where it has not the machine's.
+    apic: LocalApic,
+    /// Whether the last entry had it leave for a time, or for an interrupt.
+    is_timed: bool,
     lines_left: u32,
 }
 
@@ -63,7 +68,7 @@ enum Runs {
     On,
     /// It waits for a start-up interrupt of the machine's.
     Awaits,
-    /// It waits, for nothing that could come but its machine's end.
+    /// It waits for an interrupt: of its timer, since nothing else could come.
     Halted,
 }
 
@@ -107,7 +112,19 @@ impl Turn {
             Vmcs::new(region, &setup, this.selectors)
         };
         let vmcs = vmcs.unwrap_or_else(|fail| panic!("the CPU refuses a VMCS: {fail:?}"));
-        Self { hypervisor, this, guest, vcpu, vmcs, tlb, has, runs: Runs::Not, lines_left: LINES }
+        Self {
+            hypervisor,
+            this,
+            guest,
+            vcpu,
+            vmcs,
+            tlb,
+            has,
+            runs: Runs::Not,
+            apic: LocalApic::default(),
+            is_timed: false,
+            lines_left: LINES,
+        }
     }
 
     /// Takes turns, for ever.
@@ -120,13 +137,21 @@ impl Turn {
                 self.start(start);
                 self.hypervisor.entered();
             }
+            if self.runs == Runs::Halted && self.apic.is_due(rdtsc()) && self.vmcs.takes_interrupts() {
+                self.runs = Runs::On;
+            }
             if !matches!(self.runs, Runs::On | Runs::Awaits) || self.guest.is_off() {
-                self.hypervisor.sleep_unless_asked(self.this, seen);
+                match self.apic.deadline().filter(|_| self.runs == Runs::Halted) {
+                    Some(deadline) => self.hypervisor.sleep_until(self.this, seen, deadline),
+                    None => self.hypervisor.sleep_unless_asked(self.this, seen),
+                }
                 continue;
             }
             // One that waits for a start-up interrupt takes no kick, and uses no translation: it is not inside.
             let is_inside = self.runs == Runs::On;
-            if !is_inside {
+            if is_inside {
+                self.look_at_time();
+            } else {
                 self.this.line().deafen();
             }
             self.this.commit();
@@ -183,9 +208,33 @@ impl Turn {
         }
     }
 
+    /// Has the guest take its timer's interrupt where that is due, now or as soon as it takes any; and has it leave when it will
+    /// be.
+    fn look_at_time(&mut self) {
+        let now = rdtsc();
+        let is_due = self.apic.is_due(now);
+        let left = self.apic.deadline().map(|deadline| deadline.saturating_sub(now));
+        if !is_due && left.is_none() && !self.is_timed {
+            return;
+        }
+        let takes = is_due && self.vmcs.takes_interrupts();
+        if takes {
+            self.vmcs.inject(Event::Interrupt(self.apic.take()));
+        }
+        self.vmcs.leave_for_interrupts(if is_due && !takes { Leave::Then } else { Leave::Never });
+        self.vmcs.leave_after(&self.hypervisor.machine.capabilities, left);
+        self.is_timed = left.is_some() || is_due && !takes;
+    }
+
+    /// Tells whether its local APIC and timer are the hypervisor's.
+    fn has_timer(&self) -> bool {
+        self.has == Has::Nothing && self.hypervisor.machine.capabilities.has_timer()
+    }
+
     /// Puts the vCPU into the state that it starts in.
     fn start(&mut self, start: Start) {
         self.vmcs.start(&self.hypervisor.machine.capabilities, start);
+        self.apic = LocalApic::default();
         self.runs = if start == Start::WaitForStartUp { Runs::Awaits } else { Runs::On };
     }
 
@@ -225,6 +274,7 @@ impl Turn {
             Exit::Cpuid => Reason::Cpuid,
             Exit::Rdmsr | Exit::Wrmsr => Reason::Msr,
             Exit::Hlt => Reason::Wait,
+            Exit::Timer | Exit::InterruptWindow => Reason::Timer,
             _ => Reason::Other,
         };
         self.count(reason);
@@ -247,11 +297,11 @@ impl Turn {
             Exit::Write { register, from } => self.write_control(register, from),
             Exit::CacheFlush => self.vmcs.skip(), // guests' memory is coherent
             Exit::Hlt => {
-                // No interrupt can come: it has no devices.
                 self.vmcs.skip();
                 self.runs = Runs::Halted;
             }
-            Exit::ListFull => {} // it has been emptied
+            Exit::ListFull => {}                      // it has been emptied
+            Exit::Timer | Exit::InterruptWindow => {} // the time is looked at before each entry
             Exit::Undefined => self.vmcs.inject(Event::Undefined),
             Exit::OtherControl => self.vmcs.inject(Event::GeneralProtection),
             Exit::Interrupt => {
@@ -376,12 +426,17 @@ impl Turn {
             Has::Nothing => cpuid::answer(leaf, subleaf, (self.vcpu, self.guest.config().cpus.len()), cr4),
         };
         (r.rax, r.rbx, r.rcx, r.rdx) = (eax.into(), ebx.into(), ecx.into(), edx.into());
+        if leaf == 1 && self.has_timer() {
+            self.vmcs.registers.rcx |= u64::from(cpuid::DEADLINE_TIMER);
+        }
         self.vmcs.skip();
     }
 
     fn rdmsr(&mut self) {
         let register = self.vmcs.registers.rcx as u32;
-        match msr::read(register, self.vcpu).filter(|_| self.has == Has::Nothing) {
+        let of_timer = || self.apic.read(register).ok().filter(|_| self.has_timer());
+        let value = msr::read(register, self.vcpu).filter(|_| self.has == Has::Nothing);
+        match value.or_else(of_timer) {
             Some(value) => {
                 self.vmcs.registers.rax = value & 0xffff_ffff;
                 self.vmcs.registers.rdx = value >> 32;
@@ -398,6 +453,10 @@ impl Turn {
         let r = &self.vmcs.registers;
         let (register, value) = (r.rcx as u32, r.rdx << 32 | r.rax & 0xffff_ffff);
         if self.has == Has::Machine && msr::is_as_it_was(register, value) {
+            self.vmcs.skip();
+            return;
+        }
+        if self.has_timer() && self.apic.write(register, value).is_ok() {
             self.vmcs.skip();
             return;
         }
