@@ -6,8 +6,8 @@ mod common;
 use common::{BLOCK, Format4K, GIB, PAGE, geometry, mapping, pages};
 use model::{Arena, range};
 use stage2::{
-    Answer, Attrs, Batched, Bbm, ChangeError, CollapseError, Entry, EntryEpoch, Invalidate, MapError,
-    Quiescence, Scope, Tree, Why, Work,
+    Answer, Attrs, Batched, Bbm, ChangeError, Class, CollapseError, Entry, EntryEpoch, Harm, Invalidate,
+    MapError, Quiescence, Restraint, Scope, Tree, Why, Work,
 };
 use std::cell::{Cell, RefCell};
 use std::sync::Mutex;
@@ -264,6 +264,29 @@ fn act_in_wait(point: Point) {
     {
         act();
     }
+}
+
+#[test]
+fn what_another_cpu_is_about_to_tell_an_iommu_is_told_here_too() {
+    let arena = Arena::new(1 << 20);
+    let (tree, epoch) = (world(&arena, Bbm::Level0), EntryEpoch::new());
+    let a = epoch.enter(cpu(0));
+    tree.restrain(Restraint { from: Harm::all(), bbm: Bbm::Level0 }).expect("no log runs");
+    let page = range(GIB, PAGE);
+    let strict = pages(page);
+    let strict = stage2::Mapping { attrs: strict.attrs.with_access(Access::READ), ..strict };
+    tree.open(&a).map(&Notes::default(), &strict).expect("free");
+    let told = RefCell::new(Vec::new());
+    let during = Meanwhile::new(|| {
+        let (mut b, notes) = (epoch.enter(cpu(1)), Notes::default());
+        tree.protect(&mut b, &notes, page, Access::RWX, &mut |_, _| {}).expect("alone by now");
+        told.replace(notes.0.take());
+    });
+    tree.open(&a).hold_leaf(page.start()).expect("a leaf").allow(&during, Access::RWX);
+    let works = told.take();
+    let covers = |work: &Work| matches!(work.scope, Scope::Range { range, .. } if range.covers(page));
+    let is_told = works.iter().any(|work| work.class >= Class::Leaves && covers(work));
+    assert!(is_told, "it may hold the stricter entry still: {works:?}");
 }
 
 #[test]
