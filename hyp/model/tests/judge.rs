@@ -356,6 +356,42 @@ fn good_leaf_frozen_and_put_back_under_a_frozen_link() {
 const DC: Effect = Effect::Dc { pa: Pa::new(0x8000), bytes: PAGE_SIZE };
 const FREE: Effect = Effect::Freed { pa: Pa::new(0x8000), bytes: PAGE_SIZE };
 
+/// Somebody owns a link and what is below it; another unlinks the table that it is in; the first puts everything back there.
+#[test]
+fn good_link_put_back_in_a_table_that_was_unlinked_meanwhile() {
+    const ABOVE: Pa = Pa::new(0x30_0000);
+    let top = Height::new(2);
+    let geometry = Geometry::new(top, 15).expect("four blocks");
+    let above = Entry::Table(Table { pa: ABOVE, pending: false, why: Why::Alignment });
+    let size = Geometry::<Tiny>::table_size();
+    let made = [
+        take(),
+        page(0, Entry::Absent, ram(0x8000)),
+        Effect::Take { table: ABOVE, size },
+        write(ABOVE, 0, BLOCK, Entry::Absent, link(false)),
+        write(ROOT, 0, top, Entry::Absent, above),
+    ];
+    let owned = [write(ABOVE, 0, BLOCK, link(false), Entry::Frozen), page(0, ram(0x8000), Entry::Frozen)];
+    let unlinked = [write(ROOT, 0, top, above, Entry::Frozen)];
+    let clean = invalidate(Class::Tables, range(0, 2 * BLOCK_SIZE), None);
+    let put_back = [page(0, Entry::Frozen, ram(0x8000)), write(ABOVE, 0, BLOCK, Entry::Frozen, link(false))];
+    let freed = [Effect::Freed { pa: Pa::new(0x8000), bytes: PAGE_SIZE }];
+    let back = [BACK, Effect::GiveBack { table: ABOVE }];
+    let judge = |effects: &[Effect]| {
+        Judge::new(Tiny, geometry, Bbm::Level0, ROOT).judge(effects).map_err(|violation| violation.0)
+    };
+    let before = story(&[&made, &publish(), &owned, &unlinked]);
+    let good = story(&[&before, &clean, &GRACE, &put_back, &freed, &back]);
+    assert_eq!(judge(&good), Ok(()));
+    // It is no better off than the table above it.
+    let early = story(&[&before, &put_back, &freed]);
+    let why = judge(&early).expect_err("TLBs may hold it");
+    assert!(why.contains("is free"), "{why}");
+    let early = story(&[&before, &clean, &put_back, &back]);
+    let why = judge(&early).expect_err("somebody may look");
+    assert!(why.contains("before its grace period"), "{why}");
+}
+
 #[test]
 fn good_memory_given_back_while_the_table_that_led_there_rests() {
     let block = range(0, 2 * PAGE_SIZE);

@@ -145,7 +145,7 @@ impl<F: Format> Judge<F> {
             return false;
         }
         if let Live::Table(link) = live {
-            self.relink(link);
+            self.relink(link, change.key.0);
         }
         match self.unclean.remove(&change.key).and_then(|unclean| unclean.before) {
             Some(before) if !before.cleaning.is_clean() => {

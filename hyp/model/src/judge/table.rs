@@ -114,16 +114,20 @@ impl<F: Format> Judge<F> {
         }
     }
 
-    /// A link that was taken away is put back: what was below it is as it was.
-    pub(super) fn relink(&mut self, link: Table) {
+    /// A link that was taken away is put back in the table `above`: what was below it is as it was. Where that table was
+    /// unlinked meanwhile, it goes with it, and waits for what that waits for.
+    pub(super) fn relink(&mut self, link: Table, above: Pa) {
         let Some(Unlinked { at, .. }) = self.unlinked.remove(&link.pa) else { return };
+        if let Some(above) = self.unlinked.get(&above) {
+            self.unlinked.insert(link.pa, Unlinked { at, ..above.clone() });
+        }
         if at.height == Height::PAGE {
             return;
         }
         let words: Vec<_> = self.words[&link.pa].values().copied().collect();
         for raw in words {
             if let Some(Live::Table(child)) = self.format.decode(raw, at.height).live() {
-                self.relink(child);
+                self.relink(child, link.pa);
             }
         }
     }
