@@ -74,16 +74,18 @@ fn nothing_that_is_done_to_a_space_breaks_a_promise_where_cpus_are_interrupted()
 
 #[test]
 fn nothing_that_is_done_to_two_spaces_breaks_a_promise() {
-    const PAIRS: [&[Errand]; 5] = [
+    const PAIRS: [&[Errand]; 7] = [
         &[Errand::Give, Errand::Receive, Errand::Pin],
         &[Errand::Lend, Errand::TakeBack, Errand::Pin],
         &[Errand::Lend, Errand::TakeBack, Errand::Give, Errand::Zap, Errand::Move],
         &[Errand::Receive, Errand::Log, Errand::Harvest, Errand::Harvest],
         &[Errand::Lend, Errand::TakeBack, Errand::Collapse],
+        &[Errand::Borrow, Errand::Return, Errand::Zap],
+        &[Errand::Borrow, Errand::Return, Errand::Pin, Errand::Protect],
     ];
     let shape = Shape { caches: Caches::Apart, ..SHAPE };
-    nothing_goes_wrong(Tiny, 5000..5030, shape, |seed| Plan {
-        likes: Some(PAIRS[(seed % 5) as usize]),
+    nothing_goes_wrong(Tiny, 5000..5035, shape, |seed| Plan {
+        likes: Some(PAIRS[(seed % 7) as usize]),
         lingers: 3,
         longest: 200,
         operations: 80,

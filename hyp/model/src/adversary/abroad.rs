@@ -1,10 +1,11 @@
-//! [`Abroad`]: another space on the same machine, to which pages are lent and given, and from which some come.
+//! [`Abroad`]: another space on the same machine, to which pages are lent and given, and which lends and gives some.
 //!
 //! | a frame | who may reach it |
 //! | --- | --- |
 //! | the space's own | its guest, and devices by its pins |
 //! | lent | the same guest, and the neighbour's |
 //! | the neighbour's own | the neighbour's guest |
+//! | borrowed | the same guest, and the space's |
 //!
 //! What is done to its tables is seen as what is done to the space's own is. Its guest runs on one CPU of its own, whose TLB
 //! holds everything that was ever published there, until an invalidation of that space is complete. So who lends, gives and
@@ -32,6 +33,8 @@ pub(super) enum Whose {
     Lent,
     /// The neighbour's.
     Theirs,
+    /// The neighbour's, and lent to the space.
+    Borrowed,
 }
 
 /// What the neighbour's TLB holds: a page's frame.
@@ -134,14 +137,11 @@ impl<F: Format> State<F> {
             (Owner::Space, Whose::Own, Some(home)) => {
                 self.has_left(words, pa, at, how)?;
                 self.out_of_reach(pa, span::<F>(Height::PAGE), at)?;
-                if let Some(holdings) = &mut self.holdings
-                    && holdings.current.get(&home) == Some(&pa)
-                {
-                    holdings.current.remove(&home);
-                }
+                self.has_no_more(Some(home), pa);
             }
             (Owner::Space, Whose::Own, None) => {} // fresh, for itself
-            (Owner::Space, Whose::Theirs, _) => {}
+            (Owner::Space, Whose::Theirs, _) | (Owner::Lent, Whose::Borrowed, _) => {}
+            (Owner::Space, Whose::Borrowed, _) => self.is_returned(pa, at)?,
             (owner, whose, home) => {
                 let what = format!(
                     "{pa:?} comes to the neighbour's {page:?} as {owner:?}, and is {whose:?} of {home:?}"
@@ -166,7 +166,44 @@ impl<F: Format> State<F> {
         Ok(())
     }
 
-    /// A frame of the space's is published for the neighbour: nobody has it pinned, and what was written is there.
+    /// A frame of the neighbour's that the space had borrowed is the neighbour's alone again: nobody of the space reaches it.
+    fn is_returned(&mut self, pa: Pa, at: Range) -> Result<(), Crime> {
+        self.out_of_reach(pa, span::<F>(Height::PAGE), at)?;
+        let Some(frame) = self.frames.get_mut(pa) else { return Ok(()) };
+        let home = frame.home.take();
+        (frame.leaving, frame.whose) = (None, Whose::Theirs);
+        self.has_no_more(home, pa);
+        Ok(())
+    }
+
+    /// A page of the space's leads to a frame that the neighbour lends: nobody else of the space has it, and what was written is
+    /// there.
+    pub(super) fn borrows(&mut self, words: &dyn Words, page: Ipa, pa: Pa) -> Result<(), Crime> {
+        let (now, at) = (self.now, page_range::<F>(page));
+        let Some(frame) = self.frames.get(pa).copied() else { return Ok(()) };
+        if frame.whose != Whose::Theirs {
+            let what = format!("{pa:?} is lent to {page:?}, and is {:?} of {:?}", frame.whose, frame.home);
+            return Err(Crime::at(Breach::LoanIgnored, at, what));
+        }
+        self.has_left(words, pa, at, "lent to the space")?;
+        self.out_of_reach(pa, span::<F>(Height::PAGE), at)?;
+        if let Some(frame) = self.frames.get_mut(pa) {
+            (frame.home, frame.whose) = (Some(page), Whose::Borrowed);
+            (frame.since, frame.stored, frame.leaving) = (Some(now), now, None);
+        }
+        Ok(())
+    }
+
+    /// A page does not have this frame any more, if it had.
+    pub(super) fn has_no_more(&mut self, page: Option<Ipa>, pa: Pa) {
+        if let (Some(page), Some(holdings)) = (page, &mut self.holdings)
+            && holdings.current.get(&page) == Some(&pa)
+        {
+            holdings.current.remove(&page);
+        }
+    }
+
+    /// A frame is published for the other of the two: nobody has it pinned, and what was written is there.
     fn has_left(&self, words: &dyn Words, pa: Pa, at: Range, how: &str) -> Result<(), Crime> {
         let Some(frame) = self.frames.get(pa) else { return Ok(()) };
         if frame.pins > 0 {

@@ -50,6 +50,10 @@ pub enum Errand {
     Give,
     /// It has another space give it a page.
     Receive,
+    /// It has another space lend it a page.
+    Borrow,
+    /// It has another space take a page back that it has borrowed.
+    Return,
     /// It ends the space.
     End,
 }
@@ -79,6 +83,8 @@ impl fmt::Display for Errand {
             Self::TakeBack => "take back",
             Self::Give => "give",
             Self::Receive => "receive",
+            Self::Borrow => "borrow",
+            Self::Return => "return",
             Self::End => "end",
         })
     }
@@ -87,7 +93,7 @@ impl fmt::Display for Errand {
 impl Errand {
     /// Tells whether what is mapped is gone afterwards.
     pub(super) const fn takes_away(self) -> bool {
-        matches!(self, Self::Zap | Self::Give)
+        matches!(self, Self::Zap | Self::Give | Self::Return)
     }
 }
 

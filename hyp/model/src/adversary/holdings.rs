@@ -118,11 +118,7 @@ impl<F: Format> State<F> {
             state.out_of_reach(pa, granule, range)?;
             state.leaves_the_neighbour(pa, range, "free")?;
             words.is_free(pa);
-            if let (Some(home), Some(holdings)) = (frame.home, &mut state.holdings)
-                && holdings.current.get(&home) == Some(&pa)
-            {
-                holdings.current.remove(&home);
-            }
+            state.has_no_more(frame.home, pa);
             if let Some(frame) = state.frames.get_mut(pa) {
                 frame.home = None;
                 frame.leaving = None;
@@ -170,7 +166,7 @@ impl<F: Format> State<F> {
             (_, Some(live)) if self.is_reached(words, table, range, height) => {
                 self.leads(words, errand, range, height, live)
             }
-            (_, Some(Live::Leaf(leaf))) => self.strays(words, errand, range, leaf.pa),
+            (_, Some(Live::Leaf(leaf))) => self.strays(words, errand, range, leaf),
             _ => Ok(()),
         }
     }
@@ -183,12 +179,16 @@ impl<F: Format> State<F> {
         words: &dyn Words,
         errand: Option<Errand>,
         range: Range,
-        pa: Pa,
+        leaf: Leaf,
     ) -> Result<(), Crime> {
         let now = self.now;
         for page in Self::pages(range) {
-            let pa = pa.wrapping_add(page.get() - range.start().get());
+            let pa = leaf.pa.wrapping_add(page.get() - range.start().get());
             if self.frames.get(pa).is_none_or(|frame| frame.home == Some(page)) {
+                continue;
+            }
+            if leaf.attrs.owner == Owner::Borrowed {
+                self.borrows(words, page, pa)?;
                 continue;
             }
             // Where the page has found another frame meanwhile, this is not a move of that one.
@@ -230,12 +230,20 @@ impl<F: Format> State<F> {
     /// Somebody who discards has taken what `range` had out of reach.
     fn leaves(&mut self, range: Range) {
         let now = self.now;
-        for page in Self::pages(range) {
-            let Some(pa) = self.current(page) else { continue };
+        let Some(holdings) = &self.holdings else { return };
+        // Of those that have a frame: an entry may be for more pages than anybody can count.
+        let pages = holdings.current.range(range.start()..range.end());
+        let pages: Vec<(Ipa, Pa)> = pages.map(|(page, pa)| (*page, *pa)).collect();
+        for (page, pa) in pages {
             let Some(frame) = self.frames.get_mut(pa).filter(|frame| frame.leaving.is_none()) else {
                 continue; // it has left before, and a pin keeps its frame
             };
             frame.leaving = Some(now);
+            if frame.whose == Whose::Borrowed {
+                // It stays the neighbour's, and goes nowhere.
+                self.has_no_more(Some(page), pa);
+                continue;
+            }
             // That its contents are gone is a change like another.
             self.is_written(page);
             if self.holdings.as_ref().is_some_and(|holdings| holdings.unreported.is_some()) {
@@ -257,7 +265,7 @@ impl<F: Format> State<F> {
             (Live::Leaf(leaf), _) => {
                 for page in Self::pages(range) {
                     let pa = leaf.pa.wrapping_add(page.get() - range.start().get());
-                    self.published(words, errand, page, pa, leaf.attrs.access)?;
+                    self.published(words, errand, page, pa, leaf.attrs)?;
                 }
                 Ok(())
             }
@@ -286,13 +294,13 @@ impl<F: Format> State<F> {
         errand: Option<Errand>,
         page: Ipa,
         pa: Pa,
-        access: Access,
+        attrs: Attrs,
     ) -> Result<(), Crime> {
         let at = page_range::<F>(page);
         let Some(holdings) = &self.holdings else { return Ok(()) };
         let is_outside = holdings.outside.contains(&page);
         let strict = self.promises.get(&page).is_some_and(|promise| promise.is_strict);
-        if strict && access.contains(Access::WRITE) {
+        if strict && attrs.access.contains(Access::WRITE) {
             let what = format!("{page:?} is mapped for writing after its protection");
             return Err(Crime::at(Breach::RightKept, at, what));
         }
@@ -306,10 +314,18 @@ impl<F: Format> State<F> {
             }
             return Ok(());
         }
-        let before = self.moved_from(errand, page);
+        let is_borrowed = attrs.owner == Owner::Borrowed;
+        let before = self.moved_from(errand, page).filter(|_| !is_borrowed);
         if before.is_none() && is_outside {
             let what = format!("{page:?} is mapped after its region was removed");
             return Err(Crime::at(Breach::MappedOutside, at, what));
+        }
+        if is_borrowed {
+            self.borrows(words, page, pa)?;
+            if let Some(holdings) = &mut self.holdings {
+                holdings.current.insert(page, pa);
+            }
+            return Ok(());
         }
         self.comes(words, errand, page, pa, before)
     }
@@ -335,8 +351,8 @@ impl<F: Format> State<F> {
             let what = format!("{page:?} moves from {old:?}, which has {} pins, to {pa:?}", frame.pins);
             return Err(Crime::at(Breach::PinIgnored, at, what));
         }
-        if let Some((old, _)) = before.filter(|(_, frame)| frame.whose == Whose::Lent) {
-            let what = format!("{page:?} moves from {old:?}, which is lent, to {pa:?}");
+        if let Some((old, frame)) = before.filter(|(_, frame)| frame.whose != Whose::Own) {
+            let what = format!("{page:?} moves from {old:?}, which is {:?}, to {pa:?}", frame.whose);
             return Err(Crime::at(Breach::LoanIgnored, at, what));
         }
         let gift = self.frames.get(pa).filter(|frame| frame.whose == Whose::Theirs).copied();
@@ -417,7 +433,9 @@ impl<F: Format> State<F> {
         if self.holdings.is_none() {
             return Ok(());
         }
-        if words.use_of(pa) != Use::Guest {
+        let is_borrowed = self.frames.get(pa).is_some_and(|frame| frame.whose == Whose::Borrowed);
+        let rightly = if is_borrowed { Use::GuestAbroad } else { Use::Guest };
+        if words.use_of(pa) != rightly {
             let what = format!("{page:?} is {kind:?}ed at {pa:?}, which is not the space's");
             return Err(Crime::at(Breach::StaleUse, page, what));
         }

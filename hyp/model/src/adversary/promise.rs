@@ -1,5 +1,6 @@
 //! What operations promise about pages and frames, and what comes of it.
 
+use super::abroad::Whose;
 use super::breach::Breach;
 use super::errand::{Errand, Meeting};
 use super::state::{Crime, Pinned, State};
@@ -251,7 +252,12 @@ impl<F: Format> State<F> {
     /// anybody else's since.
     pub(super) fn is_pinned_here(&self, pa: Pa, page: Range) -> Result<(), Crime> {
         match self.frames.get(pa) {
-            Some(frame) if frame.home == Some(page.start()) || frame.is_orphan => Ok(()),
+            Some(frame)
+                if (frame.home == Some(page.start()) || frame.is_orphan)
+                    && frame.whose != Whose::Borrowed =>
+            {
+                Ok(())
+            }
             frame => {
                 let what = format!("{pa:?} is pinned for {page:?}, and is {frame:?}");
                 Err(Crime::at(Breach::PinIgnored, page, what))

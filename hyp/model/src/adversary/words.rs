@@ -15,6 +15,8 @@ pub enum Use {
     Guest,
     /// A table of another space.
     TableAbroad,
+    /// Contents of that space's guest.
+    GuestAbroad,
     /// Something else, or nothing.
     Other,
 }

@@ -155,6 +155,8 @@ impl<'w, F: Format> Worker<'w, F> {
             | Errand::TakeBack
             | Errand::Give
             | Errand::Receive
+            | Errand::Borrow
+            | Errand::Return
             | Errand::End => {}
         }
     }

@@ -4,8 +4,8 @@
 //! into (`types::sync::met`).
 
 use Errand::{
-    Admit, Age, Allow, Attach, Collapse, End, Fault, Gather, Give, Harvest, Lend, Log, Move, Pin, Protect,
-    Prune, Receive, Recover, Region, Roll, Split, TakeBack, Zap,
+    Admit, Age, Allow, Attach, Borrow, Collapse, End, Fault, Gather, Give, Harvest, Lend, Log, Move, Pin,
+    Protect, Prune, Receive, Recover, Region, Return, Roll, Split, TakeBack, Zap,
 };
 use Known::{ByName, OnSpaces, OnTables};
 use Meeting::{LostTo, Met};
@@ -148,7 +148,7 @@ pub(crate) const RACES: &[Race] = &[
     spaces(Pin, Met, Lend, &[Pin, Lend, TakeBack]),
     spaces(Pin, Met, Give, &[Pin, Give]),
     spaces(Zap, Met, Lend, &[Zap, Lend, TakeBack]),
-    spaces(Zap, Met, TakeBack, &[Zap, Lend, TakeBack]),
+    spaces(Zap, Met, TakeBack, &[Zap, Lend, TakeBack, TakeBack, Fault]),
     spaces(Zap, Met, Give, &[Zap, Give]),
     spaces(Zap, Met, Receive, &[Zap, Receive]),
     spaces(Move, Met, Lend, &[Move, Lend, TakeBack]),
@@ -159,6 +159,14 @@ pub(crate) const RACES: &[Race] = &[
     spaces(Give, Met, Collapse, &[Give, Collapse]),
     spaces(Lend, Met, Collapse, &[Lend, TakeBack, Collapse]),
     spaces(Harvest, Met, TakeBack, &[Log, Harvest, Lend, TakeBack]),
+    spaces(Zap, Met, Borrow, &[Zap, Borrow, Return]),
+    spaces(Zap, Met, Return, &[Zap, Borrow, Return]),
+    spaces(Return, Met, Zap, &[Zap, Borrow, Return]),
+    spaces(Return, Met, Return, &[Borrow, Return, Return]),
+    spaces(Fault, Met, Return, &[Borrow, Return]),
+    spaces(Protect, Met, Borrow, &[Protect, Borrow, Return]),
+    spaces(Pin, Met, Borrow, &[Pin, Borrow, Return]),
+    spaces(Pin, Met, Return, &[Pin, Borrow, Return]),
     named("a flag of the hardware came between", Place::Tables, &[Harvest, Age]),
     named("collapse gave way to a waiter", Place::Space, &[Collapse, Split, Log, Harvest]),
     named("collapse lost its link to another writer", Place::Tables, &[Collapse, Split, Zap]),
@@ -177,14 +185,15 @@ pub(crate) const RACES: &[Race] = &[
     named("an IOMMU was let out", Place::SpaceWithDevice, &[Attach, Collapse, Split]),
     named("pin lost to a change of its entry", Place::Space, &[Pin, Zap, Move]),
     named("pin refused by the word", Place::Space, &[Pin, Move, Split]),
-    named("a block pin came after the folio was parted", Place::SlowLooks, &[Pin, Zap]),
+    named("a block pin came after the folio was parted", Place::SlowLooks, &[Pin, Pin, Zap, Fault]),
     named("move lost to a pin", Place::Space, &[Pin, Move]),
     named("move refused by a pin", Place::Space, &[Pin, Move]),
-    named("collapse lost to a pin", Place::Space, &[Pin, Split, Move, Collapse, Collapse]),
+    named("collapse lost to a pin", Place::SlowLooks, &[Pin, Split, Move, Collapse, Collapse, Fault]),
     named("collapse refused by a pin", Place::Space, &[Pin, Collapse, Split]),
     named("collapse refused by a log", Place::Space, &[Log, Collapse, Split]),
     named("loan lost to a pin", Place::Space, &[Lend, TakeBack, Pin]),
     named("gift lost to a pin", Place::Space, &[Give, Pin]),
+    named("two CPUs ended one loan", Place::Space, &[Lend, TakeBack, TakeBack]),
     named("a pinner was asked, and let go", Place::Space, &[Pin, Move]),
     named("a pin kept what had left", Place::Space, &[Pin, Zap]),
     named("a pin outlived its space", Place::ShortLives, &[Pin, Pin, Zap]),

@@ -15,6 +15,8 @@ use types::{Access, Cause, Fault, FaultKind, Height, Ipa, Range};
 const PATIENCE: u32 = 4;
 /// How often something comes again that must come about.
 pub(super) const FOR_EVER: u32 = 10_000;
+/// How many steps a pin lasts, at most, that is not kept.
+const BRIEFLY: u64 = 60;
 /// Spaces that come between two runs of the one that matters.
 const OTHERS: u32 = 90;
 
@@ -354,6 +356,11 @@ impl<F: Format> Worker<'_, F> {
             }
         }
         self.ends(Errand::Pin, range);
+        if self.keeps == 0 {
+            // Long enough for others to come to it.
+            (0..self.dice.roll(BRIEFLY)).for_each(|_| self.actor.step());
+        }
+        self.let_go_of_pins(self.keeps);
     }
 
     /// Gives a pin back: as written, where the device has written.

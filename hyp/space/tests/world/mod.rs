@@ -17,7 +17,7 @@ use frames::Owner;
 use model::{Actor, Breach, Errand, Failure, Field, Gives, Ground, Held, Plan, Recorded, Report, Tags};
 pub(crate) use ram::Caches;
 use ram::{BASE, Hands, Ram};
-use sharing::Loan;
+use sharing::Loans;
 use space::{LogCursor, Pin, Region, Space, Tag, VmidBits, Vmids};
 use stage2::{Format, Geometry, Iommu, Quiescence, Section};
 use std::collections::BTreeSet;
@@ -71,7 +71,10 @@ pub(crate) struct World<F: Format> {
     /// Pins that have outlived their space.
     left: Mutex<Vec<LeftPin>>,
     /// What is lent to the neighbour.
-    loans: Mutex<Vec<Loan>>,
+    loans: Loans,
+    /// What is borrowed from it, and where, if anywhere.
+    borrowed: Loans,
+    borrows: Option<Range>,
 }
 
 /// The tag of a space that shares tags with others.
@@ -106,8 +109,19 @@ pub(crate) fn stress<F: Format>(format: F, geometry: Geometry<F>, plan: &Plan, s
     let ram = Arc::new(Ram::new(shape.ram, shape.caches));
     let field = Field::of(&geometry, plan, &worker::ERRANDS, &worker::RARE);
     let ground = Ground::new(format, geometry, plan, field.hot.clone(), ram.clone(), (BASE, ram.bytes()));
-    let (vmids, left, loans) = (Vmids::new(VmidBits::Eight), Mutex::default(), Mutex::default());
-    let world = World { ground, ram, field, shape, operations: plan.operations, vmids, left, loans };
+    let borrows = sharing::borrows::<F>(&field, plan);
+    let world = World {
+        ground,
+        ram,
+        field,
+        shape,
+        operations: plan.operations,
+        vmids: Vmids::new(VmidBits::Eight),
+        left: Mutex::default(),
+        loans: Loans::default(),
+        borrowed: Loans::default(),
+        borrows,
+    };
     let before = world.ram.machine.stats();
     let mut failure: Option<Failure> = None;
     for life in 0..plan.lives {
@@ -149,10 +163,6 @@ impl<F: Format> World<F> {
         Hands { id: CpuId::BOOT, ram: &self.ram }
     }
 
-    fn loans(&self) -> std::sync::MutexGuard<'_, Vec<Loan>> {
-        self.loans.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// From a space's beginning to its end.
     fn live(&self, format: F, geometry: Geometry<F>, plan: &Plan, life: u64) {
         self.ground.guarded(|| {
@@ -168,8 +178,12 @@ impl<F: Format> World<F> {
             }
             self.ground.rooted(space.root(), &geometry);
             let sections = self.ground.sections();
-            let ram = Region::ram(self.field.range);
-            space.add_region(&mut sections.enter(CpuId::BOOT), ram).expect("there is no other region");
+            let from = self.borrows.map_or(self.field.range.start(), Range::end);
+            let ram = rest_of(self.field.range, from).map(Region::ram);
+            for region in ram.into_iter().chain(self.borrows.map(Region::borrowed)) {
+                let added = space.add_region(&mut sections.enter(CpuId::BOOT), region);
+                added.expect("there is no other region");
+            }
             if self.ground.is_judged() {
                 // The judge wants grace periods, also where nobody else has ever looked.
                 let last = CpuId::new(types::MAX_CPUS - 1).unwrap_or(CpuId::BOOT);

@@ -141,6 +141,7 @@ impl Words for Ram {
             Kind::Table if word.owner() == self.owner() => Use::Table,
             Kind::Guest if word.owner() == self.owner() => Use::Guest,
             Kind::Table if word.owner() == neighbour => Use::TableAbroad,
+            Kind::Guest if word.owner() == neighbour => Use::GuestAbroad,
             _ => Use::Other,
         }
     }

@@ -1,16 +1,18 @@
-//! The space's neighbour: pages are lent to it, taken back, given to it, and come from it, while everything else goes on.
+//! The space's neighbour: pages are lent to it, taken back, given to it, and come from it, for a while or for good, while
+//! everything else goes on.
 //!
 //! The neighbour has the same addresses as the space. The lower half of those in play is its own memory, in the upper half it
-//! borrows.
+//! borrows. In some runs the space borrows, too, in its first block.
 
 use super::errands::FOR_EVER;
 use super::worker::Worker;
 use super::{Hands, Memory, World};
 use frames::Owner;
-use model::{Actor, Breach, Errand, Neighbour, Plan, Recorded};
+use model::{Actor, Breach, Dice, Errand, Field, Gives, Neighbour, Plan, Recorded};
 use space::{Between, Region, ShareError, Side, Space, SpaceError};
 use stage2::{Format, Geometry, Invalidate, Quiescence, Section, Work, span};
 use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use types::{Access, CpuId, Height, Ipa, Range};
 
 /// The neighbour's number, which is no space's.
@@ -19,10 +21,42 @@ const NUMBER: Owner = Owner(1000);
 const PATIENCE: u32 = 4;
 
 /// A page that is lent, and where it is borrowed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Loan {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Loan {
     page: Range,
     at: Ipa,
+}
+
+/// What one of the two has lent to the other.
+#[derive(Debug, Default)]
+pub(super) struct Loans(Mutex<Vec<Loan>>);
+
+impl Loans {
+    fn all(&self) -> MutexGuard<'_, Vec<Loan>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Chooses one. It stays: somebody else may end it, too.
+    fn any(&self, dice: &mut Dice) -> Option<Loan> {
+        let all = self.all();
+        (!all.is_empty()).then(|| *dice.pick(&all))
+    }
+
+    /// One has ended. Returns whether it had ended before.
+    fn end(&self, loan: Loan) -> bool {
+        let mut all = self.all();
+        let at = all.iter().position(|one| *one == loan);
+        at.map(|n| all.swap_remove(n)).is_none()
+    }
+}
+
+/// Returns where a space borrows in runs of this plan: where everybody likes to be, so that it meets whatever they do.
+pub(super) fn borrows<F: Format>(field: &Field, plan: &Plan) -> Option<Range> {
+    let is_wanted = match &field.few {
+        Some(few) => few.contains(&Errand::Borrow),
+        None => Dice::new(plan.seed ^ 3).one_in(4),
+    };
+    is_wanted.then(|| Range::block_around(field.range.start(), span::<F>(Height::new(1))))
 }
 
 /// The neighbour.
@@ -30,6 +64,15 @@ pub(super) struct Neighbourhood<'w, F: Format> {
     space: Space<'w, F>,
     own: Range,
     borrows: Range,
+}
+
+/// Whose pages go to whom.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    /// The space's to the neighbour.
+    There,
+    /// The neighbour's to the space.
+    Here,
 }
 
 /// How translations of one of the two are invalidated.
@@ -93,25 +136,40 @@ impl<F: Format> World<F> {
         let ours = Tlb::Space(actor);
         let theirs = Tlb::Neighbour(self.ground.neighbour());
         let mut section = sections.enter(CpuId::BOOT);
-        {
-            let from = Side { space, tlb: &ours };
-            let between = Between { from, to: Side { space: &neighbour.space, tlb: &theirs } };
-            // Where a page was lent, discarded and lent once more, the second loan keeps the page from coming back by the first.
-            let mut loans = VecDeque::from(std::mem::take(&mut *self.loans()));
-            let mut vain = 0;
-            while let Some(loan) = loans.pop_front() {
-                if let Err(error) = between.take_back(&mut section, &hands, loan.page, loan.at) {
-                    vain += 1;
-                    if vain == FOR_EVER {
-                        let what = format!("{loan:?} does not come back: {error}; others: {loans:?}");
-                        actor.accuse(Breach::Stuck, what);
-                    }
-                    loans.push_back(loan);
-                    section.pass();
+        let (we, they) = (Side { space, tlb: &ours }, Side { space: &neighbour.space, tlb: &theirs });
+        actor.begins(Errand::Return, self.field.range, Gives::Nothing);
+        self.end_all(&self.borrowed, &Between { from: they, to: we }, &mut section, &hands, actor);
+        actor.ends(Errand::Return, self.field.range, Gives::Nothing);
+        let (we, they) = (Side { space, tlb: &ours }, Side { space: &neighbour.space, tlb: &theirs });
+        self.end_all(&self.loans, &Between { from: we, to: they }, &mut section, &hands, actor);
+        neighbour.space.destroy(&mut section, &hands, &theirs);
+    }
+
+    /// Ends all loans of one to the other, with nobody else at work.
+    fn end_all<I: Invalidate, S: Section>(
+        &self,
+        loans: &Loans,
+        between: &Between<'_, '_, F, I>,
+        section: &mut S,
+        hands: &Hands<'_>,
+        actor: &Actor<'_, F>,
+    ) {
+        // Where a page was lent, discarded and lent once more, the second loan keeps the page from coming back by the first.
+        let mut loans = VecDeque::from(std::mem::take(&mut *loans.all()));
+        let mut vain = 0;
+        while let Some(loan) = loans.pop_front() {
+            if let Err(error) = between.take_back(section, hands, loan.page, loan.at) {
+                vain += 1;
+                if vain == FOR_EVER {
+                    actor.accuse(
+                        Breach::Stuck,
+                        format!("{loan:?} does not come back: {error}; others: {loans:?}"),
+                    );
                 }
+                loans.push_back(loan);
+                section.pass();
             }
         }
-        neighbour.space.destroy(&mut section, &hands, &theirs);
     }
 }
 
@@ -122,11 +180,12 @@ impl<F: Format> Worker<'_, F> {
         let at = self.place(self.neighbour.borrows);
         let access = *self.dice.pick(&[Access::READ, Access::RW, Access::RW]);
         self.begins(Errand::Lend, page);
-        let lent = self.between_us(|between, section, hands| between.lend(section, hands, page, at, access));
+        let lent = self
+            .between(Way::There, |between, section, hands| between.lend(section, hands, page, at, access));
         match lent {
             Ok(()) => {
                 self.actor.count("lent");
-                self.world.loans().push(Loan { page, at });
+                self.world.loans.all().push(Loan { page, at });
             }
             Err(error) => self.bear_share(error),
         }
@@ -135,34 +194,64 @@ impl<F: Format> Worker<'_, F> {
 
     /// Takes a page back that is lent; or has the neighbour let go of it by itself first.
     pub(super) fn take_back(&mut self) {
-        let loan = {
-            let mut loans = self.world.loans();
-            if loans.is_empty() {
-                return;
-            }
-            let n = self.dice.roll(loans.len() as u64) as usize;
-            loans.swap_remove(n)
-        };
-        let Loan { page, at } = loan;
-        self.begins(Errand::TakeBack, page);
+        let Some(loan) = self.world.loans.any(&mut self.dice) else { return };
+        self.begins(Errand::TakeBack, loan.page);
         if self.dice.one_in(4) {
-            self.neighbour_drops(self.page(at));
+            self.neighbour_drops(self.page(loan.at));
         }
-        let mut is_back = false;
+        self.end_loan(Way::There, &self.world.loans, loan);
+        self.ends(Errand::TakeBack, loan.page);
+    }
+
+    /// Has the neighbour lend a page to the space.
+    pub(super) fn borrow(&mut self, ipa: Ipa) {
+        let Some(borrows) = self.world.borrows else { return };
+        let at = if borrows.contains(ipa) { ipa } else { self.place(borrows) };
+        let (page, from) = (self.page(at), self.place(self.neighbour.own));
+        let loan = Loan { page: self.page(from), at: page.start() };
+        let access = *self.dice.pick(&[Access::READ, Access::RW, Access::RW]);
+        if self.dice.one_in(2) {
+            self.neighbour_has(loan.page);
+        }
+        self.begins(Errand::Borrow, page);
+        match self.between(Way::Here, |between, section, hands| {
+            between.lend(section, hands, loan.page, loan.at, access)
+        }) {
+            Ok(()) => {
+                self.actor.count("borrowed");
+                self.world.borrowed.all().push(loan);
+            }
+            Err(error) => self.bear_share(error),
+        }
+        self.ends(Errand::Borrow, page);
+    }
+
+    /// Has the neighbour take a page back; or lets go of it first, or has the neighbour give up its own.
+    pub(super) fn give_back(&mut self) {
+        let Some(loan) = self.world.borrowed.any(&mut self.dice) else { return };
+        let page = self.page(loan.at);
+        match self.dice.roll(6) {
+            0 => self.zap(page),
+            1 => self.neighbour_drops(loan.page),
+            _ => {}
+        }
+        self.begins(Errand::Return, page);
+        self.end_loan(Way::Here, &self.world.borrowed, loan);
+        self.ends(Errand::Return, page);
+    }
+
+    /// Ends a loan, if that comes about soon.
+    fn end_loan(&self, way: Way, loans: &Loans, loan: Loan) {
         for _ in 0..PATIENCE {
-            match self.between_us(|between, section, hands| between.take_back(section, hands, page, at)) {
-                Ok(()) => {
-                    self.actor.count("taken back");
-                    is_back = true;
-                    break;
-                }
+            let ended = self.between(way, |between, section, hands| {
+                between.take_back(section, hands, loan.page, loan.at)
+            });
+            match ended {
+                Ok(()) if loans.end(loan) => return self.actor.count("two CPUs ended one loan"),
+                Ok(()) => return self.actor.count("a loan has ended"),
                 Err(error) => self.bear_share(error),
             }
         }
-        if !is_back {
-            self.world.loans().push(loan);
-        }
-        self.ends(Errand::TakeBack, page);
     }
 
     /// Gives a page to the neighbour.
@@ -173,7 +262,7 @@ impl<F: Format> Worker<'_, F> {
         if self.dice.one_in(2) {
             self.neighbour_drops(self.page(at));
         }
-        match self.between_us(|between, section, hands| between.give(section, hands, page, at)) {
+        match self.between(Way::There, |between, section, hands| between.give(section, hands, page, at)) {
             Ok(()) => self.actor.count("given"),
             Err(error) => self.bear_share(error),
         }
@@ -188,30 +277,20 @@ impl<F: Format> Worker<'_, F> {
         let page = self.page(ipa);
         let from = self.place(self.neighbour.own);
         self.begins(Errand::Receive, page);
-        let (ours, theirs) = (Tlb::Space(&self.actor), Tlb::Neighbour(self.world.ground.neighbour()));
-        let result = {
-            let mut section = self.sections.enter(self.actor.id());
-            let fresh = self.neighbour.space.populate(&mut section, &self.hands, &theirs, self.page(from));
-            if let Err(error) = fresh {
-                self.bear(error);
-            }
-            for _ in 0..self.dice.roll(4) {
-                self.actor.step();
-            }
-            let from_side = Side { space: &self.neighbour.space, tlb: &theirs };
-            let between = Between { from: from_side, to: Side { space: self.space, tlb: &ours } };
-            between.give(&section, &self.hands, self.page(from), page.start())
-        };
-        match result {
+        self.neighbour_has(self.page(from));
+        match self.between(Way::Here, |between, section, hands| {
+            between.give(section, hands, self.page(from), page.start())
+        }) {
             Ok(()) => self.actor.count("received"),
             Err(error) => self.bear_share(error),
         }
         self.ends(Errand::Receive, page);
     }
 
-    /// Does one step that brings pages from the space to the neighbour, or back.
-    fn between_us<R>(
+    /// Does one step that brings pages from the one to the other, or back.
+    fn between<R>(
         &self,
+        way: Way,
         step: impl FnOnce(
             &Between<'_, '_, F, Tlb<'_, '_, F>>,
             &mut <Recorded<F> as Quiescence>::Section<'_>,
@@ -219,10 +298,29 @@ impl<F: Format> Worker<'_, F> {
         ) -> R,
     ) -> R {
         let (ours, theirs) = (Tlb::Space(&self.actor), Tlb::Neighbour(self.world.ground.neighbour()));
-        let from = Side { space: self.space, tlb: &ours };
-        let between = Between { from, to: Side { space: &self.neighbour.space, tlb: &theirs } };
+        let we = Side { space: self.space, tlb: &ours };
+        let they = Side { space: &self.neighbour.space, tlb: &theirs };
+        let between = match way {
+            Way::There => Between { from: we, to: they },
+            Way::Here => Between { from: they, to: we },
+        };
         let mut section = self.sections.enter(self.actor.id());
         step(&between, &mut section, &self.hands)
+    }
+
+    /// The neighbour has memory behind a page of its own.
+    fn neighbour_has(&mut self, page: Range) {
+        let tlb = Tlb::Neighbour(self.world.ground.neighbour());
+        let fresh = {
+            let mut section = self.sections.enter(self.actor.id());
+            self.neighbour.space.populate(&mut section, &self.hands, &tlb, page)
+        };
+        if let Err(error) = fresh {
+            self.bear(error);
+        }
+        for _ in 0..self.dice.roll(4) {
+            self.actor.step();
+        }
     }
 
     /// The neighbour gives memory back, its own or borrowed.

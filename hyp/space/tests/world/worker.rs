@@ -8,7 +8,7 @@ use stage2::{Format, span};
 use types::{Height, Ipa, Range, Vmid};
 
 /// What can be done to a space.
-pub(crate) const ERRANDS: [Errand; 23] = [
+pub(crate) const ERRANDS: [Errand; 25] = [
     Errand::Fault,
     Errand::Allow,
     Errand::Zap,
@@ -32,10 +32,12 @@ pub(crate) const ERRANDS: [Errand; 23] = [
     Errand::TakeBack,
     Errand::Give,
     Errand::Receive,
+    Errand::Borrow,
+    Errand::Return,
 ];
 
 /// Who would seldom meet otherwise.
-pub(crate) const RARE: [&[Errand]; 25] = [
+pub(crate) const RARE: [&[Errand]; 27] = [
     &[Errand::Pin, Errand::Move],
     &[Errand::Pin, Errand::Collapse],
     &[Errand::Pin, Errand::Zap],
@@ -61,6 +63,8 @@ pub(crate) const RARE: [&[Errand]; 25] = [
     &[Errand::Lend, Errand::TakeBack, Errand::Log, Errand::Harvest],
     &[Errand::Give, Errand::Receive, Errand::Pin],
     &[Errand::Give, Errand::Receive, Errand::Collapse, Errand::Region],
+    &[Errand::Borrow, Errand::Return, Errand::Zap, Errand::Protect],
+    &[Errand::Borrow, Errand::Return, Errand::Pin, Errand::Region],
 ];
 
 /// The most pins that one CPU has at a time.
@@ -79,6 +83,8 @@ pub(super) struct Worker<'w, F: Format> {
     likes: Vec<Errand>,
     /// What it has pinned, the oldest first.
     pub(super) pins: Vec<(Pin, Vec<Held>)>,
+    /// How many of them it keeps: who keeps none is in nobody's way when the next one comes.
+    pub(super) keeps: usize,
     /// The tag under which it has the space's tables loaded.
     loaded: Option<Vmid>,
 }
@@ -105,7 +111,9 @@ impl<'w, F: Format> Worker<'w, F> {
             likes.push(Errand::End);
         }
         let hands = Hands { id: actor.id(), ram: &world.ram };
-        Self { world, space, neighbour, sections, actor, hands, dice, likes, pins: Vec::new(), loaded: None }
+        let keeps = if world.field.is_focused { *dice.pick(&[0, PINS]) } else { PINS };
+        let (pins, loaded) = (Vec::new(), None);
+        Self { world, space, neighbour, sections, actor, hands, dice, likes, pins, keeps, loaded }
     }
 
     /// Works, until it has done enough or the space dies.
@@ -185,6 +193,8 @@ impl<'w, F: Format> Worker<'w, F> {
             Errand::TakeBack => self.take_back(),
             Errand::Give => self.give(at),
             Errand::Receive => self.receive(at),
+            Errand::Borrow => self.borrow(at),
+            Errand::Return => self.give_back(),
             Errand::End => self.condemn(),
         }
     }
