@@ -296,7 +296,6 @@ impl<F: Format, C: Cpu> Gather<'_, '_, F, C> {
             match frames.freeze(leaf.pa, order) {
                 Ok(frozen) => frozen.keep(),
                 Err(error) => {
-                    met("collapse lost to a pin");
                     children.iter().take(n).for_each(|(_, leaf)| frames.thaw(leaf.pa, order));
                     return Err(unfrozen(error, ipa));
                 }
@@ -382,7 +381,10 @@ impl<F: Format, C: Cpu> Mover<F> for Gather<'_, '_, F, C> {
 /// Says what it means that a word could not be frozen. Its pinner is asked when the caller comes back.
 fn unfrozen(error: FrameError, ipa: Ipa) -> MoveError {
     match error {
-        FrameError::Refused { why: Refused::Pinned, .. } => MoveError::Pinned { ipa },
+        FrameError::Refused { why: Refused::Pinned, .. } => {
+            met("collapse lost to a pin");
+            MoveError::Pinned { ipa }
+        }
         FrameError::Refused { why: Refused::Shared, .. } => MoveError::Immovable { ipa },
         _ => MoveError::Busy { ipa },
     }

@@ -206,6 +206,11 @@ impl Epoch {
         format!("cargo xtask soak --seed {} --epoch {}{race}", self.seed, self.number)
     }
 
+    /// Says what it is of: whose tables, alone or of spaces.
+    pub(crate) fn of_what(&self) -> String {
+        format!("{:?}{}", self.tables, if self.is_of_spaces() { ", spaces" } else { "" })
+    }
+
     /// Tells whether it is of whole spaces.
     pub(crate) fn is_of_spaces(&self) -> bool {
         self.shape.is_some()

@@ -16,6 +16,7 @@ mod world;
 use epoch::Epoch;
 use model::{Dice, Report};
 use races::{Race, Seen};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,6 +55,8 @@ struct Outcome {
     seen: Seen,
     /// The epoch that took longest, and how long.
     slowest: Option<(Duration, Epoch)>,
+    /// What the time went to: epochs of which kind, and how many.
+    times: BTreeMap<String, (u64, Duration)>,
     failure: Option<Failed>,
 }
 
@@ -115,6 +118,11 @@ fn main() -> ExitCode {
         outcome.operations as f64 / seconds,
         outcome.steps
     );
+    let all: Duration = outcome.times.values().map(|(_, time)| *time).sum();
+    for (of, (epochs, time)) in &outcome.times {
+        let part = time.as_secs_f64() / all.as_secs_f64().max(f64::EPSILON);
+        println!("{:>10.1} % of the time for {epochs} epochs of {of}", part * 100.0);
+    }
     if let Some((time, epoch)) = outcome.slowest {
         println!("the slowest took {:.1} seconds: {epoch}", time.as_secs_f64());
     }
@@ -198,6 +206,8 @@ fn add(outcome: &Mutex<Outcome>, epoch: Epoch) {
     let time = start.elapsed();
     let mut outcome = lock(outcome);
     outcome.epochs += 1;
+    let kind = outcome.times.entry(epoch.of_what()).or_default();
+    *kind = (kind.0 + 1, kind.1 + time);
     outcome.operations += operations;
     outcome.steps += steps;
     let seen = &mut outcome.seen;
