@@ -78,6 +78,21 @@ impl Apic {
         }
     }
 
+    /// Reads a register by its offset in memory; 0 where it is not reached by memory.
+    pub fn register(self, offset: u32) -> u32 {
+        match self.mode {
+            Mode::Memory(base) => read(base, offset),
+            Mode::X2 => 0,
+        }
+    }
+
+    /// Writes a register for the guest that has the APIC.
+    pub fn set_register(self, offset: u32, value: u32) {
+        if let Mode::Memory(base) = self.mode {
+            write(base, offset, value);
+        }
+    }
+
     /// Puts the CPU with that number into its state after a reset, waiting for [`Apic::send_start_up`].
     pub fn send_init(self, target: u32) {
         self.send(target, INIT | ASSERT);

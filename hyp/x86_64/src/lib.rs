@@ -13,6 +13,7 @@
 
 pub mod apic;
 pub mod cpu;
+pub mod decode;
 #[cfg(not(target_os = "none"))]
 pub mod effect;
 pub mod entry;

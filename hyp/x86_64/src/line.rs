@@ -37,6 +37,11 @@ impl Line {
         Self { apic_id, state: AtomicU8::new(DOWN) }
     }
 
+    /// Returns the number of its local APIC.
+    pub const fn apic_id(&self) -> u32 {
+        self.apic_id
+    }
+
     /// Sends the CPU a non-maskable interrupt, unless one is under way, or it takes none.
     pub fn ring(&self, apic: Apic) {
         compiler_fence(SeqCst);

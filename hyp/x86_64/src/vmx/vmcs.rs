@@ -480,7 +480,12 @@ impl Vmcs {
 
     /// Goes on behind the instruction that the exit was for.
     pub fn skip(&self) {
-        let next = self.rip().wrapping_add(self.get(ro::VMEXIT_INSTRUCTION_LEN));
+        self.skip_bytes(self.get(ro::VMEXIT_INSTRUCTION_LEN));
+    }
+
+    /// As [`Vmcs::skip`], where the exit does not tell the instruction's length.
+    pub fn skip_bytes(&self, bytes: u64) {
+        let next = self.rip().wrapping_add(bytes);
         // Outside 64-bit code addresses have 32 bits.
         let next = if self.is_wide() { next } else { next & 0xffff_ffff };
         self.set(guest::RIP, next);

@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use frames::Owner;
+use log::debug;
 use space::{Region, Space, SpaceError, table_budget};
 use spin::mutex::SpinMutex;
 use stage2::{Bbm, Presence, Quiescence};
@@ -17,6 +18,7 @@ use types::{Cpu, Height, Range};
 use vm::image::{self, Placement};
 use vm::service::{Company, Left, Memory, Service};
 use vm::{Granted, Largest, Populate, RamError, Role, VmConfig, pvh};
+use x86_64::apic::Mode;
 use x86_64::cpu::Core;
 use x86_64::vmx::tlb::Tlb;
 use x86_64::vmx::vmcs::Start;
@@ -84,6 +86,10 @@ pub(super) struct Guest {
     started: AtomicU64,
     /// Its place among the guests.
     pub(super) number: u16,
+    /// The page of the local APIC, which a guest that has the machine gets once all its vCPUs have started.
+    apic: Option<Region>,
+    /// Whether it has it.
+    open: AtomicBool,
     off: AtomicBool,
     exits: [AtomicU64; Reason::ALL.len()],
 }
@@ -126,6 +132,10 @@ impl Guest {
             Role::Primary => primary::regions(hypervisor.machine, config.memory),
             _ => memory.iter().copied().map(Region::ram).collect(),
         };
+        let apic = match (config.role, this.apic.mode()) {
+            (Role::Primary, Mode::Memory(base)) if config.vcpus() > 1 => Some(primary::apic_page(base)),
+            _ => None,
+        };
         let ranges: Vec<Range> = regions.iter().map(|region| region.range).collect();
         let mut space = space(hypervisor, Owner(number + 1), &ranges).map_err(unfit)?;
         space.limit_leaves(match config.largest {
@@ -134,7 +144,8 @@ impl Guest {
             Largest::Block1G => Height::new(2),
         });
         let mut section = hypervisor.waiting.enter(this.core.id());
-        for region in regions {
+        let withheld = apic.map(|page| page.range);
+        for region in regions.iter().flat_map(|region| primary::without(*region, withheld)) {
             space.add_region(&mut section, region).map_err(unfit)?;
         }
         drop(section);
@@ -154,6 +165,8 @@ impl Guest {
             starts: config.cpus.iter().map(|_| SpinMutex::new(None)).collect(),
             started: AtomicU64::new(1),
             number,
+            open: AtomicBool::new(apic.is_none()),
+            apic,
             off: AtomicBool::new(false),
             exits: Default::default(),
             config,
@@ -204,9 +217,6 @@ impl Guest {
                 .ok_or_else(|| Unfit::Start { name: name() })?;
             let entry = self.placement.entry.get() as u32;
             self.start(0, Start::Flat { entry, ebx: 0, esi });
-            for vcpu in 1..self.config.vcpus() {
-                self.start(vcpu, Start::WaitForStartUp);
-            }
             return Ok(());
         }
         let tlb = self.tlb(hypervisor, &this.core);
@@ -246,6 +256,34 @@ impl Guest {
     /// Takes how a vCPU is to start, if it is to.
     pub(super) fn take_start(&self, vcpu: usize) -> Option<Start> {
         self.starts.get(vcpu)?.lock().take()
+    }
+
+    /// Tells whether somebody has claimed to start a vCPU.
+    pub(super) fn is_started(&self, vcpu: usize) -> bool {
+        let bit = 1_u64.checked_shl(vcpu as u32).unwrap_or(0);
+        self.started.load(Relaxed) & bit != 0
+    }
+
+    /// Tells whether all vCPUs have been started.
+    pub(super) fn all_started(&self) -> bool {
+        (0..self.config.vcpus()).all(|vcpu| self.is_started(vcpu))
+    }
+
+    /// Returns the page of the APIC while the guest does not have it.
+    pub(super) fn withheld(&self) -> Option<Region> {
+        self.apic.filter(|_| !self.open.load(Relaxed))
+    }
+
+    /// Gives the guest the page of the APIC.
+    pub(super) fn open(&self, section: &mut Section<'_>) {
+        if let Some(page) = self.withheld()
+            && !self.open.swap(true, Relaxed)
+            && let Err(error) = self.space.add_region(section, page)
+        {
+            // Busy: another CPU changes the regions; whoever comes next to the page tries again.
+            debug!("{}: the APIC is not given yet: {error}", self.config.name);
+            self.open.store(false, Relaxed);
+        }
     }
 
     /// Tells whether it is off.

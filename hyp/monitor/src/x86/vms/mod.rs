@@ -8,6 +8,7 @@
 
 mod cpuid;
 mod guest;
+mod linear;
 mod msr;
 mod primary;
 mod statistics;

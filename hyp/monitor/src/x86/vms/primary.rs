@@ -39,6 +39,32 @@ pub(super) fn regions(machine: &Machine, end: u64) -> Vec<Region> {
     plan(&machine.firmware.areas, end)
 }
 
+/// Returns the region of the local APIC's registers at `base`.
+pub(super) fn apic_page(base: u64) -> Region {
+    let start = Ipa::new(base);
+    let range = Range::with_len(start, FRAME_SIZE).unwrap_or(Range::block_around(start, FRAME_SIZE));
+    Region::device(range, Pa::new(base))
+}
+
+/// Returns what of a region of the guest's is not in `withheld`: all of it, or up to two parts.
+pub(super) fn without(region: Region, withheld: Option<Range>) -> impl Iterator<Item = Region> {
+    let range = region.range;
+    let (first, second) = match withheld.filter(|withheld| range.overlaps(*withheld)) {
+        None => (Some(range), None),
+        Some(withheld) => {
+            (Range::new(range.start(), withheld.start()).ok(), Range::new(withheld.end(), range.end()).ok())
+        }
+    };
+    let part = move |part: Range| {
+        let backing = match region.backing {
+            Backing::Fixed { memory, .. } => Backing::Fixed { pa: Pa::new(part.start().get()), memory },
+            other => other,
+        };
+        Region { range: part, backing, ..region }
+    };
+    [first, second].into_iter().flatten().filter(|range| !range.is_empty()).map(part)
+}
+
 fn plan(areas: &[E820Entry], end: u64) -> Vec<Region> {
     let mut memory: Vec<(u64, u64, bool)> = Vec::new();
     for &(start, bytes, kind) in areas {
@@ -106,6 +132,22 @@ mod tests {
         let told = areas(&MACHINE, END);
         assert_eq!(told[3..], [(0x10_0000, 0xff0_0000, 1), (END, 0xfff_0000, 2), (0x1fff_0000, 0x1_0000, 3)]);
         assert_eq!(told[..3], MACHINE[..3]);
+    }
+
+    #[test]
+    fn a_page_is_withheld_and_nothing_else_changes() {
+        let page = apic_page(0xfee0_0000);
+        let all = plan(&MACHINE, END);
+        let rest: Vec<Region> = all.iter().flat_map(|region| without(*region, Some(page.range))).collect();
+        assert_eq!(rest.len(), all.len() + 1);
+        assert!(rest.iter().all(|region| !region.range.overlaps(page.range)));
+        let bytes = |regions: &[Region]| regions.iter().map(|region| region.range.len()).sum::<u64>();
+        assert_eq!(bytes(&rest) + FRAME_SIZE, bytes(&all));
+        for region in rest {
+            let Backing::Fixed { pa, .. } = region.backing else { panic!("{region:?}") };
+            assert_eq!(pa.get(), region.range.start().get());
+        }
+        assert_eq!(all.iter().flat_map(|region| without(*region, None)).count(), all.len());
     }
 
     #[test]

@@ -9,6 +9,8 @@
 //! A kick is a non-maskable interrupt. In the guest it ends the run. In the hypervisor its handler takes it: where this CPU
 //! is about to enter, it forgets there what was taken away, and has the guest leave at once.
 
+mod apic;
+
 use super::super::machine::{Entering, PerCpu, write_word};
 use super::guest::{Guest, Reason};
 use super::msr::{self, Command};
@@ -334,6 +336,7 @@ impl Turn {
             Ok(Outcome::Mapped | Outcome::Allowed | Outcome::AlreadyMapped) => {}
             // It may be for memory that rests: a guest that comes again for it may be the only one who ever does.
             Ok(Outcome::Busy) => self.tidy(),
+            Ok(Outcome::Outside) if self.reach_apic(fault.ipa) => {}
             Ok(Outcome::Outside | Outcome::Denied | Outcome::Noted(_)) => {
                 debug!("{}: vCPU {} reached for {}", self.name(), self.vcpu, fault.ipa);
                 self.vmcs.inject(Event::GeneralProtection);
