@@ -6,7 +6,8 @@
 #   reboot     reboot, and so again and again
 #   judge      load the drivers of virtio devices, look at disk and at mz.tested=N MiB of memory for mz.rounds=N rounds, and
 #              power off
-#   hidden     try to read and to write memory that is reserved above RAM, on a PC the hypervisor's, and power off
+#   hidden     look for VMX, send NMIs, try to read and to write memory that is reserved above RAM, on a PC the
+#              hypervisor's, and power off
 # Without it there is a shell on the console; `poweroff -f` and `reboot -f` end it.
 
 PATH=/bin
@@ -76,6 +77,9 @@ judge() {
 hidden() {
     $busybox --install -s /bin
     echo "VMX-$(grep -c -w vmx /proc/cpuinfo) HYPERVISOR-$(grep -c -w hypervisor /proc/cpuinfo)"
+    echo l > /proc/sysrq-trigger # has every other CPU say where it is, by an NMI
+    sleep 1
+    echo "NMI-$(dmesg | grep -c 'NMI backtrace for cpu [1-9]')"
     echo "ROM-$(devmem 0xffff0 8)" # what may be read can be read
     sed -n 's/^\([0-9a-f]*\)-\([0-9a-f]*\) : Reserved$/\1 \2/p' /proc/iomem | while read -r start end; do
         at=$((0x$start))
@@ -90,6 +94,7 @@ hidden() {
         done
         echo "HIDDEN-$start-$end tried $tried read $read written $written"
     done
+    sleep 1 # the kernel's last words must not end up within that line
     poweroff -f
 }
 

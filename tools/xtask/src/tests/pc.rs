@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// Linux takes minutes to come to its init.
 const LINUX_PATIENCE: Duration = Duration::from_secs(1800);
 
+/// The CPUs that Linux has.
+const LINUX_CPUS: u32 = 2;
+
 /// The models, with the way of waiting for readers: with accessed and dirty flags, and one that is newer.
 const MODELS: [(&str, &str); 2] = [("corei7_haswell_4770", "epoch"), ("corei7_icelake_u", "rendezvous")];
 /// The one of them that lists written pages (PML).
@@ -72,7 +75,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
             bochs::with_linux(Linux {
                 board,
                 cpu: MODELS[0].0,
-                smp: Some(1),
+                smp: Some(LINUX_CPUS),
                 memory: None,
                 append: Some("quiet mz.test=hidden"),
                 hypervisor: "log=info",
@@ -96,8 +99,11 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
 
 /// Linux comes to its init, finds no VMX, and reaches nothing of the hypervisor's memory.
 fn has_the_machine(console: &mut Console) -> Result<()> {
+    console.expect_line(&Regex::new(&format!("^CPUs: {LINUX_CPUS} online"))?, LINUX_PATIENCE)?;
     console.expect_line(&Regex::new("^INIT-OK")?, LINUX_PATIENCE)?;
-    console.expect_line(&Regex::new("^VMX-0 HYPERVISOR-1")?, LINUX_PATIENCE)?;
+    console.expect_line(&Regex::new(&format!("^VMX-0 HYPERVISOR-{LINUX_CPUS}$"))?, LINUX_PATIENCE)?;
+    // An NMI that Linux sends reaches the CPU that it is for.
+    console.expect_line(&Regex::new(&format!("^NMI-{}$", LINUX_CPUS - 1))?, LINUX_PATIENCE)?;
     // The jump at the address that the CPU starts at: /dev/mem works.
     console.expect_line(&Regex::new("^ROM-0xEA")?, LINUX_PATIENCE)?;
     let hidden = Regex::new(r"^HIDDEN-([0-9a-f]+)-([0-9a-f]+) tried (\d+) read (\d+) written (\d+)")?;
