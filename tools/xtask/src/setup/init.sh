@@ -76,10 +76,11 @@ judge() {
 # often that could be done: it ends in a signal where nothing is behind the address.
 hidden() {
     $busybox --install -s /bin
-    echo "VMX-$(grep -c -w vmx /proc/cpuinfo) HYPERVISOR-$(grep -c -w hypervisor /proc/cpuinfo)"
-    echo l > /proc/sysrq-trigger # has every other CPU say where it is, by an NMI
+    sleep 1 # what the kernel says must not end up within a line
+    echo l > /proc/sysrq-trigger # has every CPU say where it is, the others by an NMI
     sleep 1
-    echo "NMI-$(dmesg | grep -c 'NMI backtrace for cpu [1-9]')"
+    echo "NMI-$(dmesg | grep -c 'NMI backtrace for cpu')"
+    echo "VMX-$(grep -c -w vmx /proc/cpuinfo) HYPERVISOR-$(grep -c -w hypervisor /proc/cpuinfo)"
     echo "ROM-$(devmem 0xffff0 8)" # what may be read can be read
     sed -n 's/^\([0-9a-f]*\)-\([0-9a-f]*\) : Reserved$/\1 \2/p' /proc/iomem | while read -r start end; do
         at=$((0x$start))
@@ -94,7 +95,7 @@ hidden() {
         done
         echo "HIDDEN-$start-$end tried $tried read $read written $written"
     done
-    sleep 1 # the kernel's last words must not end up within that line
+    sleep 1
     poweroff -f
 }
 
