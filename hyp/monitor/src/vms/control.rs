@@ -184,3 +184,6 @@ fn step(hypervisor: &Hypervisor, core: &Core<'_>, life: Life) -> (Life, Status) 
         Life::Free | Life::InHand => (life, Status::Busy),
     }
 }
+
+#[cfg(test)]
+mod tests;
