@@ -20,7 +20,7 @@ pub const BYTES: usize = WORDS * 8;
 /// The first word of a file: "mzntrace", the first letter in the lowest byte.
 pub const FILE_MAGIC: u64 = u64::from_le_bytes(*b"mzntrace");
 /// Changes with the format.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 /// The bits of a number: enough for a year of records.
 const NUMBER_BITS: u32 = 40;
 
@@ -104,6 +104,11 @@ codes! {
         /// No more is to be told of such a space. `a`: what VTTBR_EL2 is where TLBs may hold something of it, 0 where none
         /// does; `b`: the owner; `c`: the CPUs that may, a bit for each.
         Told = 22,
+        /// Where CPUs are made to forget by interrupts: the CPU is about to run a guest of the space whose tables it has loaded, and
+        /// has forgotten what it had to.
+        Enters = 23,
+        /// Likewise: it has left the guest, its table walks are over, and it is about to say so.
+        Leaves = 24,
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::tables::{Shape, Stage2};
 use crate::{File, decode, line};
 use anyhow::{Context, Result, ensure};
-use model::{Effect, Fleet, Objection};
+use model::{Effect, Fleet, Objection, Style};
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
@@ -92,6 +92,7 @@ pub fn check(path: &Path) -> Result<Report> {
     let mut file = File::open(path)?;
     let mut counts = Counts::new(file.cpus());
     let mut fleet = None;
+    let mut style = Style::Broadcast;
     let mut last = None;
     let mut broken = None;
     let (mut spaces, mut unjudged) = (0, 0);
@@ -104,7 +105,10 @@ pub fn check(path: &Path) -> Result<Report> {
         match (record.kind, &mut fleet) {
             (Kind::Start | Kind::Begin, before) => {
                 spaces += before.as_ref().map_or(0, spaces_of);
-                fleet = begins(&record)?;
+                if record.kind == Kind::Start && record.small != 0 {
+                    style = Style::InterruptArm;
+                }
+                fleet = begins(&record, style);
             }
             (Kind::Stop, before) => {
                 spaces += before.take().as_ref().map_or(0, spaces_of);
@@ -141,17 +145,14 @@ fn spaces_of(fleet: &Machine) -> u64 {
 }
 
 /// Begins with a machine that starts, or that has run before; `None` where it starts and nothing is recorded yet.
-fn begins(record: &Record) -> Result<Option<Machine>> {
-    let Record { small, operands: [_, _, later], .. } = *record;
-    ensure!(
-        small == 0,
-        "the machine does not invalidate by broadcast; of the style of interrupts no rules are here"
-    );
-    Ok(match record.kind {
-        Kind::Begin => Some(Fleet::of_a_running_machine()),
-        _ if later != 0 => None,
-        _ => Some(Fleet::new()),
-    })
+fn begins(record: &Record, style: Style) -> Option<Machine> {
+    let [_, _, later] = record.operands;
+    let machine = match record.kind {
+        Kind::Begin => Fleet::of_a_running_machine(),
+        _ if later != 0 => return None,
+        _ => Fleet::new(),
+    };
+    Some(if style == Style::Broadcast { machine } else { machine.by_interrupts() })
 }
 
 /// Hands a record to the judges. The inner error is theirs.
@@ -188,6 +189,8 @@ fn step(fleet: &mut Machine, record: &Record) -> Result<Result<(), Objection>> {
         Kind::GraceOver => fleet.all(Effect::GraceOver { id: grace }),
         Kind::Unread => fleet.all(Effect::Unread { cpu }),
         Kind::Rests => fleet.all(Effect::Rests { cpu }),
+        Kind::Enters => fleet.enters(cpu),
+        Kind::Leaves => fleet.leaves(cpu),
         Kind::Start | Kind::Begin | Kind::Stop | Kind::Stall | Kind::End => Ok(()),
     })
 }
@@ -209,7 +212,13 @@ fn history(path: &Path, last: &Record, entry: Option<Pa>) -> Result<Vec<String>>
                 keep(&mut writes, &record);
                 since.clear();
             }
-            Kind::Tlbi | Kind::Dsb | Kind::Vttbr | Kind::Runs | Kind::GraceOver => keep(&mut since, &record),
+            Kind::Tlbi
+            | Kind::Dsb
+            | Kind::Vttbr
+            | Kind::Runs
+            | Kind::Enters
+            | Kind::Leaves
+            | Kind::GraceOver => keep(&mut since, &record),
             _ => {}
         }
     }

@@ -37,6 +37,8 @@ pub fn line(record: &Record) -> String {
         Kind::End => "end".into(),
         Kind::Begin => "begins".into(),
         Kind::Stop => "stops".into(),
+        Kind::Enters => "enters its guest".into(),
+        Kind::Leaves => "has left its guest".into(),
         Kind::Known => format!("entry {a:#x} is {b:#x}"),
         Kind::Told if a == 0 => format!("no more of space {b}; no TLB holds anything of it"),
         Kind::Told => {

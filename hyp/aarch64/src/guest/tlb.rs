@@ -138,6 +138,14 @@ pub enum Pending {
     Exits(Request),
 }
 
+/// Records where this CPU is.
+#[inline(always)]
+fn record(kind: trace::Kind) {
+    if trace::is_on() {
+        trace::note(kind, 0, [0; 3]);
+    }
+}
+
 impl Style {
     /// Empties TLBs of every guest's translations, when VMIDs have begun anew, and waits until that is complete: those of all
     /// CPUs; or, where no instruction is to reach others, that of the CPU that calls this.
@@ -191,6 +199,7 @@ impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
     pub fn enter(&self) {
         if self.style == Style::Interrupt {
             self.presence.enter(self.cpu.id(), self);
+            record(trace::Kind::Enters);
         }
     }
 
@@ -315,6 +324,7 @@ impl<T: Tag, C: Cpu> Interrupt for Stage2<'_, T, C> {
         if keeps(120) {
             dsb_nsh(); // O120: accesses and table walks of the guest that we have left are over
         }
+        record(trace::Kind::Leaves);
     }
 }
 

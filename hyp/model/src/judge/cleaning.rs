@@ -75,6 +75,8 @@ pub(super) struct Cleaning {
     /// The CPUs that may hold it, from when it is visible to walkers on, where that is known: others come later, and walk
     /// what is there then.
     known: Option<CpuSet>,
+    /// Those that were in the middle of forgetting everything when it became visible to walkers.
+    late: CpuSet,
     is_clean: bool,
     /// Who changed it last.
     pub(super) by: CpuId,
@@ -92,6 +94,7 @@ impl Cleaning {
             pieces: Vec::new(),
             holders: CpuSet::EMPTY,
             known: None,
+            late: CpuSet::EMPTY,
             is_clean: false,
             by: cpu,
             story: Vec::new(),
@@ -110,6 +113,7 @@ impl Cleaning {
             pieces: Vec::new(),
             holders: CpuSet::EMPTY,
             known: None,
+            late: CpuSet::EMPTY,
             is_clean: false,
             by: CpuId::BOOT,
             story: Vec::new(),
@@ -240,8 +244,8 @@ impl Cleaning {
         self.is_clean |= self.unseen.is_empty();
     }
 
-    /// A barrier was passed. `entered` as for [`Cleaning::issued`].
-    pub(super) fn waited(&mut self, cpu: CpuId, reach: Reach, entered: Option<CpuSet>) {
+    /// A barrier was passed. `entered` as for [`Cleaning::issued`]; `emptying` are in the middle of forgetting everything.
+    pub(super) fn waited(&mut self, cpu: CpuId, reach: Reach, entered: Option<CpuSet>, emptying: CpuSet) {
         if self.is_clean {
             return;
         }
@@ -249,7 +253,7 @@ impl Cleaning {
             self.unseen = self.unseen.without(cpu);
             if self.unseen.is_empty() {
                 self.tell(Happened::Visible);
-                self.known = entered;
+                (self.known, self.late) = (entered, emptying);
                 if entered.is_some_and(CpuSet::is_empty) {
                     self.is_clean = true;
                     return;
@@ -280,6 +284,28 @@ impl Cleaning {
         if self.holders.is_empty() {
             self.is_clean = true;
         }
+    }
+
+    /// Where CPUs say when they run a guest: the CPUs that may hold it, where it is visible to walkers and none of them is
+    /// `inside`; and those that had begun to forget before it was.
+    pub(super) fn outside_alone(&self, inside: CpuSet) -> Option<(CpuSet, CpuSet)> {
+        let known = self.known.filter(|_| self.unseen.is_empty())?;
+        (known.bits() & inside.bits() == 0).then_some((known, self.late))
+    }
+
+    /// Likewise: `cpu` has forgotten what it held when it began to.
+    pub(super) fn forgotten_by(&mut self, cpu: CpuId) {
+        if self.late.contains(cpu) {
+            self.late = self.late.without(cpu);
+        } else if let Some(known) = self.known.as_mut().filter(|_| self.unseen.is_empty()) {
+            *known = known.without(cpu);
+            self.is_clean |= known.is_empty();
+        }
+    }
+
+    /// Likewise, of a whole tree: who may hold it.
+    pub(super) fn known_to(&mut self, holders: Option<CpuSet>) {
+        self.known = holders;
     }
 
     /// In the style of interrupts: who may hold it. Nobody: clean at once.

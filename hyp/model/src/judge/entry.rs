@@ -101,10 +101,12 @@ impl<F: Format> Judge<F> {
     }
 
     /// An entry that was taken away may become something else only when it is clean.
-    fn require_clean(&self, key: (Pa, usize), to: Entry) -> Result<(), Violation> {
-        let is_broken = self.unclean.get(&key).is_some_and(|unclean| unclean.broken.is_some());
+    fn require_clean(&mut self, key: (Pa, usize), to: Entry) -> Result<(), Violation> {
+        if to == Entry::Frozen || self.unclean.get(&key).is_none_or(|unclean| unclean.broken.is_none()) {
+            return Ok(());
+        }
         require!(
-            !is_broken || to == Entry::Frozen,
+            self.has_settled(key),
             "{to:?} stored before the invalidation was complete: {}",
             self.story(key)
         );
@@ -217,7 +219,7 @@ impl<F: Format> Judge<F> {
                 require!(from.pa == to.pa, "a live link was turned to another table");
                 let settles = from.pending && !to.pending;
                 require!(
-                    !settles || !self.unclean.contains_key(&change.key),
+                    !settles || self.has_settled(change.key),
                     "pending was cleared before the invalidation was complete: {}",
                     self.story(change.key)
                 );
@@ -242,7 +244,7 @@ impl<F: Format> Judge<F> {
         let settles = flipped.contains(Marks::PENDING) && old.marks.contains(Marks::PENDING);
         let no_tlb_ends = flipped.contains(Marks::NO_TLB) && old.marks.contains(Marks::NO_TLB);
         require!(
-            !(settles || no_tlb_ends) || !self.unclean.contains_key(&change.key),
+            !(settles || no_tlb_ends) || self.has_settled(change.key),
             "pending or nT was cleared before the invalidation was complete: {}",
             self.story(change.key)
         );
@@ -270,7 +272,7 @@ impl<F: Format> Judge<F> {
     fn split(&mut self, change: &Change, block: Leaf, link: Table) -> Result<(), Violation> {
         self.require_resizable(block, "block became a table")?;
         require!(
-            self.bbm != Bbm::Level1 || !self.unclean.contains_key(&change.key),
+            self.bbm != Bbm::Level1 || self.has_settled(change.key),
             "a block with nT became a table before nT had reached the TLBs: {}",
             self.story(change.key)
         );

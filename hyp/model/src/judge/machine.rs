@@ -8,6 +8,9 @@
 //! | a CPU loads tables | that are there |
 //! | a frame is free | when no entry leads there, and no TLB holds one that did |
 //!
+//! The first three are those of CPUs that broadcast; [`visits`](super::visits) has what takes their place where CPUs are
+//! interrupted.
+//!
 //! A CPU may hold something under a tag from when it loads it, and until an invalidation of all of the tag is complete that
 //! was begun since; whoever loads it meanwhile may hold something again. Only the CPU that invalidates may have it loaded
 //! for that: it runs no guest then, and no walk begins for tables of a regime that is not in use (DDI 0487, D8.2).
@@ -16,6 +19,7 @@
 //! entry, while others change them ([`Fleet::there`], [`Fleet::known`], [`Fleet::told`]). From the end of that on the space is
 //! judged; what was under way then is not. Nothing is objected to of spaces that it was not told of.
 
+use super::visits::Visits;
 use super::{Judge, Violation};
 use crate::{Effect, Reach, Tlbi};
 use stage2::{Bbm, Format, Geometry, TableSize};
@@ -45,11 +49,11 @@ impl fmt::Display for Objection {
 
 /// A space of the machine.
 #[derive(Debug)]
-struct Member<F> {
-    judge: Judge<F>,
+pub(super) struct Member<F> {
+    pub(super) judge: Judge<F>,
     root: Pa,
     /// Which of all spaces that ever were.
-    serial: u64,
+    pub(super) serial: u64,
     tag: Option<Vmid>,
 }
 
@@ -64,15 +68,15 @@ struct Tagged {
 
 /// An invalidation of whole tags that is not complete.
 #[derive(Clone, Debug)]
-struct Flush {
-    by: CpuId,
+pub(super) struct Flush {
+    pub(super) by: CpuId,
     tlbi: Tlbi,
     /// Who has, or has come to have, a tag loaded since.
     loaded: BTreeSet<(CpuId, Vmid)>,
 }
 
 impl Flush {
-    fn is_of(&self, tag: Vmid) -> bool {
+    pub(super) fn is_of(&self, tag: Vmid) -> bool {
         self.tlbi.op.is_for_every_tag() || self.tlbi.vmid == tag
     }
 
@@ -95,16 +99,18 @@ struct Newcomer<F> {
 
 /// From when on what a machine does is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Since {
+pub(super) enum Since {
     Start,
     Later,
 }
 
-/// All spaces of a machine, on CPUs that broadcast.
+/// All spaces of a machine, on CPUs that broadcast, or are made to leave their guests by interrupts.
 #[derive(Debug)]
 pub struct Fleet<F> {
-    since: Since,
-    spaces: BTreeMap<u16, Member<F>>,
+    pub(super) since: Since,
+    /// Where CPUs are interrupted: what each may hold.
+    pub(super) visits: Option<Visits>,
+    pub(super) spaces: BTreeMap<u16, Member<F>>,
     newcomers: BTreeMap<u16, Newcomer<F>>,
     /// Entries of tables of which no space is judged, as they are, where that is known.
     words: BTreeMap<Pa, u64>,
@@ -117,7 +123,7 @@ pub struct Fleet<F> {
     gone: BTreeSet<Pa>,
     tags: BTreeMap<Vmid, Tagged>,
     /// The tag that each CPU has loaded, and of which space.
-    loaded: BTreeMap<CpuId, (Vmid, u64)>,
+    pub(super) loaded: BTreeMap<CpuId, (Vmid, u64)>,
     flushes: Vec<Flush>,
     /// The vCPU that has left combined entries in a CPU's TLB.
     left: BTreeMap<(CpuId, Vmid), (u64, u64)>,
@@ -127,6 +133,7 @@ impl<F> Default for Fleet<F> {
     fn default() -> Self {
         Self {
             since: Since::Start,
+            visits: None,
             spaces: BTreeMap::new(),
             newcomers: BTreeMap::new(),
             words: BTreeMap::new(),
@@ -142,10 +149,10 @@ impl<F> Default for Fleet<F> {
     }
 }
 
-type Judged = Result<(), Objection>;
+pub(super) type Judged = Result<(), Objection>;
 
 /// A rule of the whole machine's is broken.
-fn object(space: Option<u16>, what: String) -> Objection {
+pub(super) fn object(space: Option<u16>, what: String) -> Objection {
     Objection { violation: Violation(what), space, entry: None }
 }
 
@@ -160,6 +167,12 @@ impl<F: Format> Fleet<F> {
         Self { since: Since::Later, ..Self::default() }
     }
 
+    /// The same, of CPUs that leave their guests to forget, each by itself.
+    #[must_use]
+    pub fn by_interrupts(self) -> Self {
+        Self { visits: Some(Visits::default()), ..self }
+    }
+
     /// Returns how many spaces there are, and how many there ever were.
     pub fn spaces(&self) -> (usize, u64) {
         (self.spaces.len(), self.count)
@@ -171,7 +184,7 @@ impl<F: Format> Fleet<F> {
     /// Its owner has one.
     pub fn made(&mut self, owner: u16, root: Pa, format: F, geometry: Geometry<F>, bbm: Bbm) -> Judged {
         self.count += 1;
-        let judge = Judge::new(format, geometry, bbm, root).entered_by_nobody();
+        let judge = self.judge(format, geometry, bbm, root);
         self.newcomers.remove(&owner);
         self.roots.insert(root, owner);
         self.gone.remove(&root);
@@ -214,7 +227,7 @@ impl<F: Format> Fleet<F> {
     pub fn taken(&mut self, owner: u16, table: Pa, bytes: u64) -> Judged {
         let size = TableSize::from_shift(bytes.trailing_zeros()).unwrap_or(Geometry::<F>::table_size());
         match self.spaces.get_mut(&owner) {
-            Some(member) => step(owner, member, Effect::Take { table, size })?,
+            Some(member) => step(owner, member, Effect::Take { table, size }, &mut self.visits)?,
             None => self.forget_words(table, bytes),
         }
         match self.tables.insert(table, (bytes, owner)) {
@@ -248,7 +261,7 @@ impl<F: Format> Fleet<F> {
             return Ok(());
         };
         let serial = member.serial;
-        step(owner, member, Effect::GiveBack { table })?;
+        step(owner, member, Effect::GiveBack { table }, &mut self.visits)?;
         match self.loaded.iter().find(|(_, (_, of))| *of == serial && table == member.root) {
             None => Ok(()),
             Some((cpu, _)) => {
@@ -280,7 +293,7 @@ impl<F: Format> Fleet<F> {
             return Ok(());
         };
         let index = ((address.get() - table.get()) / 8) as usize;
-        step(owner, member, Effect::Write { cpu, table, index, old, new })
+        step(owner, member, Effect::Write { cpu, table, index, old, new }, &mut self.visits)
     }
 
     /// A barrier is complete.
@@ -289,6 +302,9 @@ impl<F: Format> Fleet<F> {
     /// None: for the caller's convenience.
     pub fn waited(&mut self, cpu: CpuId, reach: Reach) -> Judged {
         self.all(Effect::Dsb { cpu, reach })?;
+        if let Some(visits) = &mut self.visits {
+            visits.waited(cpu, reach);
+        }
         let complete: Vec<Flush> =
             self.flushes.extract_if(.., |flush| flush.by == cpu && flush.is_complete_by(reach)).collect();
         complete.iter().for_each(|flush| self.flushed(flush));
@@ -304,6 +320,10 @@ impl<F: Format> Fleet<F> {
             let loaded = self.loaded.iter().filter(|(by, _)| **by != cpu).map(|(by, (tag, _))| (*by, *tag));
             let loaded = loaded.collect();
             self.flushes.push(Flush { by: cpu, tlbi, loaded });
+        }
+        if self.visits.is_some() {
+            self.begins_to_forget(cpu, &tlbi);
+            return Ok(());
         }
         self.all(Effect::Tlbi { cpu, tlbi })
     }
@@ -321,6 +341,9 @@ impl<F: Format> Fleet<F> {
         });
         if !flush.tlbi.op.takes_everything() {
             return;
+        }
+        if self.visits.is_some() {
+            return self.has_forgotten(flush);
         }
         for (&tag, tagged) in self.tags.iter_mut().filter(|(tag, _)| flush.is_of(**tag)) {
             let stays = |cpu: &CpuId| !reaches(*cpu) || loaded.contains(&(*cpu, tag));
@@ -340,6 +363,7 @@ impl<F: Format> Fleet<F> {
     /// The rule that it breaks.
     pub fn loads(&mut self, cpu: CpuId, tag: Vmid, root: Pa) -> Judged {
         self.loaded.remove(&cpu);
+        self.loads_elsewhere(cpu)?;
         let Some(&owner) = self.roots.get(&root) else {
             if self.gone.contains(&root) {
                 let what = format!("CPU {} loads the root {root:?} of a space that is gone", cpu.index());
@@ -351,6 +375,10 @@ impl<F: Format> Fleet<F> {
             let holders = newcomer.loads.entry(tag).or_insert(CpuSet::EMPTY);
             *holders = holders.with(cpu);
             self.loaded.insert(cpu, (tag, newcomer.serial));
+            return Ok(());
+        }
+        if self.visits.is_some() {
+            self.loads_here(cpu, tag, owner);
             return Ok(());
         }
         let Some(member) = self.spaces.get_mut(&owner) else { return Ok(()) };
@@ -453,7 +481,7 @@ impl<F: Format> Fleet<F> {
     pub fn told(&mut self, owner: u16, tag: Option<Vmid>, holders: CpuSet) -> Judged {
         let Some(newcomer) = self.newcomers.remove(&owner) else { return Ok(()) };
         let Newcomer { root, format, geometry, bbm, serial, loads } = newcomer;
-        let mut judge = Judge::new(format, geometry, bbm, root).entered_by_nobody();
+        let mut judge = self.judge(format, geometry, bbm, root);
         let taken: Vec<Pa> =
             self.tables.iter().filter(|(_, (_, of))| *of == owner).map(|(table, _)| *table).collect();
         let adopted = judge.adopt(root, &self.words, &taken);
@@ -468,7 +496,12 @@ impl<F: Format> Fleet<F> {
         if let Some(tag) = tag {
             let meanwhile = loads.get(&tag).copied().unwrap_or(CpuSet::EMPTY);
             let holders = CpuSet::from_bits(holders.bits() | meanwhile.bits());
-            self.tags.insert(tag, Tagged { serial, owner, holders });
+            match &mut self.visits {
+                Some(visits) => holders.iter().for_each(|cpu| visits.hold(cpu, tag, serial)),
+                None => {
+                    self.tags.insert(tag, Tagged { serial, owner, holders });
+                }
+            }
             member.judge.hold(Some(tag), holders);
         }
         self.spaces.insert(owner, member);
@@ -481,14 +514,28 @@ impl<F: Format> Fleet<F> {
     /// The rule that it breaks.
     pub fn all(&mut self, effect: Effect) -> Judged {
         for (&owner, member) in &mut self.spaces {
-            step(owner, member, effect)?;
+            step(owner, member, effect, &mut self.visits)?;
         }
         Ok(())
     }
+
+    fn judge(&self, format: F, geometry: Geometry<F>, bbm: Bbm, root: Pa) -> Judge<F> {
+        let judge = Judge::new(format, geometry, bbm, root).entered_by_nobody();
+        if self.visits.is_some() { judge.with_exits() } else { judge }
+    }
 }
 
-fn step<F: Format>(owner: u16, member: &mut Member<F>, effect: Effect) -> Judged {
-    member.judge.step(effect).map_err(|violation| {
+fn step<F: Format>(
+    owner: u16,
+    member: &mut Member<F>,
+    effect: Effect,
+    visits: &mut Option<Visits>,
+) -> Judged {
+    let judged = member.judge.step(effect);
+    if let Some(visits) = visits {
+        visits.owe(member.serial, member.judge.take_debts());
+    }
+    judged.map_err(|violation| {
         let entry = member.judge.blamed().map(|(table, index)| table.wrapping_add(8 * index as u64));
         Objection { violation, space: Some(owner), entry }
     })

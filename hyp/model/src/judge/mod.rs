@@ -15,12 +15,15 @@
 
 mod cleaning;
 mod entry;
+mod exits;
 mod machine;
 mod memory;
 mod table;
+mod visits;
 
 use crate::{Effect, Reach, Tlbi};
 use cleaning::Cleaning;
+use exits::Debts;
 pub use machine::{Fleet, Objection};
 use memory::Memory;
 use stage2::{Bbm, Format, Geometry, span};
@@ -118,6 +121,8 @@ pub struct Judge<F> {
     walking: CpuSet,
     /// CPUs with an invalidation of everything, not waited for.
     emptying: CpuSet,
+    /// Where CPUs say when they run a guest: what those owe that were found outside.
+    debts: Cell<Debts>,
     /// Reachable entries that somebody owns, and who made them so, where that is known.
     owned: BTreeMap<(Pa, usize), Option<CpuId>>,
     /// Leaves of tables that are or were linked: their heights, where they lead, and the entries.
@@ -154,6 +159,7 @@ impl<F: Format> Judge<F> {
             indebted: CpuSet::EMPTY,
             walking: CpuSet::EMPTY,
             emptying: CpuSet::EMPTY,
+            debts: Cell::default(),
             owned: BTreeMap::new(),
             leaves: BTreeSet::new(),
             blamed: Cell::new(None),
@@ -272,7 +278,10 @@ impl<F: Format> Judge<F> {
                 return self.freed(pa, bytes);
             }
             Effect::StepEnd => return self.step_end(None),
-            Effect::Rests { cpu } => return self.step_end(Some(cpu)),
+            Effect::Rests { cpu } => {
+                self.step_end(Some(cpu))?;
+                self.forget_settled(cpu);
+            }
             // Each TLB invalidation says its tag; the others are for the reader.
             Effect::VmidSwitch { .. }
             | Effect::Isb { .. }
@@ -290,12 +299,13 @@ impl<F: Format> Judge<F> {
         }
         if reach != Reach::Ishst {
             self.walking = self.walking.without(cpu);
-            if self.emptying.contains(cpu) {
+            if self.emptying.contains(cpu) && !self.says_exits() {
                 self.emptying = self.emptying.without(cpu);
                 self.emptied(cpu);
             }
         }
-        self.each_cleaning(|cleaning, _| cleaning.waited(cpu, reach, entered));
+        let emptying = self.emptying;
+        self.each_cleaning(|cleaning, _| cleaning.waited(cpu, reach, entered, emptying));
     }
 
     fn tlbi(&mut self, cpu: CpuId, tlbi: &Tlbi) {
@@ -383,7 +393,7 @@ impl<F: Format> Judge<F> {
 
     /// Notes, in the interrupt styles, who may hold what has just been taken away.
     fn held(&mut self, cleaning: &mut Cleaning) {
-        if self.style == Style::Broadcast {
+        if self.style == Style::Broadcast || self.says_exits() {
             return;
         }
         cleaning.held_by(self.inside);

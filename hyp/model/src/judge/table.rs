@@ -142,7 +142,7 @@ impl<F: Format> Judge<F> {
         // Of a table that was never linked, nobody knows.
         if let Some(state) = state {
             require!(
-                state.cleaning.is_clean(),
+                self.is_settled(&state.cleaning),
                 "{table:?} given back before walk caches forgot it: {}",
                 state.cleaning
             );
@@ -169,7 +169,9 @@ impl<F: Format> Judge<F> {
             // Nobody holds anything of it, or ever did.
             end.cleaning.forgotten();
         }
-        if self.style != Style::Broadcast {
+        if self.says_exits() {
+            end.cleaning.known_to(self.entered);
+        } else if self.style != Style::Broadcast {
             // The tag is the root's address: whoever holds anything takes a later root there for this one.
             end.cleaning.held_by(self.holding);
         }
@@ -177,12 +179,10 @@ impl<F: Format> Judge<F> {
     }
 
     pub(super) fn handed(&self, range: Range) -> Result<(), Violation> {
-        let is_owed =
-            |(key, unclean): &(&(Pa, usize), &Unclean)| unclean.broken.is_some() && !self.is_forgotten(key.0);
-        for (&key, _) in self.unclean.iter().filter(is_owed) {
+        for (&key, unclean) in self.unclean.iter().filter(|(_, unclean)| unclean.broken.is_some()) {
             if let Some((place, _)) = self.place(key) {
                 require!(
-                    !place.overlaps(range),
+                    !place.overlaps(range) || self.is_nowhere(key, unclean),
                     "{range:?} came out while TLBs may hold it: {}",
                     self.story(key)
                 );
@@ -191,7 +191,7 @@ impl<F: Format> Judge<F> {
         for (table, state) in &self.unlinked {
             let overlaps = state.span.is_some_and(|span| span.overlaps(range));
             require!(
-                !overlaps || state.cleaning.is_clean(),
+                !overlaps || self.is_settled(&state.cleaning),
                 "{range:?} came out of {table:?} before its invalidation: {}",
                 state.cleaning
             );
@@ -214,12 +214,15 @@ impl<F: Format> Judge<F> {
             }
             height = Height::new(height.get() + 1);
         }
-        for (&key, Unclean { broken, .. }) in self.unclean.iter().filter(|(key, _)| !self.is_forgotten(key.0))
-        {
-            let (Some(raw), Some((_, height))) = (*broken, self.place(key)) else { continue };
+        for (&key, unclean) in &self.unclean {
+            let (Some(raw), Some((_, height))) = (unclean.broken, self.place(key)) else { continue };
             if let Some(Live::Leaf(leaf)) = self.format.decode(raw, height).live() {
                 let apart = leaf.pa >= end || leaf.pa.wrapping_add(span::<F>(height)) <= pa;
-                require!(apart, "{pa:?} is free while TLBs may hold it: {}", self.story(key));
+                require!(
+                    apart || self.is_nowhere(key, unclean),
+                    "{pa:?} is free while TLBs may hold it: {}",
+                    self.story(key)
+                );
             }
         }
         Ok(())
@@ -231,13 +234,22 @@ impl<F: Format> Judge<F> {
         self.unlinked.get(&table).is_some_and(|table| table.cleaning.is_clean())
     }
 
+    /// Tells whether no TLB holds what an entry was, or what came through its table.
+    fn is_nowhere(&self, key: (Pa, usize), unclean: &Unclean) -> bool {
+        let table = self.unlinked.get(&key.0).map(|table| &table.cleaning);
+        table.is_some_and(|cleaning| self.is_settled(cleaning)) || self.is_settled(&unclean.cleaning)
+    }
+
     /// What an entry leads to may be free.
     fn require_unreachable(&self, key: (Pa, usize), pa: Pa) -> Result<(), Violation> {
         let (is_clean, why) = match self.unlinked.get(&key.0) {
-            Some(table) => (table.cleaning.is_clean(), table.cleaning.to_string()),
+            Some(table) => (self.is_settled(&table.cleaning), table.cleaning.to_string()),
             None => {
                 let end = self.the_end();
-                (end.cleaning.is_clean() && end.is_quiescent, "the end of its tree has not come".to_owned())
+                (
+                    end.is_quiescent && self.is_settled(&end.cleaning),
+                    "the end of its tree has not come".to_owned(),
+                )
             }
         };
         require!(is_clean, "{pa:?} is free, and an entry leads there: {}{why}", self.story(key));
@@ -249,7 +261,7 @@ impl<F: Format> Judge<F> {
         let is_its = |unclean: &Unclean| {
             let before = unclean.before.as_deref().map(|before| &before.cleaning);
             let mut debts = [Some(&unclean.cleaning), before].into_iter().flatten();
-            debts.any(|debt| !debt.is_clean() && cpu.is_none_or(|cpu| debt.by == cpu))
+            debts.any(|debt| cpu.is_none_or(|cpu| debt.by == cpu) && !self.is_settled(debt))
         };
         let is_linked = |key: &(Pa, usize)| self.linked.contains_key(&key.0);
         let mut owed = self.unclean.iter().filter(|(key, unclean)| is_linked(key) && is_its(unclean));

@@ -12,7 +12,7 @@ pub enum Seed {
 }
 
 /// Every seed, by its number less one.
-pub const SEEDS: [Seed; 12] = [
+pub const SEEDS: [Seed; 15] = [
     Seed::Mutant("rollover-without-flush"),
     Seed::Mutant("tlbi-operand-unshifted"),
     Seed::Mutant("sibling-leaves-translations"),
@@ -25,6 +25,9 @@ pub const SEEDS: [Seed; 12] = [
     Seed::Mutant("free-before-grace"),
     Seed::Mutant("live-size-change-at-level-0"),
     Seed::Mutant("end-before-invalidation"),
+    Seed::Mutant("entry-not-noted"),
+    Seed::Ordering(119),
+    Seed::Ordering(120),
 ];
 
 /// The number of the seed that is in this build, where one is.
@@ -43,6 +46,9 @@ pub const SEEDED: Option<usize> = {
         cfg!(feature = "seed-bug-10"),
         cfg!(feature = "seed-bug-11"),
         cfg!(feature = "seed-bug-12"),
+        cfg!(feature = "seed-bug-13"),
+        cfg!(feature = "seed-bug-14"),
+        cfg!(feature = "seed-bug-15"),
     ];
     let mut n = 0;
     while n < on.len() {

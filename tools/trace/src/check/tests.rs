@@ -6,6 +6,8 @@ use types::CpuId;
 use types::Height;
 use vmsa::{Features, Granule4K, Vmsa};
 
+mod exits;
+
 const ROOT: u64 = 0x4800_0000;
 const TABLE: u64 = 0x4801_0000;
 const OWNER: u64 = 3;
@@ -24,7 +26,12 @@ struct Story {
 impl Story {
     /// A machine with one space, whose root has entries of height 2, which CPU 0 runs under VMID 1, and in it one block.
     fn begins() -> Self {
-        let mut story = Self::empty(0);
+        Self::empty(0).with_a_block()
+    }
+
+    /// Likewise.
+    fn with_a_block(self) -> Self {
+        let mut story = self;
         story.then(0, Kind::Take, 0, [ROOT, 0x2000, OWNER]);
         story.then(0, Kind::Space, 0, [ROOT, OWNER | 40 << 16 | 2 << 24, 0]);
         story.then(0, Kind::Take, 0, [TABLE, 0x1000, OWNER]);
@@ -49,11 +56,15 @@ impl Story {
 
     /// A machine of two CPUs.
     fn empty(later: u64) -> Self {
+        Self::of_style(0, later)
+    }
+
+    fn of_style(style: u8, later: u64) -> Self {
         let dir = tempfile::tempdir().expect("room");
         let path = dir.path().join("trace");
         let writer = Writer::create(&path, 2).expect("room");
         let mut story = Self { _dir: dir, path, writer: Some(writer), number: 0 };
-        story.then(0, Kind::Start, 0, [0, 2, later]);
+        story.then(0, Kind::Start, style, [0, 2, later]);
         story
     }
 

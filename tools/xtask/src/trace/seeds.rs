@@ -42,6 +42,8 @@ enum Scene {
     Drive(&'static str, &'static str),
     /// The same payload, which begins and stops the trace while memory changes, on this model.
     Later(&'static str),
+    /// As `Drive`, on CPUs that are interrupted to forget.
+    Exits(&'static str, &'static str),
     /// As `Drive`, and the trace comes by a second UART.
     Uart(&'static str, &'static str),
     /// A payload whose two vCPUs share a CPU.
@@ -80,6 +82,15 @@ const FINDINGS: [Finding; SEEDS.len()] = [
     Finding { scene: Scene::Drive("resize", PLAIN), says: &["given back before its grace period was over"] },
     Finding { scene: Scene::Drive("resize", PLAIN), says: &["it must be broken first", "without nT"] },
     Finding { scene: Scene::Visitors(3), says: &["is free", "given back before walk caches forgot it"] },
+    Finding {
+        scene: Scene::Exits("balloon", PLAIN),
+        says: &["stored before the invalidation was complete", "a step ends and owes"],
+    },
+    Finding {
+        scene: Scene::Exits("balloon", PLAIN),
+        says: &["enters it with translations that were taken away", "may hold translations of another space"],
+    },
+    Finding { scene: Scene::Exits("balloon", PLAIN), says: &["with table walks under way: no DSB"] },
 ];
 
 /// Those that [`run_few`] runs: quick ones, whose scenes are of two kinds.
@@ -87,7 +98,7 @@ const FEW: [usize; 2] = [3, 6];
 
 /// Adds a few of the seeds to other tests.
 pub(crate) fn run_few(cases: &mut Cases) -> Result<()> {
-    add(cases, &FEW, &[Scene::Uart("balloon", PLAIN)])
+    add(cases, &FEW, &[Scene::Uart("balloon", PLAIN), Scene::Exits("balloon", PLAIN)])
 }
 
 /// Checks the seeds.
@@ -189,7 +200,9 @@ fn drives<'p>(payloads: &'p [Payload], test: &str, granted: &str) -> Result<One<
 fn machine(scene: Scene, built: &Built, payloads: &[Payload]) -> Result<Prepared> {
     let find = |name| find(payloads, name);
     let (cpu, cpus, vms) = match scene {
-        Scene::Drive(test, cpu) | Scene::Uart(test, cpu) => (cpu, 4, vec![drives(payloads, test, GRANTED)?]),
+        Scene::Drive(test, cpu) | Scene::Exits(test, cpu) | Scene::Uart(test, cpu) => {
+            (cpu, 4, vec![drives(payloads, test, GRANTED)?])
+        }
         Scene::Later(cpu) => (cpu, 4, vec![drives(payloads, "tracing", GRANTED_TRACE)?]),
         Scene::Siblings => {
             let vm = on("payload", &[0, 0], Size::mib(64), "");
@@ -209,5 +222,10 @@ fn machine(scene: Scene, built: &Built, payloads: &[Payload]) -> Result<Prepared
         }
     };
     let (bundle, manifest) = bundle::of(vms)?;
-    host(Board::virt()?, built, cpu, &bundle, cpus, manifest.memory().plus(Size::mib(32)))
+    let mut prepared =
+        host(Board::virt()?, built, cpu, &bundle, cpus, manifest.memory().plus(Size::mib(32)))?;
+    if let Scene::Exits(..) = scene {
+        prepared.machine.append += " invalidate=interrupt";
+    }
+    Ok(prepared)
 }
