@@ -170,7 +170,7 @@ impl Boot for Prepared {
     }
 
     fn judge(&mut self) -> Result<()> {
-        self.tracing.take().map_or(Ok(()), Tracing::judge)
+        self.tracing.take().map_or(Ok(()), |tracing| tracing.judge().map(drop))
     }
 }
 

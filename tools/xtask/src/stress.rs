@@ -8,10 +8,11 @@ use crate::board::Board;
 use crate::bundle::{self, One, Vm};
 use crate::console::{Console, Echo};
 use crate::map;
+use crate::paths;
 use crate::payload;
 use crate::qemu::DEFAULT_CPU;
 use crate::report;
-use crate::run::{GRANTED, Prepared, host, vm};
+use crate::run::{GRANTED, Prepared, host, linux_cmdline, vm};
 use crate::setup::{self, Need};
 use crate::size::Size;
 use crate::top::Sample;
@@ -49,12 +50,18 @@ pub(crate) struct Args {
     /// Have one VM more make so many random calls, from all its vCPUs
     #[arg(long, value_name = "CALLS")]
     fuzz: Option<u64>,
+    /// Boot Linux beside them, which powers off when it is up
+    #[arg(long)]
+    linux: bool,
     /// Added to the hypervisor's own command line (docs/options.md)
     #[arg(long, value_name = "STR")]
     hyp_append: Option<String>,
     /// Write what the hypervisor does to tables and TLBs to this file, for `cargo xtask trace` (docs/trace.md)
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Trace it, and have the trace judged in the end; its file goes where no rule is broken
+    #[arg(long)]
+    check: bool,
     /// Show what the machine counts to `cargo xtask top` and `cargo xtask map` in another terminal (docs/seeing.md)
     #[arg(long)]
     view: bool,
@@ -70,8 +77,10 @@ impl Default for Args {
             minutes: 10.0,
             seed: None,
             fuzz: None,
+            linux: false,
             hyp_append: None,
             trace: None,
+            check: false,
             view: false,
         }
     }
@@ -81,6 +90,10 @@ impl Default for Args {
 const MEMORY: Size = Size::mib(24);
 /// The memory of the VM that calls at random.
 const FUZZ_MEMORY: Size = Size::mib(32);
+/// The memory of Linux.
+const LINUX_MEMORY: Size = Size::mib(256);
+/// What Linux says when it is up, in the log.
+const LINUX_IS_UP: &str = "\nlinux| INIT-OK\n";
 /// Memory that nobody is promised: what is moved has to go somewhere.
 const SPARE: Size = Size::mib(64);
 /// How much longer than asked for a run may take, until all VMs are off.
@@ -137,7 +150,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("seed {seed}");
     let seconds = (args.minutes * 60.0).ceil() as u64;
     let mut prepared = machine(args, seed, seconds)?;
-    let tracing = args.trace.as_ref().map(|to| Tracing::of(&mut prepared.machine, to)).transpose()?;
+    let trace = args.trace.clone().or_else(|| args.check.then(|| paths::target().join("run/trace-stress")));
+    let tracing = trace.map(|to| Tracing::of(&mut prepared.machine, &to)).transpose()?;
     prepared.show_if(args.view)?;
     let bar = ProgressBar::new(seconds);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} s")?);
@@ -147,16 +161,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let log = console.log().to_owned();
     drop(console);
     // Whatever became of the machine: what it did is there.
-    let taken = tracing.map(Tracing::finish).transpose();
+    let taken = match tracing {
+        Some(tracing) if args.check => tracing.judge().map(Some),
+        Some(tracing) => tracing.finish().map(|()| None),
+        None => Ok(None),
+    };
     result?;
-    taken?;
+    let judged = taken?;
     let done = judge(&log, args)?;
     print!("{done}");
     done.has_done_all()?;
     if args.minutes >= LONG && args.vcpus > 1 {
         done.has_met_all()?;
     }
-    println!("{} VMs, no failed check, every frame accounted for", names(args).len());
+    let linux = if args.linux { " and Linux" } else { "" };
+    println!("{} VMs{linux}, no failed check, every frame accounted for", names(args).len());
+    if let Some(judged) = judged {
+        println!("{judged}");
+    }
     Ok(())
 }
 
@@ -187,6 +209,13 @@ pub(crate) fn machine(args: &Args, seed: u64, seconds: u64) -> Result<Prepared> 
         let (hypercalls, cpus) = (Some(GRANTED.to_owned()), Some(cpus));
         let vm = Vm { hypercalls, cpus, ..vm(&name, args.vcpus, memory, Some(cmdline)) };
         vms.push(One { vm, kernel: kernel.file(), initrd: None });
+    }
+    let (linux, initramfs) = (setup::kernel(), setup::initramfs());
+    if args.linux {
+        setup::ensure(&[Need::Guest])?;
+        let cpus = (0..2).map(|vcpu| vcpu % args.cpus).collect();
+        let vm = vm("linux", 2, LINUX_MEMORY, Some(linux_cmdline(Some("mz.test=poweroff"))));
+        vms.push(One { vm: Vm { cpus: Some(cpus), ..vm }, kernel: &linux, initrd: Some(&initramfs) });
     }
     let (bundle, manifest) = bundle::of(vms)?;
     let memory = manifest.memory().plus(SPARE);
@@ -228,6 +257,9 @@ pub(crate) fn judge(log: &str, args: &Args) -> Result<Done> {
         let counts = Regex::new(&format!(r"(?m)^{name}\| (\d+) passed, (\d+) failed$"))?;
         let counts = counts.captures(log).with_context(|| format!("{name} has not said how it went"))?;
         ensure!(&counts[1] == "1" && &counts[2] == "0", "{}", &counts[0]);
+    }
+    ensure!(!args.linux || log.contains(LINUX_IS_UP), "Linux has not come up");
+    for name in names(args).into_iter().chain(args.linux.then(|| "linux".to_owned())) {
         let text = statistics.get(&format!("{name} frames"));
         let text = text.with_context(|| format!("the hypervisor has not counted {name}'s frames"))?;
         let found = frames.captures(text).with_context(|| format!("{name} frames: {text}"))?;
@@ -374,6 +406,17 @@ mod tests {
             assert!(log.contains(from));
             assert!(judge(&log.replace(from, to), &args()).is_err(), "{from}");
         }
+    }
+
+    #[test]
+    fn linux_must_come_up_and_leave_no_frame_where_it_is_asked_for() {
+        let args = Args { linux: true, ..args() };
+        let frames = "linux frames: 900 by their records, 890 mapped, 10 tables\n[mz END]";
+        let log = log().replace("[mz END]", frames);
+        assert!(judge(&log, &args).is_err());
+        let log = format!("vm0| x{LINUX_IS_UP}{log}");
+        judge(&log, &args).unwrap();
+        assert!(judge(&log.replace("890 mapped", "891 mapped"), &args).is_err());
     }
 
     #[test]

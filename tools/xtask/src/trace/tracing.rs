@@ -80,7 +80,7 @@ impl Tracing {
 
 impl Tracing {
     /// Takes what is left, as [`Tracing::finish`] does, and checks the trace. Where no rule is broken, its file goes.
-    pub(crate) fn judge(self) -> Result<()> {
+    pub(crate) fn judge(self) -> Result<String> {
         let to = self.to.clone();
         self.finish()?;
         let report = check::check(&to)?;
@@ -89,6 +89,7 @@ impl Tracing {
         if let Some(broken) = report.broken {
             bail!("{trace}: record {} breaks a rule: {}", broken.record.number, broken.objection);
         }
-        fs::remove_file(&to).with_context(|| format!("cannot remove {trace}"))
+        fs::remove_file(&to).with_context(|| format!("cannot remove {trace}"))?;
+        Ok(format!("{} records of {} spaces, no rule is broken", report.counts.all(), report.spaces))
     }
 }
