@@ -53,5 +53,9 @@ instruction!(
     /// Waits for an event.
     wfe, "wfe", Effect::Wfe);
 instruction!(
+    /// Lets a moment pass, in a loop that waits for another CPU. The hint is for emulators that run one CPU at a time, and go on
+    /// to the next; the barrier is what takes time on a CPU of its own.
+    relax, "yield\n isb", Effect::Yield);
+instruction!(
     /// Wakes every CPU that waits for an event.
     sev, "sev", Effect::Sev);

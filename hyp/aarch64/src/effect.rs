@@ -31,6 +31,8 @@ pub enum Effect {
     Wfi,
     /// Waiting for an event.
     Wfe,
+    /// Hinting that another CPU is waited for.
+    Yield,
     /// Waking the waiters.
     Sev,
 }

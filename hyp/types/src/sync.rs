@@ -183,13 +183,26 @@ pub fn touch(address: usize, touch: Touch) {
     lab::touch(address, touch);
 }
 
+/// What [`spin_loop`] does, where somebody knows better than the compiler.
+#[cfg(not(loom))]
+static RELAX: spin::Once<fn()> = spin::Once::new();
+
+/// Has [`spin_loop`] do `relax` from now on: what the CPU has for it. The first one counts.
+#[cfg(not(loom))]
+pub fn relax_by(relax: fn()) {
+    RELAX.call_once(|| relax);
+}
+
 /// Waits a moment inside a loop that waits for another CPU.
 #[inline(always)]
 pub fn spin_loop() {
     #[cfg(feature = "lab")]
     lab::point(Point::Spin);
     #[cfg(not(loom))]
-    core::hint::spin_loop();
+    match RELAX.get() {
+        Some(relax) => relax(),
+        None => core::hint::spin_loop(),
+    }
     #[cfg(loom)]
     loom::thread::yield_now();
 }

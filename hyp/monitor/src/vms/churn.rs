@@ -1,7 +1,8 @@
 //! Changes to guests' memory while they run, as many each second as the command line says: `churn=N`.
 //!
-//! The CPUs share the work: each is interrupted some hundred times a second, whether it is in a guest or idle, and makes what
-//! is due by then. A guest's memory is changed on any CPU, while the guest runs on others.
+//! The CPUs share the work: each is interrupted twice in the time of a change, whether it is in a guest or idle, and makes what
+//! is due by then. So often also where it lets its guests have their half: a machine that runs one CPU at a time goes on to
+//! the next where a timer is due, and another CPU may be in the middle of a change. A guest's memory is changed on any CPU, while the guest runs on others.
 //!
 //! Neighbours: `vm` chooses what is done; `shift` calls this between two turns.
 
@@ -10,33 +11,49 @@ use super::service::with_memory;
 use aarch64::cpu::Core;
 use core::num::NonZeroU32;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use types::{Cpu, Ticks};
+use types::{Cpu, MAX_CPUS, Ticks};
 
-/// How often in a second a CPU looks what is due.
-const LOOKS: u64 = 400;
+/// How often a CPU looks what is due, in the time in which one change is.
+const LOOKS: u64 = 2;
 
 /// The most turns that a CPU takes before its vCPU runs again.
 const TURNS: u32 = 32;
 
 /// What is due.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pace {
     /// Changes that were made, of all guests.
     made: AtomicU64,
     /// Whose turn it is.
     turn: AtomicU64,
+    /// Until when each CPU leaves its guests alone.
+    rests: [AtomicU64; MAX_CPUS],
 }
 
 impl Pace {
+    /// Begins with nothing made.
+    pub(super) fn new() -> Self {
+        Self {
+            made: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
+            rests: [const { AtomicU64::new(0) }; MAX_CPUS],
+        }
+    }
+
     /// Makes what is due, and returns when `core` is to look again; `None` where nothing is to be done. However slow this
-    /// machine is, its guests have half of it.
+    /// machine is, its guests have half of it: a CPU leaves them alone for as long as it has been at work.
     #[inline]
     pub(super) fn keep(&self, hypervisor: &Hypervisor, core: &Core<'_>) -> Option<Ticks> {
         let rate = hypervisor.machine.options.churn?;
-        let began = core.now();
-        self.make(rate, hypervisor, core);
-        let ended = core.now();
-        Some(ended + (core.tick_hz() / LOOKS).max(ended.saturating_sub(began)))
+        let now = core.now();
+        let rests = self.rests.get(core.id().index())?;
+        if rests.load(Relaxed) <= now {
+            self.make(rate, hypervisor, core);
+            let ended = core.now();
+            rests.store(ended + ended.saturating_sub(now), Relaxed);
+        }
+        let looks = u64::from(rate.get()).saturating_mul(LOOKS);
+        Some(core.now() + core.tick_hz() / looks)
     }
 
     #[inline(never)] // seldom called, from where every shift passes

@@ -29,7 +29,7 @@ mod view;
 
 use crate::percpu::PerCpu;
 use crate::{Machine, fatal, outlet, report, secondary, waiting};
-use aarch64::barrier::{dsb_sy, wfi};
+use aarch64::barrier::{dsb_sy, relax, wfi};
 use aarch64::cpu::Core;
 use aarch64::errata::Action;
 use aarch64::features::{Features, HardwareUpdates, Has};
@@ -58,6 +58,7 @@ use spin::Once;
 use spin::mutex::SpinMutex;
 use stage2::Kick;
 use tracing::Teller;
+use types::sync::relax_by;
 use types::{Cpu, CpuId, Height, Range, Ticks, Vmid};
 use vm::{Isa, Limits, Role, Seed, VmConfig};
 use vmsa::{Granule4K, Layout, Vmsa};
@@ -179,6 +180,7 @@ impl Hypervisor {
     /// Never inlined: what it needs of the stack is free again when guests run.
     #[inline(never)]
     fn new(machine: &'static Machine, core: &Core<'static>) -> Box<Self> {
+        relax_by(relax);
         tracing::start_if_asked(machine);
         let view = view::start_if_asked(machine);
         let features = &machine.features;
@@ -218,7 +220,7 @@ impl Hypervisor {
             input: Input::new(),
             engine: Engine::default(),
             teller: Teller::new(),
-            pace: Pace::default(),
+            pace: Pace::new(),
             on: AtomicUsize::new(0),
             first_entry: AtomicU64::new(0),
             random: SpinMutex::new(ChaCha20Rng::from_seed(machine.entropy)),

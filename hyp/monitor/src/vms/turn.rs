@@ -7,6 +7,7 @@ use super::lists::Lists;
 use super::seats::{Registers, Seat};
 use super::service::{self, Answered};
 use super::{Hypervisor, Load, sharing};
+use aarch64::barrier::relax;
 use aarch64::cpu::Core;
 use aarch64::guest::exit::{Abort, Direction, Doing, Exit, IpaKnown, SysRegAccess, Transfer, Vector};
 use aarch64::guest::inject::{self, Before, Exception, Walk, Write};
@@ -335,7 +336,10 @@ impl<'s> Turns<'s> {
         match outcome {
             Ok(Outcome::Mapped | Outcome::Allowed | Outcome::AlreadyMapped) => {}
             // It may be for memory that rests: a guest that comes again for it may be the only one who ever does.
-            Ok(Outcome::Busy) => self.tidy(),
+            Ok(Outcome::Busy) => {
+                relax();
+                self.tidy();
+            }
             Ok(Outcome::Outside | Outcome::Denied | Outcome::Noted(_)) => self.outside(abort, fault.ipa, far),
             // The guest faults again, and finds one.
             Err(SpaceError::OutOfTables { .. }) if self.prune() => {}
