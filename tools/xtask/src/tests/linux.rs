@@ -73,7 +73,7 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
             tested: 1,
             disk: contents(4 << 20),
             more: String::new(),
-            least: None,
+            least: 0,
         };
         let name = "Linux judges its disk, a file and its memory, which change their places all the time";
         cases.boot(name, || trial.machine(&built), |console| trial.judge(console).map(|_| ()));
