@@ -21,6 +21,7 @@ mod layout;
 mod logger;
 #[cfg(not(pc))]
 mod machine;
+mod noted;
 mod options;
 mod outlet;
 #[cfg(not(pc))]

@@ -25,7 +25,7 @@ pub struct Options {
     /// `exercise=resize`: work for these mechanisms while guests run; none where it does not say.
     pub exercise: Exercise,
     /// `trace=KEY`, a hexadecimal number: what is done to tables and TLBs is recorded, for a tool that finds it by the key;
-    /// `trace=uart`: it goes out by a second UART; `trace-later=…`: when a guest asks for it.
+    /// `trace=uart`: it goes out by a second UART; `trace=printer`: by a PC's parallel port; `trace-later=…`: when a guest asks for it.
     pub trace: Option<(To, Since)>,
     /// `view=KEY`, a hexadecimal number: what is counted, and where tables are, is put where a tool finds it by the key.
     pub view: Option<u64>,
@@ -71,12 +71,17 @@ pub enum To {
     Memory(u64),
     /// Out by a second UART.
     Uart,
+    /// Out by a PC's first parallel port.
+    #[cfg(target_arch = "x86_64")]
+    Printer,
 }
 
 impl To {
     fn parse(value: &str) -> Option<Self> {
         match value {
             "uart" => Some(Self::Uart),
+            #[cfg(target_arch = "x86_64")]
+            "printer" => Some(Self::Printer),
             key => u64::from_str_radix(key, 16).ok().map(Self::Memory),
         }
     }

@@ -51,7 +51,7 @@ macro_rules! codes {
 codes! {
     /// What was done. `s` is the small operand, `a` to `c` are words 1 to 3; what is not named is zero.
     Kind {
-        /// The trace begins. `s`: 1 where CPUs are made to forget by interrupts, 0 where by broadcast. `a`: the way of
+        /// The trace begins. `s`: 1 where CPUs are made to forget by interrupts, 0 where by broadcast; 2 more on x86-64. `a`: the way of
         /// waiting for readers, in its order on the command line; `b`: how many CPUs; `c`: 1 where nothing is recorded
         /// before the first [`Kind::Begin`].
         Start = 1,
@@ -72,7 +72,7 @@ codes! {
         Dsb = 7,
         /// A TLB invalidation is about to be issued. `s`: [`Op`]; `a`: the operand; `b`: VTTBR_EL2 then.
         Tlbi = 8,
-        /// VTTBR_EL2 is about to be written. `a`: what; zero where it is known only that no guest runs any more with what it
+        /// VTTBR_EL2 is about to be written; on x86-64 the EPT pointer. `a`: what; zero where it is known only that no guest runs any more with what it
         /// names.
         Vttbr = 9,
         /// A CPU is about to run a vCPU whose tables are loaded, and has forgotten what it had to. `a`: the owner's number;
@@ -151,6 +151,8 @@ codes! {
         Ripas2le1is = 9,
         /// `ALLE1`.
         Alle1 = 10,
+        /// INVEPT, with its type as the operand, and the EPT pointer instead of VTTBR_EL2.
+        Invept = 11,
     }
 }
 

@@ -3,10 +3,14 @@
 //! What is kept is what the machine has: its tables, its tags, what is under way. So memory is bounded, however long the
 //! trace is. Where a rule is broken, the file is read once more for the history of the entry.
 
+mod pc;
+
 use crate::tables::{Shape, Stage2};
 use crate::{File, decode, line};
 use anyhow::{Context, Result, ensure};
-use model::{Effect, Fleet, Objection, Style};
+use model::{Effect, Fleet, Objection};
+use pc::Pc;
+use stage2::{Bbm, Format, Geometry};
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
@@ -92,7 +96,7 @@ pub fn check(path: &Path) -> Result<Report> {
     let mut file = File::open(path)?;
     let mut counts = Counts::new(file.cpus());
     let mut fleet = None;
-    let mut style = Style::Broadcast;
+    let mut manner = Manner::Broadcast;
     let mut last = None;
     let mut broken = None;
     let (mut spaces, mut unjudged) = (0, 0);
@@ -105,10 +109,10 @@ pub fn check(path: &Path) -> Result<Report> {
         match (record.kind, &mut fleet) {
             (Kind::Start | Kind::Begin, before) => {
                 spaces += before.as_ref().map_or(0, spaces_of);
-                if record.kind == Kind::Start && record.small != 0 {
-                    style = Style::InterruptArm;
+                if record.kind == Kind::Start {
+                    manner = Manner::of(&record);
                 }
-                fleet = begins(&record, style);
+                fleet = begins(&record, manner);
             }
             (Kind::Stop, before) => {
                 spaces += before.take().as_ref().map_or(0, spaces_of);
@@ -137,51 +141,114 @@ pub fn check(path: &Path) -> Result<Report> {
     Ok(Report { counts, spaces, unjudged, is_whole, broken: broken.transpose()? })
 }
 
-/// All spaces of a machine with 4 KiB granules.
-type Machine = Fleet<Stage2>;
+/// All spaces of a machine.
+#[derive(Debug)]
+enum Machine {
+    /// AArch64, with 4 KiB granules.
+    Arm(Fleet<Stage2>),
+    /// x86-64.
+    Pc(Pc),
+}
 
-fn spaces_of(fleet: &Machine) -> u64 {
-    fleet.spaces().1
+fn spaces_of(machine: &Machine) -> u64 {
+    match machine {
+        Machine::Arm(fleet) => fleet.spaces().1,
+        Machine::Pc(pc) => pc.fleet.spaces().1,
+    }
+}
+
+/// What CPUs do, as the record of the start says it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Manner {
+    /// They broadcast.
+    Broadcast,
+    /// They leave their guests, and invalidate.
+    Exits,
+    /// The same, on x86-64.
+    Pc,
+}
+
+impl Manner {
+    fn of(start: &Record) -> Self {
+        match start.small {
+            0 => Self::Broadcast,
+            1 => Self::Exits,
+            _ => Self::Pc,
+        }
+    }
 }
 
 /// Begins with a machine that starts, or that has run before; `None` where it starts and nothing is recorded yet.
-fn begins(record: &Record, style: Style) -> Option<Machine> {
+fn begins(record: &Record, manner: Manner) -> Option<Machine> {
     let [_, _, later] = record.operands;
-    let machine = match record.kind {
-        Kind::Begin => Fleet::of_a_running_machine(),
-        _ if later != 0 => return None,
-        _ => Fleet::new(),
-    };
-    Some(if style == Style::Broadcast { machine } else { machine.by_interrupts() })
+    if record.kind == Kind::Start && later != 0 {
+        return None;
+    }
+    Some(match manner {
+        Manner::Broadcast => Machine::Arm(fleet(record)),
+        Manner::Exits => Machine::Arm(fleet(record).by_interrupts()),
+        Manner::Pc => Machine::Pc(Pc::new(fleet(record).by_interrupts())),
+    })
 }
 
+fn fleet<F: Format>(record: &Record) -> Fleet<F> {
+    if record.kind == Kind::Begin { Fleet::of_a_running_machine() } else { Fleet::new() }
+}
+
+/// What the judges say.
+type Judged = Result<(), Objection>;
+
 /// Hands a record to the judges. The inner error is theirs.
-fn step(fleet: &mut Machine, record: &Record) -> Result<Result<(), Objection>> {
+fn step(machine: &mut Machine, record: &Record) -> Result<Judged> {
+    match machine {
+        Machine::Arm(fleet) => step_of_arm(fleet, record),
+        Machine::Pc(pc) => pc.step(record),
+    }
+}
+
+fn step_of_arm(fleet: &mut Fleet<Stage2>, record: &Record) -> Result<Judged> {
+    let Record { cpu, small, operands: [a, b, c], .. } = *record;
+    Ok(match record.kind {
+        Kind::Space | Kind::There => {
+            let Shape { format, geometry, bbm, .. } = Shape::of(Pa::new(a), b, c, small)?;
+            appears(fleet, record, (format, geometry, bbm))
+        }
+        Kind::Told => fleet.told(b as u16, (a != 0).then(|| decode::vmid(a)), CpuSet::from_bits(c)),
+        Kind::Dsb => fleet.waited(cpu, decode::reach(record).context("an unknown barrier")?),
+        Kind::Tlbi => fleet.invalidates(cpu, decode::tlbi(record).context("an unknown invalidation")?),
+        Kind::Vttbr => fleet.loads(cpu, decode::vmid(a), Pa::new(a & ((1 << 48) - 2))),
+        _ => step_of_any(fleet, record),
+    })
+}
+
+/// A space is made, or told of.
+fn appears<F: Format>(
+    fleet: &mut Fleet<F>,
+    record: &Record,
+    (format, geometry, bbm): (F, Geometry<F>, Bbm),
+) -> Judged {
+    let [root, owner, _] = record.operands;
+    if record.kind == Kind::Space {
+        return fleet.made(owner as u16, Pa::new(root), format, geometry, bbm);
+    }
+    fleet.there(owner as u16, Pa::new(root), format, geometry, bbm);
+    Ok(())
+}
+
+/// Hands on a record that means the same everywhere.
+fn step_of_any<F: Format>(fleet: &mut Fleet<F>, record: &Record) -> Judged {
     let Record { cpu, small, operands: [a, b, c], .. } = *record;
     let pa = Pa::new(a);
     let grace = a as usize * 2 + usize::from(small != 0); // names of two kinds
-    Ok(match record.kind {
-        Kind::Space | Kind::There => {
-            let Shape { format, geometry, bbm, .. } = Shape::of(pa, b, c, small)?;
-            if record.kind == Kind::Space {
-                fleet.made(b as u16, pa, format, geometry, bbm)
-            } else {
-                fleet.there(b as u16, pa, format, geometry, bbm);
-                Ok(())
-            }
-        }
+    match record.kind {
         Kind::Known => {
             fleet.known(pa, b);
             Ok(())
         }
-        Kind::Told => fleet.told(b as u16, (a != 0).then(|| decode::vmid(a)), CpuSet::from_bits(c)),
         Kind::SpaceGone => fleet.ended(b as u16),
         Kind::Take => fleet.taken(c as u16, pa, b),
         Kind::GiveBack => fleet.given_back(pa, b),
         Kind::Write => fleet.wrote(cpu, pa, b, c),
-        Kind::Dsb => fleet.waited(cpu, decode::reach(record).context("an unknown barrier")?),
-        Kind::Tlbi => fleet.invalidates(cpu, decode::tlbi(record).context("an unknown invalidation")?),
-        Kind::Vttbr => fleet.loads(cpu, decode::vmid(a), Pa::new(a & ((1 << 48) - 2))),
         Kind::Runs => fleet.runs(cpu, a as u16, b),
         Kind::Freed => fleet.all(Effect::Freed { pa, bytes: b }),
         Kind::Grace if small == 0 => fleet.all(Effect::Grace { id: grace }),
@@ -191,8 +258,18 @@ fn step(fleet: &mut Machine, record: &Record) -> Result<Result<(), Objection>> {
         Kind::Rests => fleet.all(Effect::Rests { cpu }),
         Kind::Enters => fleet.enters(cpu),
         Kind::Leaves => fleet.leaves(cpu),
-        Kind::Start | Kind::Begin | Kind::Stop | Kind::Stall | Kind::End => Ok(()),
-    })
+        Kind::Space
+        | Kind::There
+        | Kind::Told
+        | Kind::Dsb
+        | Kind::Tlbi
+        | Kind::Vttbr
+        | Kind::Start
+        | Kind::Begin
+        | Kind::Stop
+        | Kind::Stall
+        | Kind::End => Ok(()),
+    }
 }
 
 /// Reads once more, up to `last`, what was done to an entry, and to TLBs since it was last written.

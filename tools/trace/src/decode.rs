@@ -7,7 +7,7 @@ use types::{Height, Ipa, Range, Vmid};
 /// Base-2 logarithm of the granule of every guest's tables.
 const GRANULE: u32 = 12;
 
-/// Returns what a TLB invalidation says; `None` where its code is none.
+/// Returns what an AArch64 TLB invalidation says; `None` where its code is none.
 pub(crate) fn tlbi(record: &Record) -> Option<Tlbi> {
     use trace::Op as Code;
     let [operand, vttbr, _] = record.operands;
@@ -16,6 +16,7 @@ pub(crate) fn tlbi(record: &Record) -> Option<Tlbi> {
         Code::Vmalle1 => Op::Vmalle1,
         Code::Vmalle1is => Op::Vmalle1is,
         Code::Vmalls12e1 => Op::Vmalls12e1,
+        Code::Invept => return None,
         Code::Vmalls12e1is => Op::Vmalls12e1is,
         Code::Alle1 => Op::Alle1,
         Code::Alle1is => Op::Alle1is,

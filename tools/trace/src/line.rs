@@ -55,6 +55,9 @@ fn name(record: &Record) -> String {
 }
 
 fn tlbi(record: &Record, operand: u64, vttbr: u64) -> String {
+    if record.small == Op::Invept as u8 {
+        return format!("invept {operand}, {vttbr:#x}");
+    }
     let name = Op::of(record.small).map_or("?".into(), |op| format!("{op:?}").to_lowercase());
     let vmid = decode::vmid(vttbr).0;
     let Some(decoded) = decode::tlbi(record) else { return format!("tlbi {name}") };

@@ -4,6 +4,7 @@
 //! is read. Whoever looks at a running machine has to bear that.
 
 use anyhow::{Context, Result};
+use ept::Ept;
 use stage2::{Bbm, Entry, Format, Geometry, Live, Why, shift, span};
 use types::{Height, Pa};
 use vmsa::{Features, Granule4K, Vmsa};
@@ -39,14 +40,26 @@ impl Shape {
     /// # Errors
     /// No space has such a shape.
     pub fn of(root: Pa, shape: u64, features: u64, bbm: u8) -> Result<Self> {
-        let geometry = Geometry::new(Height::new((shape >> 24) as u8), u32::from((shape >> 16) as u8));
-        let geometry =
-            geometry.map_err(|error| anyhow::anyhow!("a space of an impossible shape: {error:?}"))?;
+        let geometry = geometry(shape)?;
         let mut has = Features::empty();
         has.set(Features::HARDWARE_DIRTY, features & 1 != 0);
         has.set(Features::FWB, features & 2 != 0);
         Ok(Self { root, geometry, format: Vmsa::new(has), bbm: Bbm::from_number(bbm) })
     }
+}
+
+/// Returns the format of a PC's tables, their sizes and the level of break-before-make: as [`Shape::of`].
+///
+/// # Errors
+/// No space has such a shape.
+pub(crate) fn of_pc(shape: u64, features: u64, bbm: u8) -> Result<(Ept, Geometry<Ept>, Bbm)> {
+    let has = ept::Features::from_bits(features as u8).context("unknown features of a format")?;
+    Ok((Ept::new(has), geometry(shape)?, Bbm::from_number(bbm)))
+}
+
+fn geometry<F: Format>(shape: u64) -> Result<Geometry<F>> {
+    let geometry = Geometry::new(Height::new((shape >> 24) as u8), u32::from((shape >> 16) as u8));
+    geometry.map_err(|error| anyhow::anyhow!("a space of an impossible shape: {error:?}"))
 }
 
 /// An entry that is no link, as it was found.

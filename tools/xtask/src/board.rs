@@ -159,7 +159,7 @@ impl Board {
     /// Builds the hypervisor with a bug on purpose, beside the one without.
     pub(crate) fn build_seeded(self, seed: usize) -> Result<Built> {
         let target = paths::target().join("seeded");
-        let elf = cargo::build_seeded(&self.0.name, &self.0.name, seed, &target)?;
+        let elf = cargo::build_seeded(crate::setup::TARGET, &self.0.name, &self.0.name, seed, &target)?;
         Self::flatten(elf)
     }
 

@@ -14,6 +14,7 @@ use crate::console::{Console, Echo};
 use crate::run::{self, Boot};
 use crate::setup::{self, Need, PC_TARGET};
 use crate::size::Size;
+use crate::trace::Tracing;
 use crate::{paths, shell};
 use anyhow::{Context, Result, ensure};
 use elf::ElfBytes;
@@ -21,7 +22,7 @@ use elf::abi::PT_LOAD;
 use elf::endian::LittleEndian;
 use std::borrow::Cow;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use tempfile::TempDir;
 
@@ -45,7 +46,18 @@ pub(crate) struct Built {
 pub(crate) fn build(board: Board) -> Result<Built> {
     setup::ensure(&[Need::Rust, Need::Pc])?;
     let package = board.to_string();
-    let elf = cargo::build_for(PC_TARGET, &package, &package)?;
+    loaded_from(cargo::build_for(PC_TARGET, &package, &package)?)
+}
+
+/// As [`build`], with a bug on purpose.
+pub(crate) fn build_seeded(board: Board, seed: usize) -> Result<Built> {
+    setup::ensure(&[Need::Rust, Need::Pc])?;
+    let package = board.to_string();
+    let folder = paths::target().join("seeded");
+    loaded_from(cargo::build_seeded(PC_TARGET, &package, &package, seed, &folder)?)
+}
+
+fn loaded_from(elf: PathBuf) -> Result<Built> {
     let kernel = elf.with_extension("boot");
     let bytes = fs::read(&elf).with_context(|| format!("cannot read {}", elf.display()))?;
     paths::replace(&kernel, &loadable(bytes)?)?;
@@ -73,6 +85,8 @@ pub(crate) struct Prepared {
     /// Holds everything that the run needs; gone when this is.
     dir: TempDir,
     elf: Option<PathBuf>,
+    /// Takes its trace.
+    tracing: Option<Tracing>,
 }
 
 /// What the machine is made of.
@@ -87,13 +101,17 @@ pub(crate) struct Machine<'a> {
     pub(crate) append: &'a str,
     /// The bundle.
     pub(crate) bundle: Option<&'a [u8]>,
+    /// Where its trace goes.
+    pub(crate) trace: Option<&'a Path>,
 }
 
 impl Prepared {
     /// Makes the disc and the configuration.
     pub(crate) fn new(built: &Built, machine: &Machine<'_>) -> Result<Self> {
-        let disc = Disc::of_hypervisor(built, machine.append, machine.bundle)?;
-        Self::with_disc(&disc, machine, Some(built.elf.clone()))
+        let (tracing, word) = machine.trace.map(Tracing::by_printer).unzip();
+        let append = format!("{} {}", machine.append, word.unwrap_or(""));
+        let disc = Disc::of_hypervisor(built, append.trim(), machine.bundle)?;
+        Ok(Self { tracing, ..Self::with_disc(&disc, machine, Some(built.elf.clone()))? })
     }
 
     /// Makes the machine that starts from `disc`; `elf` names the addresses of a panic.
@@ -102,11 +120,11 @@ impl Prepared {
         fs::create_dir_all(&runs).with_context(|| format!("cannot make {}", runs.display()))?;
         let dir = tempfile::Builder::new().prefix("bochs-").tempdir_in(&runs)?;
         disc.write(&dir.path().join("disc.iso"))?;
-        fs::write(dir.path().join("bochsrc"), configuration(machine, dir.path()))?;
+        fs::write(dir.path().join("bochsrc"), configuration(machine, dir.path())?)?;
         // Debian's Bochs has a debugger in it, which waits at the start for this.
         fs::write(dir.path().join("debugger"), "c\n")?;
         fs::write(dir.path().join("serial"), "")?;
-        Ok(Self { dir, elf })
+        Ok(Self { dir, elf, tracing: None })
     }
 
     /// Returns the ticks of a machine that has turned itself off, up to then: Bochs puts them before each line of its log.
@@ -151,6 +169,14 @@ impl Boot for Prepared {
     fn elf(&self) -> Option<&Path> {
         self.elf.as_deref()
     }
+
+    fn take_trace(&mut self) -> Result<()> {
+        self.tracing.take().map_or(Ok(()), Tracing::finish)
+    }
+
+    fn judge(&mut self) -> Result<()> {
+        self.tracing.take().map_or(Ok(()), |tracing| tracing.judge().map(drop))
+    }
 }
 
 /// What a disc holds beside GRUB, and what GRUB does.
@@ -191,10 +217,17 @@ fn menu(append: &str, has_bundle: bool) -> String {
 }
 
 /// Returns Bochs's configuration.
-fn configuration(machine: &Machine<'_>, dir: &Path) -> String {
+fn configuration(machine: &Machine<'_>, dir: &Path) -> Result<String> {
     let dir = dir.display();
+    let printer = match machine.trace {
+        Some(to) => {
+            let to = path::absolute(to).with_context(|| format!("cannot name {}", to.display()))?;
+            format!("parport1: enabled=1, file={}\n", to.display())
+        }
+        None => String::new(),
+    };
     let Machine { cpu, cpus, memory, .. } = machine;
-    format!(
+    Ok(format!(
         "plugin_ctrl: unmapped=1, biosdev=1, speaker=0\n\
          display_library: rfb, options=\"timeout=0\"\n\
          romimage: file=/usr/share/bochs/BIOS-bochs-latest\n\
@@ -207,9 +240,10 @@ fn configuration(machine: &Machine<'_>, dir: &Path) -> String {
          com1: enabled=1, mode=file, dev={dir}/serial\n\
          clock: sync=none\n\
          panic: action=fatal\n\
-         log: {dir}/log\n",
+         log: {dir}/log\n\
+         {printer}",
         memory.bytes() >> 20
-    )
+    ))
 }
 
 /// What `run` asks of this board.
@@ -230,10 +264,18 @@ pub(crate) struct Wanted<'a> {
     pub(crate) hypercalls: bool,
     /// The hypervisor's own command line.
     pub(crate) hypervisor: &'a str,
+    /// Where its trace goes.
+    pub(crate) trace: Option<&'a Path>,
 }
 
 /// Makes the machine that runs a kernel in a VM.
 pub(crate) fn with_kernel(wanted: Wanted<'_>) -> Result<Prepared> {
+    let built = build(wanted.board)?;
+    with_kernel_on(&built, wanted)
+}
+
+/// The same, on a hypervisor that is built.
+pub(crate) fn with_kernel_on(built: &Built, wanted: Wanted<'_>) -> Result<Prepared> {
     let (smp, memory) = (wanted.smp.unwrap_or(DEFAULT_SMP), wanted.memory.unwrap_or(DEFAULT_MEMORY));
     let mut vm = run::vm("guest", smp, memory, wanted.append);
     vm.hypercalls = wanted.hypercalls.then(|| run::GRANTED.to_owned());
@@ -246,8 +288,9 @@ pub(crate) fn with_kernel(wanted: Wanted<'_>) -> Result<Prepared> {
         memory: manifest.memory().plus(OVERHEAD),
         append: wanted.hypervisor,
         bundle: Some(&bundle),
+        trace: wanted.trace,
     };
-    Prepared::new(&build(wanted.board)?, &machine)
+    Prepared::new(built, &machine)
 }
 
 #[cfg(test)]
@@ -290,9 +333,15 @@ mod tests {
 
     #[test]
     fn the_configuration_says_what_the_machine_is() {
-        let machine =
-            Machine { cpu: "tigerlake", cpus: 4, memory: Size::mib(512), append: "log=info", bundle: None };
-        let text = configuration(&machine, Path::new("/dir"));
+        let machine = Machine {
+            cpu: "tigerlake",
+            cpus: 4,
+            memory: Size::mib(512),
+            append: "log=info",
+            bundle: None,
+            trace: None,
+        };
+        let text = configuration(&machine, Path::new("/dir")).expect("a name");
         for line in [
             "cpu: model=tigerlake, count=4, ips=100000000",
             "megs: 512",

@@ -38,16 +38,22 @@ pub(crate) fn build_elsewhere(folder: &Path, name: &str) -> Result<PathBuf> {
     built(name, release_dir().join(name))
 }
 
-/// Builds one package for the bare-metal target with a bug on purpose ([`types::sync::SEEDS`]), quickly, in a folder of its
+/// Builds one package for a target with a bug on purpose ([`types::sync::SEEDS`]), quickly, in a folder of its
 /// own, and returns the ELF file of its binary `name`.
-pub(crate) fn build_seeded(package: &str, name: &str, seed: usize, target: &Path) -> Result<PathBuf> {
+pub(crate) fn build_seeded(
+    target: &str,
+    package: &str,
+    name: &str,
+    seed: usize,
+    folder: &Path,
+) -> Result<PathBuf> {
     const TYPES: &str = "mezzanine-types";
     setup::ensure(&[Need::Rust])?;
     let mut command = cargo("build");
-    command.args(["--profile", PROFILE, "--target", TARGET, "-p", package, "-p", TYPES]);
-    command.args(["--features", &format!("{TYPES}/seed-bug-{seed}")]).arg("--target-dir").arg(target);
+    command.args(["--profile", PROFILE, "--target", target, "-p", package, "-p", TYPES]);
+    command.args(["--features", &format!("{TYPES}/seed-bug-{seed}")]).arg("--target-dir").arg(folder);
     shell::run(&mut command)?;
-    built(package, target.join(TARGET).join(PROFILE).join(name))
+    built(package, folder.join(target).join(PROFILE).join(name))
 }
 
 /// Checks that building `package` has left its binary.

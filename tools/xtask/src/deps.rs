@@ -22,7 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("space", &["frames", "stage2", "types"]),
     ("vm", &["space", "frames", "stage2", "abi", "types"]),
     ("aarch64", &["vmsa", "stage2", "trace", "types"]),
-    ("x86_64", &["ept", "stage2", "types"]),
+    ("x86_64", &["ept", "stage2", "trace", "types"]),
     (
         "monitor",
         &["aarch64", "x86_64", "vm", "space", "frames", "vmsa", "ept", "stage2", "trace", "abi", "types"],
@@ -30,7 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["space", "frames", "vmsa", "stage2", "types"]),
     ("guest-tests", &["abi"]),
     ("guest-tests-x86", &["abi", "guest-tests"]),
-    ("trace-tool", &["model", "trace", "vmsa", "frames", "stage2", "types"]),
+    ("trace-tool", &["model", "trace", "vmsa", "ept", "frames", "stage2", "types"]),
     ("board-file", &[]),
     ("xtask", &["board-file", "trace-tool", "stage2", "types"]),
 ];

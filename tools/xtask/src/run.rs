@@ -6,6 +6,7 @@ use crate::console::{Console, Echo, Trouble};
 use crate::devices::{self, Devices};
 use crate::flash::Parts;
 use crate::image::Header;
+use crate::payload::Payload;
 use crate::qemu::{Clock, Entered, Machine, Serial};
 use crate::setup::{self, Need};
 use crate::size::Size;
@@ -178,7 +179,8 @@ impl Boot for Prepared {
 fn run_pc(args: &Args, pc: &Pc) -> Result<()> {
     let refused = [
         (args.gdb, "--gdb"),
-        (args.trace.is_some(), "--trace"),
+        (args.trace_later, "--trace-later"),
+        (args.trace_uart, "--trace-uart"),
         (args.bundle.is_some(), "--bundle"),
         (args.initrd.is_some(), "--initrd"),
         (args.cpus.is_some(), "--cpus"),
@@ -194,12 +196,13 @@ fn run_pc(args: &Args, pc: &Pc) -> Result<()> {
                 memory: args.mem.or(Some(payload::PC_MEMORY)),
                 append: Some(append.trim().to_owned()),
                 hypercalls: true,
+                trace: args.trace.as_ref().map(|to| of_payload(to, payload)).as_deref(),
                 ..wanted_pc(args, pc, payload.file(), &hypervisor)
             })
         });
     }
     let Some(kernel) = &args.kernel else {
-        let prepared = bochs::with_linux(bochs::Linux {
+        let mut prepared = bochs::with_linux(bochs::Linux {
             board: args.board,
             cpu: args.cpu.as_deref().unwrap_or(&pc.cpu),
             smp: args.smp,
@@ -207,17 +210,18 @@ fn run_pc(args: &Args, pc: &Pc) -> Result<()> {
             append: args.append.as_deref(),
             hypervisor: &hypervisor,
         })?;
-        return run_prepared(args, &prepared);
+        return run_prepared(args, &mut prepared);
     };
-    run_prepared(args, &bochs::with_kernel(wanted_pc(args, pc, kernel, &hypervisor))?)
+    run_prepared(args, &mut bochs::with_kernel(wanted_pc(args, pc, kernel, &hypervisor))?)
 }
 
 /// Runs a PC, until the console matches or the machine ends.
-fn run_prepared(args: &Args, prepared: &bochs::Prepared) -> Result<()> {
-    match &args.expect {
+fn run_prepared(args: &Args, prepared: &mut bochs::Prepared) -> Result<()> {
+    let result = match &args.expect {
         Some(regex) => expect(prepared, regex, Duration::from_secs(args.timeout.unwrap_or(120))),
         None => watch(prepared, args.timeout.map(Duration::from_secs)),
-    }
+    };
+    result.and(prepared.take_trace())
 }
 
 /// Returns the machine that runs a kernel on a PC.
@@ -231,6 +235,7 @@ fn wanted_pc<'a>(args: &'a Args, pc: &'a Pc, kernel: &'a Path, hypervisor: &'a s
         append: args.append.clone(),
         hypercalls: args.hypercalls,
         hypervisor,
+        trace: args.trace.as_deref(),
     }
 }
 
@@ -257,10 +262,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let mut prepared = payload.machine(args.board, cpus, smp, memory, append.trim())?;
             prepared.machine.append = hypervisor_cmdline(&args.log, args.hyp_append.as_deref());
             if let Some(to) = &args.trace {
-                // A file for each payload.
-                let mut to = to.clone().into_os_string();
-                to.push(format!(".{}", payload.name()));
-                prepared.tracing = Some(tracing(args, &mut prepared.machine, Path::new(&to))?);
+                prepared.tracing = Some(tracing(args, &mut prepared.machine, &of_payload(to, payload))?);
             }
             prepared.show_if(args.view)?;
             Ok(prepared)
@@ -287,6 +289,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Whatever became of the machine: what it did is there.
     let taken = tracing.map(Tracing::finish).transpose();
     result.and(taken.map(|_| ()))
+}
+
+/// Returns the file for the trace of one payload of several.
+fn of_payload(to: &Path, payload: &Payload) -> PathBuf {
+    let mut to = to.to_owned().into_os_string();
+    to.push(format!(".{}", payload.name()));
+    to.into()
 }
 
 fn tracing(args: &Args, machine: &mut Machine, to: &Path) -> Result<Tracing> {

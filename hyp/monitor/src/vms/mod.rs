@@ -28,7 +28,7 @@ mod turn;
 mod view;
 
 use crate::percpu::PerCpu;
-use crate::{Machine, fatal, outlet, report, secondary, waiting};
+use crate::{Machine, fatal, noted, outlet, report, secondary, waiting};
 use aarch64::barrier::{dsb_sy, relax, wfi};
 use aarch64::cpu::Core;
 use aarch64::errata::Action;
@@ -299,7 +299,7 @@ impl Hypervisor {
         if self.on.fetch_sub(1, Relaxed) == 1 {
             statistics::print(self);
             view::write(self);
-            tracing::end();
+            noted::end();
             report::power_off();
         }
     }

@@ -7,8 +7,8 @@
 use super::guest::Guest;
 use super::roster::Handle;
 use super::{Format, Hypervisor, IPA_BITS};
-use crate::options::{To, Way};
-use crate::{Machine, console};
+use crate::options::To;
+use crate::{Machine, console, noted};
 use aarch64::cpu::Core;
 use aarch64::guest::tlb::Style;
 use aarch64::guest::tlb::Tag;
@@ -32,15 +32,12 @@ pub(super) fn start_if_asked(machine: &Machine) {
     let sink = match to {
         To::Memory(key) => rings(machine, key),
         To::Uart => uart(machine),
+        #[cfg(target_arch = "x86_64")]
+        To::Printer => None,
     };
     let Some(sink) = sink else { return };
     let style = u8::from(machine.options.invalidate == Style::Interrupt);
-    let way = match machine.options.wait {
-        Way::Epoch => 0,
-        Way::Count => 1,
-        Way::Rendezvous => 2,
-        Way::Batched => 3,
-    };
+    let way = noted::way(machine.options.wait);
     trace::start(sink, machine.affinities.len() as u64, this_cpu, (style, way), since);
 }
 
@@ -93,20 +90,14 @@ pub(super) fn shape(hypervisor: &Hypervisor) -> (u64, u64) {
     let has = hypervisor.format.features();
     let features =
         u64::from(has.contains(Features::HARDWARE_DIRTY)) | u64::from(has.contains(Features::FWB)) << 1;
-    (u64::from(geometry.ipa_bits()) << 16 | u64::from(geometry.top().get()) << 24, features)
+    (noted::shape(&geometry), features)
 }
 
 /// Notes that a space is made.
 pub(super) fn space_is_made(hypervisor: &Hypervisor, space: &Space<'static, Format>) {
     if trace::is_on() {
-        note_space(Kind::Space, hypervisor, space);
+        noted::space(Kind::Space, space, shape(hypervisor));
     }
-}
-
-fn note_space(kind: Kind, hypervisor: &Hypervisor, space: &Space<'static, Format>) {
-    let (shape, features) = shape(hypervisor);
-    let owner = u64::from(space.owner().0);
-    trace::note(kind, space.tree().bbm() as u8, [space.root().get(), owner | shape, features]);
 }
 
 /// Notes that a space is gone.
@@ -128,13 +119,6 @@ pub(super) fn leaves_tables() {
 pub(super) fn runs(owner: Owner, vcpu: usize) {
     if trace::is_on() {
         trace::note(Kind::Runs, 0, [owner.0.into(), vcpu as u64, 0]);
-    }
-}
-
-/// Notes that nothing follows.
-pub(super) fn end() {
-    if trace::is_on() {
-        trace::note(Kind::End, 0, [0; 3]);
     }
 }
 
@@ -262,7 +246,7 @@ fn begin(hypervisor: &Hypervisor, core: &Core<'_>) {
     let period = section.period(everyone);
     section.wait(period);
     if let Some(space) = &hypervisor.nowhere {
-        note_space(Kind::There, hypervisor, space);
+        noted::space(Kind::There, space, shape(hypervisor));
         trace::note(Kind::Told, 0, [0, space.owner().0.into(), 0]);
     }
 }
@@ -275,7 +259,7 @@ fn tell(hypervisor: &Hypervisor, core: &Core<'_>, place: u16, ipa: Ipa) -> Optio
     let space = &guest.space;
     let section = hypervisor.waiting.enter(core.id());
     if ipa == Ipa::new(0) {
-        note_space(Kind::There, hypervisor, space);
+        noted::space(Kind::There, space, shape(hypervisor));
     }
     let reach = space.tree().geometry().reach();
     let rest = Range::new(ipa, reach.end()).unwrap_or(reach);

@@ -147,7 +147,9 @@ impl PerCpu {
         if !self.line().answer() {
             self.owed.store(true, Relaxed);
         }
-        if let Some(entering) = self.entering.get() {
+        // With the trace on the handler forgets nothing: it would record that, and this CPU may hold the trace's lock. That
+        // the guest leaves at once is enough for who waits.
+        if let Some(entering) = self.entering.get().filter(|_| !trace::is_on()) {
             entering.interrupted();
         }
         if self.committed.load(Relaxed) {

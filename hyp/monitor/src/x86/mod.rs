@@ -13,6 +13,7 @@ mod layout;
 mod loader;
 mod machine;
 mod platform;
+mod printer;
 mod secondary;
 mod vms;
 

@@ -12,7 +12,7 @@ pub enum Seed {
 }
 
 /// Every seed, by its number less one.
-pub const SEEDS: [Seed; 15] = [
+pub const SEEDS: [Seed; 17] = [
     Seed::Mutant("rollover-without-flush"),
     Seed::Mutant("tlbi-operand-unshifted"),
     Seed::Mutant("sibling-leaves-translations"),
@@ -28,6 +28,8 @@ pub const SEEDS: [Seed; 15] = [
     Seed::Mutant("entry-not-noted"),
     Seed::Ordering(119),
     Seed::Ordering(120),
+    Seed::Mutant("no-kick"),
+    Seed::Mutant("no-invept"),
 ];
 
 /// The number of the seed that is in this build, where one is.
@@ -49,6 +51,8 @@ pub const SEEDED: Option<usize> = {
         cfg!(feature = "seed-bug-13"),
         cfg!(feature = "seed-bug-14"),
         cfg!(feature = "seed-bug-15"),
+        cfg!(feature = "seed-bug-16"),
+        cfg!(feature = "seed-bug-17"),
     ];
     let mut n = 0;
     while n < on.len() {

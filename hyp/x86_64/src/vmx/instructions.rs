@@ -113,6 +113,9 @@ pub(super) unsafe fn vmwrite(field: u32, value: u64) -> bool {
 /// Makes this CPU forget what it holds of translations: those of one EPT pointer, or all (31.3, INVEPT). Ordered after
 /// earlier stores, since it is serializing.
 pub(super) fn invept(kind: u64, eptp: u64) {
+    if trace::is_on() {
+        trace::note(trace::Kind::Tlbi, trace::Op::Invept as u8, [kind, eptp, 0]);
+    }
     #[cfg(target_os = "none")]
     // SAFETY: forgetting is always allowed; the descriptor is on the stack. Not `nomem`: entry writes come first.
     unsafe {

@@ -12,6 +12,8 @@ use super::instructions::invept;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use ept::Invept;
 use stage2::{Class, Interrupt, Invalidate, Presence, Request, Work};
+use trace::Kind;
+use types::sync::mutant;
 use types::{Cpu, CpuId};
 
 /// How much invalidation there was.
@@ -56,10 +58,26 @@ pub enum Pending {
 }
 
 impl<C: Cpu> Tlb<'_, C> {
+    /// Has this CPU forget what it holds of the space.
+    fn invept(&self) {
+        if !mutant("no-invept") {
+            invept(self.kind as u64, self.eptp);
+        }
+    }
+
+    /// Records where this CPU is.
+    #[inline(always)]
+    fn record(&self, kind: Kind) {
+        if trace::is_on() {
+            trace::note(kind, 0, [0; 3]);
+        }
+    }
+
     /// Says that this CPU is about to enter the guest: the last thing before it does.
     #[inline]
     pub fn enter(&self) {
         self.presence.enter(self.cpu.id(), self);
+        self.record(Kind::Enters);
     }
 
     /// Says that this CPU has left the guest: the first thing after it has.
@@ -78,16 +96,20 @@ impl<C: Cpu> Tlb<'_, C> {
 impl<C: Cpu> Interrupt for Tlb<'_, C> {
     fn kick(&self, target: CpuId) {
         self.issued.kicks.fetch_add(1, Relaxed);
-        self.cpu.kick(target);
+        if !mutant("no-kick") {
+            self.cpu.kick(target);
+        }
     }
 
     fn forget(&self) {
         self.issued.returns.fetch_add(1, Relaxed);
-        invept(self.kind as u64, self.eptp);
+        self.invept();
     }
 
     /// Does nothing: an exit ends the guest's walks.
-    fn settle(&self) {}
+    fn settle(&self) {
+        self.record(Kind::Leaves);
+    }
 }
 
 impl<C: Cpu> Invalidate for Tlb<'_, C> {
@@ -103,7 +125,7 @@ impl<C: Cpu> Invalidate for Tlb<'_, C> {
             }
             Class::Relax => {
                 self.issued.local.fetch_add(1, Relaxed);
-                invept(self.kind as u64, self.eptp);
+                self.invept();
                 Pending::Nothing
             }
             Class::Leaves | Class::Tables => {
@@ -114,7 +136,9 @@ impl<C: Cpu> Invalidate for Tlb<'_, C> {
     }
 
     fn complete(&self, pending: Pending) {
-        if let Pending::Exits(request) = pending {
+        if let Pending::Exits(request) = pending
+            && !mutant("no-kick")
+        {
             self.presence.wait(request);
         }
     }

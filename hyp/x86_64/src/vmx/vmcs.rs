@@ -9,6 +9,7 @@ use super::instructions::{VmFail, Went, enter, exit_address, vmclear, vmptrld, v
 use super::{Registers, refused};
 use crate::instr::{Controls as Running, rdmsr};
 use crate::local::{Local, Selectors};
+use types::sync::mutant;
 use types::{Ipa, Pa};
 use x86::msr;
 use x86::vmx::vmcs::control::{
@@ -236,7 +237,7 @@ impl Vmcs {
     pub fn take_listed(&self, mut written: impl FnMut(Ipa)) {
         let Some(list) = self.list else { return };
         let index = self.get(guest::PML_INDEX);
-        if index == FIRST_LISTED {
+        if index == FIRST_LISTED || mutant("list-not-handed-on") {
             return;
         }
         // It counts down to what is written next; beyond zero, the list is full.

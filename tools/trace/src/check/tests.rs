@@ -7,6 +7,7 @@ use types::Height;
 use vmsa::{Features, Granule4K, Vmsa};
 
 mod exits;
+mod pc;
 
 const ROOT: u64 = 0x4800_0000;
 const TABLE: u64 = 0x4801_0000;

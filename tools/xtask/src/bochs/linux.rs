@@ -61,7 +61,8 @@ impl Linux<'_> {
             disc.files.push((name, Cow::Owned(bytes)));
         }
         disc.menu = menu.unwrap_or(disc.menu);
-        let machine = Machine { cpu: self.cpu, cpus: self.cpus(), memory, append: "", bundle: None };
+        let machine =
+            Machine { cpu: self.cpu, cpus: self.cpus(), memory, append: "", bundle: None, trace: None };
         Prepared::with_disc(&disc, &machine, Some(built.elf))
     }
 }

@@ -57,6 +57,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
                         append: None,
                         hypercalls: true,
                         hypervisor: &hypervisor,
+                        trace: None,
                     })
                 };
                 cases.boot_and_count(&name, prepared, |console| {
@@ -124,7 +125,7 @@ fn statistic(log: &str, name: &str) -> Result<u64> {
 
 /// A machine with two CPUs and no bundle.
 fn bare(built: &Built, cpu: &str, append: &str) -> Result<Prepared> {
-    Prepared::new(built, &Machine { cpu, cpus: 2, memory: Size::mib(64), append, bundle: None })
+    Prepared::new(built, &Machine { cpu, cpus: 2, memory: Size::mib(64), append, bundle: None, trace: None })
 }
 
 fn refused(console: &mut Console) -> Result<()> {

@@ -4,6 +4,8 @@
 //! words that say what is wrong. The same payload on the hypervisor as it is must be checked without an objection: else
 //! it would show nothing.
 
+mod pc;
+
 use super::Tracing;
 use crate::board::{Board, Built};
 use crate::bundle::{self, One, Vm};
@@ -14,7 +16,7 @@ use crate::run::{GRANTED, GRANTED_TRACE, Prepared, host, vm};
 use crate::setup::{self, Need};
 use crate::size::Size;
 use crate::tests::{AlreadySaid, Cases};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -50,12 +52,16 @@ enum Scene {
     Siblings,
     /// Machines that come and go until VMIDs begin anew.
     Visitors(u32),
+    /// As `Drive`, on a PC.
+    Pc(&'static str),
+    /// The same, and the payload itself finds what is wrong.
+    PcByTest(&'static str),
 }
 
 /// What shows a bug, and how the checker names it.
 struct Finding {
     scene: Scene,
-    /// Part of the objection, one of these.
+    /// Part of the objection, or of what a failed test says, one of these.
     says: &'static [&'static str],
 }
 
@@ -91,6 +97,11 @@ const FINDINGS: [Finding; SEEDS.len()] = [
         says: &["enters it with translations that were taken away", "may hold translations of another space"],
     },
     Finding { scene: Scene::Exits("balloon", PLAIN), says: &["with table walks under way: no DSB"] },
+    Finding { scene: Scene::PcByTest("permissions"), says: &["a right that was taken"] },
+    Finding {
+        scene: Scene::Pc("permissions"),
+        says: &["enters it with translations that were taken away", "may hold translations of another space"],
+    },
 ];
 
 /// Those that [`run_few`] runs: quick ones, whose scenes are of two kinds.
@@ -119,16 +130,19 @@ fn add(cases: &mut Cases, chosen: &[usize], more: &[Scene]) -> Result<()> {
     let scenes: BTreeSet<_> =
         chosen.iter().map(|number| FINDINGS[number - 1].scene).chain(more.iter().copied()).collect();
     cases.group("traces with and without a bug", chosen.len() + scenes.len());
-    let right = Board::virt()?.build()?;
     for &scene in &scenes {
         let name = format!("{scene:?}");
         cases.doing(&name);
-        let result = trace(scene, &right, &payloads, "right").and_then(|report| {
-            ensure!(report.is_whole, "the machine did not end");
-            match report.broken {
-                Some(broken) => anyhow::bail!("record {}: {}", broken.record.number, broken.objection),
-                None => Ok(format!("{} records, no rule is broken", report.counts.all())),
+        let result = meet(scene, None, &payloads).and_then(|met| match met {
+            Met::Trace(report) => {
+                ensure!(report.is_whole, "the machine did not end");
+                match report.broken {
+                    Some(broken) => bail!("record {}: {}", broken.record.number, broken.objection),
+                    None => Ok(format!("{} records, no rule is broken", report.counts.all())),
+                }
             }
+            Met::Test(Some(failed)) => bail!("{failed}"),
+            Met::Test(None) => Ok("no test fails".to_owned()),
         });
         cases.verdict(&name, &result.map_err(|error| format!("{error:#}")));
     }
@@ -151,19 +165,49 @@ fn described(seed: Seed) -> String {
 /// Runs what meets a bug, and demands that it is found.
 fn found(number: usize, payloads: &[Payload]) -> Result<String> {
     let Finding { scene, says } = &FINDINGS[number - 1];
-    let built = Board::virt()?.build_seeded(number)?;
-    let report = trace(*scene, &built, payloads, &format!("seed-{number}"))?;
-    let broken = report.broken.context("no rule is broken")?;
-    let said = broken.objection.to_string();
+    let (said, place) = match meet(*scene, Some(number), payloads)? {
+        Met::Trace(report) => {
+            let broken = report.broken.context("no rule is broken")?;
+            let place = format!("record {} of {}: ", broken.record.number, report.counts.all());
+            (broken.objection.to_string(), place)
+        }
+        Met::Test(failed) => (failed.context("no test fails")?, String::new()),
+    };
     ensure!(says.iter().any(|part| said.contains(part)), "found as something else: {said}");
-    Ok(format!("record {} of {}: {said}", broken.record.number, report.counts.all()))
+    Ok(format!("{place}{said}"))
+}
+
+/// What a scene came to.
+enum Met {
+    /// What the checker says of its trace.
+    Trace(Report),
+    /// The first test that failed, as its payload says it.
+    Test(Option<String>),
+}
+
+/// Runs a scene on the hypervisor as it is, or on one with a bug.
+fn meet(scene: Scene, seed: Option<usize>, payloads: &[Payload]) -> Result<Met> {
+    let name = seed.map_or("right".to_owned(), |number| format!("seed-{number}"));
+    match scene {
+        Scene::Pc(test) => pc::trace(seed, test, &trace_file(&name)).map(Met::Trace),
+        Scene::PcByTest(test) => pc::failed(seed, test).map(Met::Test),
+        _ => {
+            let board = Board::virt()?;
+            let built = seed.map_or_else(|| board.build(), |number| board.build_seeded(number))?;
+            trace(scene, &built, payloads, &name).map(Met::Trace)
+        }
+    }
+}
+
+/// Returns where a trace goes for the time being.
+fn trace_file(name: &str) -> PathBuf {
+    crate::paths::target().join("run").join(format!("trace-{name}-{}", std::process::id()))
 }
 
 /// Runs a scene, and checks its trace.
 fn trace(scene: Scene, built: &Built, payloads: &[Payload], name: &str) -> Result<Report> {
     let mut prepared = machine(scene, built, payloads)?;
-    let dir = crate::paths::target().join("run");
-    let to: PathBuf = dir.join(format!("trace-{name}-{}", std::process::id()));
+    let to = trace_file(name);
     let tracing = match scene {
         Scene::Later(_) => Tracing::later(&mut prepared.machine, &to)?,
         Scene::Uart(..) => Tracing::by_uart(&mut prepared.machine, &to)?,
@@ -174,8 +218,13 @@ fn trace(scene: Scene, built: &Built, payloads: &[Payload], name: &str) -> Resul
     let _ = console.end(Some(PATIENCE));
     drop(console);
     tracing.finish()?;
-    let report = check::check(&to)?;
-    std::fs::remove_file(&to).with_context(|| format!("cannot remove {}", to.display()))?;
+    checked(&to)
+}
+
+/// Checks a trace, whose file goes.
+fn checked(to: &Path) -> Result<Report> {
+    let report = check::check(to)?;
+    std::fs::remove_file(to).with_context(|| format!("cannot remove {}", to.display()))?;
     Ok(report)
 }
 
@@ -220,6 +269,7 @@ fn machine(scene: Scene, built: &Built, payloads: &[Payload]) -> Result<Prepared
             let vms = vec![control, template("brief", &[0, 1], ""), template("stays", &[1, 0], "stay")];
             (PLAIN, 2, vms)
         }
+        Scene::Pc(_) | Scene::PcByTest(_) => bail!("it is a PC's"),
     };
     let (bundle, manifest) = bundle::of(vms)?;
     let mut prepared =

@@ -24,8 +24,8 @@ enum Way {
         drain: Drain,
         _ram: Arc<NamedTempFile>,
     },
-    /// The emulator writes what the UART sends into the file, which is that of a trace.
-    Uart {
+    /// The emulator writes what comes by a port into the file, which is that of a trace.
+    Port {
         since: Instant,
     },
 }
@@ -54,7 +54,13 @@ impl Tracing {
         let file = path::absolute(to).with_context(|| format!("cannot name {}", to.display()))?;
         machine.extra.extend(["-serial".into(), format!("file:{}", file.display()).into()]);
         machine.append = format!("{} trace=uart", machine.append).trim_start().to_owned();
-        Ok(Self { way: Way::Uart { since: Instant::now() }, to: to.to_owned() })
+        Ok(Self { way: Way::Port { since: Instant::now() }, to: to.to_owned() })
+    }
+
+    /// Has a PC's hypervisor send its trace by the parallel port, which the emulator connects to the file `to`: what is to be on
+    /// the hypervisor's command line.
+    pub(crate) fn by_printer(to: &Path) -> (Self, &'static str) {
+        (Self { way: Way::Port { since: Instant::now() }, to: to.to_owned() }, "trace=printer")
     }
 
     /// Takes what is left. The machine is off.
@@ -65,11 +71,11 @@ impl Tracing {
                 let drained = drain.finish().context("the trace cannot be taken")?;
                 eprintln!("{to}: {drained}");
             }
-            Way::Uart { since } => {
+            Way::Port { since } => {
                 let bytes = fs::metadata(&self.to).context("no trace has come")?.len();
                 let seconds = since.elapsed().as_secs_f64();
                 eprintln!(
-                    "{to}: {bytes} bytes in {seconds:.1} s by the UART, {:.0} a second",
+                    "{to}: {bytes} bytes in {seconds:.1} s by a port, {:.0} a second",
                     bytes as f64 / seconds
                 );
             }

@@ -1,7 +1,7 @@
 //! A virtual machine with its memory, and how it is loaded.
 
 use super::super::machine::{Entering, PerCpu};
-use super::{Format, Hypervisor, primary};
+use super::{Format, Hypervisor, primary, tracing};
 use crate::outlet::Outlet;
 use crate::ram::SpaceRam;
 use alloc::boxed::Box;
@@ -347,5 +347,7 @@ fn space(
     let budget = table_budget::<Format>(&geometry, regions);
     // The format knows that sizes may change in place; the level is the other architecture's.
     let bbm = Bbm::Level3.min(machine.options.bbm);
-    Ok(Box::new(Space::new(&machine.frames, owner, format, geometry, bbm, budget)?))
+    let space = Box::new(Space::new(&machine.frames, owner, format, geometry, bbm, budget)?);
+    tracing::space_is_made(hypervisor, &space);
+    Ok(space)
 }

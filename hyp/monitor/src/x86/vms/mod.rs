@@ -12,11 +12,12 @@ mod linear;
 mod msr;
 mod primary;
 mod statistics;
+mod tracing;
 mod turn;
 
 use super::machine::{Machine, PerCpu};
 use crate::servers::Servers;
-use crate::{fatal, outlet, report, waiting};
+use crate::{fatal, noted, outlet, report, waiting};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -95,6 +96,7 @@ impl Hypervisor {
         let layout = Layout::choose(IPA_BITS, machine.capabilities.ept)
             .unwrap_or_else(|error| fatal!("this CPU cannot translate guest addresses: {error:?}"));
         let configs = &machine.guests;
+        tracing::start_if_asked(machine); // from the first entry of the first table on
         let mut hypervisor = Box::new(Self {
             machine,
             guests: Vec::new(),
@@ -238,6 +240,7 @@ impl Hypervisor {
     /// Notes that a guest is off for good. The last one turns off the machine.
     fn guest_is_off(&self) {
         if self.on.fetch_sub(1, Relaxed) == 1 {
+            noted::end();
             statistics::print(self);
             report::power_off();
         }

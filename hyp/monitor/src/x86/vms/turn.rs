@@ -14,7 +14,7 @@ mod apic;
 use super::super::machine::{Entering, PerCpu, write_word};
 use super::guest::{Guest, Reason};
 use super::msr::{self, Command};
-use super::{Hypervisor, cpuid};
+use super::{Hypervisor, cpuid, tracing};
 use crate::report;
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering::Relaxed;
@@ -22,7 +22,6 @@ use frames::{Order, Usage};
 use log::{debug, error, info, warn};
 use space::{Outcome, SpaceError};
 use stage2::Quiescence;
-use types::sync::mutant;
 use types::{Cpu, FRAME_SIZE, Fault, Pa, Range};
 use vm::apic::LocalApic;
 use vm::service::After;
@@ -83,6 +82,7 @@ impl Turn {
         vcpu: usize,
     ) -> Self {
         let tlb: &'static Entering = Box::leak(Box::new(guest.entering(hypervisor, this)));
+        tracing::loads_tables(tlb.eptp);
         this.enters(tlb);
         let has = match guest.config().role {
             Role::Primary => Has::Machine,
@@ -187,9 +187,6 @@ impl Turn {
 
     /// Marks what the hardware has listed since the guest was entered. Waits for nobody.
     fn hand_on_list(&self) {
-        if mutant("list-not-handed-on") {
-            return;
-        }
         let mut section = None;
         self.vmcs.take_listed(|ipa| {
             self.guest.listed.fetch_add(1, Relaxed);
