@@ -44,7 +44,7 @@ pub fn acknowledge() -> Option<IntId> {
 }
 
 /// Lets others of its priority come through again. `id` stays active: it does not come again until [`deactivate`].
-#[inline]
+#[inline(always)]
 pub fn drop_priority(id: IntId) {
     if let Some(gic) = v2::here() {
         return gic.drop_priority(id);

@@ -15,22 +15,16 @@ pub const HCR_UIE: u64 = 1 << 1;
 
 macro_rules! list_registers {
     ($($n:literal => $reg:ident),*) => {
-        /// Reads list register `index`; 0 where the architecture has no such register.
-        pub fn read_lr(index: usize) -> u64 {
-            if let Some(gic) = v2::here() {
-                return gic.read_lr(index);
-            }
+        #[inline(never)]
+        fn read_any_lr(index: usize) -> u64 {
             match index {
                 $($n => $reg.get(),)*
                 _ => 0,
             }
         }
 
-        /// Writes list register `index`; nothing where the architecture has no such register.
-        pub fn write_lr(index: usize, value: u64) {
-            if let Some(gic) = v2::here() {
-                return gic.write_lr(index, value);
-            }
+        #[inline(never)]
+        fn write_any_lr(index: usize, value: u64) {
             match index {
                 $($n => $reg.set(value),)*
                 _ => {}
@@ -43,6 +37,24 @@ list_registers! {
     0 => ICH_LR0_EL2, 1 => ICH_LR1_EL2, 2 => ICH_LR2_EL2, 3 => ICH_LR3_EL2, 4 => ICH_LR4_EL2, 5 => ICH_LR5_EL2,
     6 => ICH_LR6_EL2, 7 => ICH_LR7_EL2, 8 => ICH_LR8_EL2, 9 => ICH_LR9_EL2, 10 => ICH_LR10_EL2,
     11 => ICH_LR11_EL2, 12 => ICH_LR12_EL2, 13 => ICH_LR13_EL2, 14 => ICH_LR14_EL2, 15 => ICH_LR15_EL2
+}
+
+/// Reads list register `index`; 0 where the architecture has no such register. Mostly there is one interrupt, in the first.
+pub fn read_lr(index: usize) -> u64 {
+    match v2::here() {
+        Some(gic) => gic.read_lr(index),
+        None if index == 0 => ICH_LR0_EL2.get(),
+        None => read_any_lr(index),
+    }
+}
+
+/// Writes list register `index`; nothing where the architecture has no such register.
+pub fn write_lr(index: usize, value: u64) {
+    match v2::here() {
+        Some(gic) => gic.write_lr(index, value),
+        None if index == 0 => ICH_LR0_EL2.set(value),
+        None => write_any_lr(index, value),
+    }
 }
 
 /// Returns the number of list registers this CPU has, 1 to 16 (ICH_VTR_EL2.ListRegs + 1).
