@@ -57,13 +57,29 @@ impl Memory {
     }
 
     /// Returns the record of a frame; `None` where it is in no bank.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn record(&self, frame: Frame) -> Option<&Record> {
-        self.banks.iter().map_while(|bank| *bank).find_map(|bank| {
+        for bank in &self.banks {
+            let bank = (*bank)?;
             let index = frame.0.wrapping_sub(bank.first);
-            // SAFETY: the index is below the number of records, which are valid by `Bank::new`'s contract.
-            (index < bank.frames).then(|| unsafe { bank.records.add(index as usize).as_ref() })
-        })
+            if index < bank.frames {
+                // SAFETY: the index is below the number of records, which are valid by `Bank::new`'s contract.
+                return Some(unsafe { bank.records.add(index as usize).as_ref() });
+            }
+        }
+        None
+    }
+
+    /// Returns the records of `frames` frames side by side: of a run, which is in one bank.
+    #[inline]
+    pub(crate) fn run(&self, first: Frame, frames: u64) -> &[Record] {
+        let banks = self.banks.iter().map_while(|bank| *bank);
+        let run =
+            banks.map(|bank| (bank, first.0.wrapping_sub(bank.first))).find(|(bank, at)| *at < bank.frames);
+        let Some((bank, at)) = run else { return &[] };
+        let frames = frames.min(bank.frames - at);
+        // SAFETY: as many records from there on are valid by `Bank::new`'s contract, and shared as atomics.
+        unsafe { core::slice::from_raw_parts(bank.records.add(at as usize).as_ptr(), frames as usize) }
     }
 
     /// Returns the record of the frame that `pa` is in.

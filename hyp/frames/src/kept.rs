@@ -81,6 +81,12 @@ impl Frames {
         }
     }
 
+    /// Tells whether `cpu`, which calls, keeps something.
+    #[inline(always)]
+    pub fn keeps(&self, cpu: CpuId) -> bool {
+        self.kept.0[cpu.index()].load(Relaxed) != 0
+    }
+
     /// Takes what `cpu` has kept, if it has that order: zeroed.
     pub fn take_kept(&self, cpu: CpuId, order: Order, usage: Usage) -> Option<Run<'_>> {
         let run = self.kept.look(cpu).filter(|(_, kept)| *kept == order)?;

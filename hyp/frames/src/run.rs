@@ -20,6 +20,7 @@ pub struct Run<'f> {
 }
 
 impl<'f> Run<'f> {
+    #[inline(always)]
     pub(crate) const fn new(frames: &'f Frames, pa: Pa, order: Order, kind: Kind, by: CpuId) -> Self {
         Self { frames, pa, order, kind, by }
     }
@@ -44,6 +45,7 @@ impl<'f> Run<'f> {
 
     /// Lets the frames go to whoever keeps the address: a mapping, or a list. Whoever publishes a guest's run has
     /// frozen the entry by now, so that a CPU which finds no memory, and nobody about to publish any, finds the entry.
+    #[inline(always)]
     pub fn into_pa(self) -> Pa {
         let pa = self.pa;
         self.frames.published(self.kind, self.by);

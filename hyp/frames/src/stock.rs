@@ -50,10 +50,12 @@ pub(crate) struct Stocks([Stock; CPUS]);
 /// Bits that say how many frames are left.
 const LEFT: u32 = 8;
 
+#[inline(always)]
 const fn pack(first: Frame, left: u64) -> u64 {
     if left == 0 { 0 } else { first.0 << LEFT | left }
 }
 
+#[inline(always)]
 fn unpack(word: u64) -> Option<(Frame, u64)> {
     let left = word & ((1 << LEFT) - 1);
     (left > 0).then_some((Frame(word >> LEFT), left))
@@ -69,7 +71,14 @@ impl Stocks {
         self.0.iter().any(|stock| stock.run.load(o(27, Acquire)) != 0) // O27
     }
 
+    /// Tells whether there is something in `cpu`'s stock. Called by that CPU.
+    #[inline(always)]
+    pub(crate) fn has(&self, cpu: CpuId) -> bool {
+        self.0[cpu.index()].run.load(Relaxed) != 0
+    }
+
     /// Takes a frame out of `cpu`'s stock, and counts it as in hand. Called by that CPU.
+    #[inline(always)]
     pub(crate) fn take(&self, cpu: CpuId) -> Option<Frame> {
         let stock = &self.0[cpu.index()];
         let word = stock.run.load(Relaxed); // only this CPU fills it; the exchange tells whether somebody emptied it
@@ -108,11 +117,13 @@ impl Stocks {
     }
 
     /// Counts one more run as in hand, on behalf of `cpu`.
+    #[inline(always)]
     pub(crate) fn pick_up(&self, cpu: CpuId) {
         self.0[cpu.index()].in_hand.fetch_add(1, Relaxed);
     }
 
     /// Counts one less, which `cpu` had picked up: the run is in a table, or the entry frozen for it; or on a list.
+    #[inline(always)]
     pub(crate) fn put_down(&self, cpu: CpuId) {
         // O25: the frames can be found where they are now before they no longer count. Pairs with O24.
         self.0[cpu.index()].in_hand.fetch_sub(1, o(25, Release));

@@ -175,6 +175,7 @@ impl Word {
 
     /// Makes the word of a frame that was just allocated in a folio of this order: one reference where a guest's
     /// contents are to be in it, none otherwise, so that nothing but a guest's frame can be pinned.
+    #[inline(always)]
     pub(crate) const fn allocated(kind: Kind, owner: Owner, folio: Order) -> Self {
         let refs = match kind {
             Kind::Guest => 1,
@@ -291,6 +292,7 @@ impl Record {
     }
 
     /// Writes the word of a frame that nobody else can hold: one that is being allocated or freed.
+    #[inline(always)]
     pub(crate) fn store(&self, word: Word) {
         // O21: a frame's life under its last owner (its entries broken, its contents zeroed) comes before the word
         // that lets the next one be found; pairs with O20 and O22.

@@ -13,7 +13,10 @@ use types::{CpuId, CpuSet};
 pub(crate) struct Waiting<K>(stage2::Waiting<K>);
 
 /// A CPU's stay in the hypervisor. Where it passes a quiescent point, it owns nothing: there, room is made in the trace.
-pub(crate) struct Stay<'q, K: Kick>(AnySection<'q, K>);
+pub(crate) struct Stay<'q, K: Kick>(Rests, AnySection<'q, K>);
+
+/// Tells the trace, when it is dropped, that this CPU owns nothing any more.
+struct Rests;
 
 /// Makes the way that the command line asks for. `kick` interrupts a CPU of this machine.
 pub(crate) fn of<K: Kick>(way: Way, kick: K) -> Box<Waiting<K>> {
@@ -50,12 +53,31 @@ impl<K: Kick> Quiescence for Waiting<K> {
     #[inline]
     fn enter(&self, cpu: CpuId) -> Stay<'_, K> {
         trace::make_room();
-        Stay(self.0.enter(cpu))
+        Stay(Rests, self.0.enter(cpu))
     }
 }
 
-impl<K: Kick> Drop for Stay<'_, K> {
-    #[inline]
+impl<K: Kick> Waiting<K> {
+    /// As [`Quiescence::enter`], made part of the caller's code: for where every fault passes.
+    #[inline(always)]
+    pub(crate) fn enter_here(&self, cpu: CpuId) -> Stay<'_, K> {
+        trace::make_room();
+        Stay(Rests, self.0.enter_here(cpu))
+    }
+}
+
+impl<K: Kick> Stay<'_, K> {
+    /// Ends the stay, by the caller's code.
+    #[inline(always)]
+    pub(crate) fn leave_here(self) {
+        let Self(rests, section) = self;
+        drop(rests);
+        section.leave_here();
+    }
+}
+
+impl Drop for Rests {
+    #[inline(always)]
     fn drop(&mut self) {
         trace::rests();
     }
@@ -71,23 +93,23 @@ impl<'q, K: Kick> Section for Stay<'q, K> {
 
     #[inline]
     fn cpu(&self) -> CpuId {
-        self.0.cpu()
+        self.1.cpu()
     }
 
     #[inline(always)]
     fn read(&self) -> AnyReading<'_> {
-        self.0.read()
+        self.1.read()
     }
 
     fn period(&self, readers: CpuSet) -> Self::Period {
         let name = if trace::is_on() { trace::new_name() } else { 0 };
         note(Kind::Grace, NUMBER, name);
-        (name, self.0.period(readers))
+        (name, self.1.period(readers))
     }
 
     fn wait(&mut self, (name, period): Self::Period) {
         trace::rests();
-        self.0.wait(period);
+        self.1.wait(period);
         note(Kind::GraceOver, NUMBER, name);
         trace::make_room();
     }
@@ -95,11 +117,11 @@ impl<'q, K: Kick> Section for Stay<'q, K> {
     fn pass(&mut self) {
         trace::rests();
         trace::make_room();
-        self.0.pass();
+        self.1.pass();
     }
 
     fn defer(&self) -> Option<Epoch> {
-        let epoch = self.0.defer()?;
+        let epoch = self.1.defer()?;
         note(Kind::Grace, EPOCH, epoch.number());
         Some(epoch)
     }
@@ -110,7 +132,7 @@ impl<'q, K: Kick> Section for Stay<'q, K> {
 
     fn has_passed(&mut self, epoch: Epoch) -> bool {
         trace::rests();
-        let has = self.0.has_passed(epoch);
+        let has = self.1.has_passed(epoch);
         if has && epoch != Epoch::PASSED {
             note(Kind::GraceOver, EPOCH, epoch.number());
         }

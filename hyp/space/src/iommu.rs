@@ -18,6 +18,7 @@ use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
 use spin::Mutex;
 use stage2::{Class, Format, Harm, Hears, Invalidate, Iommu, Restraint, Section, Work};
+use types::Range;
 use types::sync::{AtomicU8, mutant};
 
 /// The most IOMMUs that a space can have attached.
@@ -140,22 +141,50 @@ pub struct Everyone<'a, 'f, I> {
 #[derive(Debug)]
 pub struct Pending<P> {
     cpu: P,
-    /// What each IOMMU that has commands of its own was asked for.
-    begun: [Option<u64>; MAX_IOMMUS],
+    /// What IOMMUs were asked for; `None` where none was told.
+    begun: Option<Begun>,
 }
+
+/// What each IOMMU that has commands of its own was asked for.
+type Begun = [Option<u64>; MAX_IOMMUS];
 
 impl<I: Invalidate> Invalidate for Everyone<'_, '_, I> {
     type Pending = Pending<I::Pending>;
 
     fn begin(&self, work: Work) -> Self::Pending {
-        let mut begun = [None; MAX_IOMMUS];
         // Relaxed, in the section in which the entries were changed: who lets an IOMMU in has waited for that section, or it
         // began afterwards.
         let attached = self.iommus.attached.load(Relaxed);
         let is_for_all = work.class >= Class::Leaves && !mutant("iommu-not-invalidated");
         if attached == 0 || !is_for_all {
-            return Pending { cpu: self.cpu.begin(work), begun };
+            return Pending { cpu: self.cpu.begin(work), begun: None };
         }
+        self.begin_for(attached, work)
+    }
+
+    fn complete(&self, pending: Self::Pending) {
+        self.cpu.complete(pending.cpu);
+        if let Some(begun) = pending.begun {
+            self.complete_for(&begun);
+        }
+    }
+
+    /// An IOMMU finds what was absent when it looks for it.
+    #[inline(always)]
+    fn publish(&self, range: Range) {
+        self.cpu.publish(range);
+    }
+
+    fn ticks(&self) -> u64 {
+        self.cpu.ticks()
+    }
+}
+
+impl<I: Invalidate> Everyone<'_, '_, I> {
+    #[cold]
+    #[inline(never)]
+    fn begin_for(&self, attached: u8, work: Work) -> Pending<I::Pending> {
+        let mut begun = [None; MAX_IOMMUS];
         let hears = |iommu: &dyn Iommu| iommu.capability().hears;
         let is_heard = self.iommus.of(attached).any(|(_, iommu)| hears(iommu) == Hears::Broadcasts);
         // The CPU's first: it makes our entry writes visible to table walkers.
@@ -165,19 +194,16 @@ impl<I: Invalidate> Invalidate for Everyone<'_, '_, I> {
                 begun[id.index()] = Some(iommu.begin(work));
             }
         }
-        Pending { cpu, begun }
+        Pending { cpu, begun: Some(begun) }
     }
 
-    fn complete(&self, pending: Self::Pending) {
-        self.cpu.complete(pending.cpu);
-        for (id, begun) in (0..).map(IommuId).zip(pending.begun) {
+    #[cold]
+    #[inline(never)]
+    fn complete_for(&self, begun: &Begun) {
+        for (id, begun) in (0..).map(IommuId).zip(begun) {
             if let (Some(begun), Some(iommu)) = (begun, self.iommus.get(id)) {
-                iommu.complete(begun);
+                iommu.complete(*begun);
             }
         }
-    }
-
-    fn ticks(&self) -> u64 {
-        self.cpu.ticks()
     }
 }

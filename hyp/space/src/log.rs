@@ -142,6 +142,7 @@ impl Log {
 
     /// Notes that the pages of `range` count as written, where a log runs. The caller is in a read section, from before
     /// it changed what makes this necessary.
+    #[inline(never)]
     pub(crate) fn mark<F: Format, M: Entries>(&self, memory: &M, range: Range) {
         if let Some(running) = self.running()
             && let Some(range) = range.intersection(running.range)
@@ -152,6 +153,7 @@ impl Log {
 
     /// Notes that software is about to set the dirty flag of leaves in `range`, in entries that it owns: where the
     /// hardware keeps a list of flags that it has set, it will not list these.
+    #[inline(always)]
     pub(crate) fn mark_unlisted<F: Format, M: Entries>(&self, memory: &M, range: Range) {
         if self.running().is_some_and(|running| running.is_listed()) {
             self.mark::<F, M>(memory, range);

@@ -119,7 +119,7 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
         let prepared = match self.zeroing.take() {
             // Another region may be here by now: then the run is given back, and one planned for it.
             Some(zeroing)
-                if zeroing.height <= highest && self.space.regions.stands(ipa, &zeroing.standing) =>
+                if zeroing.height <= highest && self.space.regions.stands(ipa, zeroing.standing.mark()) =>
             {
                 self.zero_some(cpu, zeroing)
             }

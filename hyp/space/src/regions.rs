@@ -24,8 +24,21 @@ pub const MAX_REGIONS: usize = if cfg!(loom) { 2 } else { 64 }; // a model check
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Standing {
     pub(crate) region: Region,
+    mark: Mark,
+}
+
+/// By what a region that was found is known again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
     edition: usize,
     version: u64,
+}
+
+impl Standing {
+    #[inline(always)]
+    pub(crate) const fn mark(&self) -> Mark {
+        self.mark
+    }
 }
 
 /// The map.
@@ -44,6 +57,9 @@ struct Array {
     len: AtomicUsize,
     slots: [Slot; MAX_REGIONS],
 }
+
+/// The kind of a region of RAM.
+const RAM: u64 = 0;
 
 /// One region, in words.
 #[derive(Debug)]
@@ -101,18 +117,36 @@ impl Regions {
         // O32: a map's contents are seen as they were when it was made current. Pairs with O33.
         let edition = self.edition.load(o(32, Acquire));
         let (region, version) = self.array(edition).find(ipa)?;
-        Some(Standing { region, edition, version })
+        Some(Standing { region, mark: Mark { edition, version } })
+    }
+
+    /// Finds the region of RAM that holds `ipa`, as [`Self::find`] does: its rights.
+    #[inline(always)]
+    pub(crate) fn find_ram(&self, ipa: Ipa) -> Option<(Access, Mark)> {
+        let edition = self.edition.load(o(32, Acquire)); // O32
+        let slot = self.array(edition).slot(ipa)?;
+        let kind = slot.kind.load(Relaxed);
+        let is_inside = ipa.get() < slot.end.load(Relaxed);
+        let version = slot.version.load(Relaxed);
+        let access = Access::from_bits_truncate(kind as u8);
+        (is_inside && kind >> 8 == RAM).then_some((access, Mark { edition, version }))
     }
 
     /// Tells whether a region that was found for `ipa` is the same still. The caller has frozen the entry that it is
     /// about to publish, with a full barrier after that.
-    pub(crate) fn stands(&self, ipa: Ipa, found: &Standing) -> bool {
+    #[inline(always)]
+    pub(crate) fn stands(&self, ipa: Ipa, found: Mark) -> bool {
         // O32, after O30: an array cannot have been written anew in this section, so one edition is one map.
         let edition = self.edition.load(o(32, Acquire));
-        edition == found.edition
-            || self.array(edition).find(ipa).is_some_and(|(_, version)| {
-                version == found.version || mutant("region-alive-instead-of-version")
-            })
+        edition == found.edition || self.stands_since(edition, ipa, found)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn stands_since(&self, edition: usize, ipa: Ipa, found: Mark) -> bool {
+        self.array(edition)
+            .find(ipa)
+            .is_some_and(|(_, version)| version == found.version || mutant("region-alive-instead-of-version"))
     }
 
     /// Goes through the regions, lowest first. The caller is in a read section, and stays in it.
@@ -180,6 +214,7 @@ impl Regions {
         }
     }
 
+    #[inline(always)]
     fn array(&self, edition: usize) -> &Array {
         &self.arrays[edition & 1]
     }
@@ -195,6 +230,23 @@ impl Slot {
             version: AtomicU64::new(0),
         }
     }
+
+    fn get(&self) -> Option<(Region, u64)> {
+        let start = Ipa::new(self.start.load(Relaxed));
+        let range = Range::new(start, Ipa::new(self.end.load(Relaxed))).ok()?;
+        let kind = self.kind.load(Relaxed);
+        let pa = Pa::new(self.pa.load(Relaxed));
+        let fixed = |memory| Backing::Fixed { pa, memory };
+        let backing = match kind >> 8 {
+            RAM => Backing::Ram,
+            1 => fixed(Memory::Cached),
+            2 => fixed(Memory::Uncached),
+            3 => fixed(Memory::Device),
+            _ => Backing::Borrowed,
+        };
+        let region = Region { range, access: Access::from_bits_truncate(kind as u8), backing };
+        Some((region, self.version.load(Relaxed)))
+    }
 }
 
 impl Array {
@@ -203,35 +255,35 @@ impl Array {
     }
 
     fn find(&self, ipa: Ipa) -> Option<(Region, u64)> {
-        let slots = self.slots.get(..self.len.load(Relaxed))?;
-        let above = slots.partition_point(|slot| slot.start.load(Relaxed) <= ipa.get());
-        let (region, version) = self.get(above.checked_sub(1)?)?;
+        let (region, version) = self.slot(ipa)?.get()?;
         region.range.contains(ipa).then_some((region, version))
     }
 
+    /// Finds the last region that does not begin above `ipa`. By hand: every fault comes here, and the library's search is
+    /// a call.
+    #[inline(always)]
+    fn slot(&self, ipa: Ipa) -> Option<&Slot> {
+        let (mut below, mut above) = (0, self.len.load(Relaxed));
+        while below < above {
+            let middle = (below + above) / 2;
+            if self.slots.get(middle)?.start.load(Relaxed) <= ipa.get() {
+                below = middle + 1;
+            } else {
+                above = middle;
+            }
+        }
+        self.slots.get(below.wrapping_sub(1))
+    }
+
     fn get(&self, n: usize) -> Option<(Region, u64)> {
-        let slot = self.slots.get(n)?;
-        let start = Ipa::new(slot.start.load(Relaxed));
-        let range = Range::new(start, Ipa::new(slot.end.load(Relaxed))).ok()?;
-        let kind = slot.kind.load(Relaxed);
-        let pa = Pa::new(slot.pa.load(Relaxed));
-        let fixed = |memory| Backing::Fixed { pa, memory };
-        let backing = match kind >> 8 {
-            0 => Backing::Ram,
-            1 => fixed(Memory::Cached),
-            2 => fixed(Memory::Uncached),
-            3 => fixed(Memory::Device),
-            _ => Backing::Borrowed,
-        };
-        let region = Region { range, access: Access::from_bits_truncate(kind as u8), backing };
-        Some((region, slot.version.load(Relaxed)))
+        self.slots.get(n)?.get()
     }
 
     fn write(&self, draft: &Draft) {
         let regions = draft.regions.iter().flatten();
         for (slot, (region, version)) in self.slots.iter().zip(regions) {
             let (kind, pa) = match region.backing {
-                Backing::Ram => (0, Pa::new(0)),
+                Backing::Ram => (RAM, Pa::new(0)),
                 Backing::Fixed { pa, memory: Memory::Cached } => (1, pa),
                 Backing::Fixed { pa, memory: Memory::Uncached } => (2, pa),
                 Backing::Fixed { pa, memory: Memory::Device } => (3, pa),

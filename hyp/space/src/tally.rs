@@ -47,6 +47,7 @@ impl Tally {
         Self { shards: core::array::from_fn(shard) }
     }
 
+    #[inline(always)]
     pub(crate) fn count(&self, cpu: CpuId, event: Event) {
         self.shards[cpu.index() % SHARDS].0[event as usize].fetch_add(1, Relaxed);
     }

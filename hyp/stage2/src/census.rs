@@ -61,10 +61,19 @@ impl Counters {
     /// Counts one entry that was invalid for `ticks` between break and make.
     pub(crate) fn blackout(&self, cpu: CpuId, ticks: u64) {
         let class = (u64::BITS - ticks.leading_zeros()) as usize;
-        let shard = &self.shards[cpu.index().min(OWN)];
-        shard.blackouts[class.min(BLACKOUTS - 1)].fetch_add(1, Relaxed); // seldom: a TLB invalidation went before it
+        let class = class.min(BLACKOUTS - 1);
+        match self.shards.get(cpu.index()) {
+            Some(own) if cpu.index() < OWN => {
+                let counter = &own.blackouts[class];
+                counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+            }
+            _ => {
+                self.shards[OWN].blackouts[class].fetch_add(1, Relaxed);
+            }
+        }
     }
 
+    #[inline(always)]
     fn add(&self, cpu: CpuId, counter: impl Fn(&Shard) -> &AtomicU64, n: u64) {
         match self.shards.get(cpu.index()) {
             Some(own) if cpu.index() < OWN => {
@@ -78,6 +87,7 @@ impl Counters {
     }
 
     /// Counts `n` leaves more at `height`.
+    #[inline(always)]
     pub(crate) fn gained(&self, cpu: CpuId, height: Height, n: u64) {
         self.add(cpu, |shard| &shard.leaves[usize::from(height.get())], n);
     }
@@ -88,6 +98,7 @@ impl Counters {
     }
 
     /// Counts `n` events.
+    #[inline(always)]
     pub(crate) fn count(&self, cpu: CpuId, event: Event, n: u64) {
         self.add(cpu, |shard| &shard.events[event as usize], n);
     }

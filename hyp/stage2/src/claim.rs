@@ -7,10 +7,11 @@
 //!
 //! Neighbour: `space` decides, by its regions and their versions.
 
+use crate::census::Event;
 use crate::place::covered;
 use crate::place::{ABSENT, Place};
 use crate::under_way::Counted;
-use crate::{Attrs, Entries, Entry, Format, Invalidate, Leaf, MapError, Pages, View, Why};
+use crate::{Attrs, Entries, Entry, Format, Invalidate, Leaf, MapError, Pages, Sight, View, Why};
 use types::sync::{full_barrier, mutant};
 use types::{Height, Ipa, Pa, Range};
 
@@ -50,6 +51,24 @@ impl<'v, F: Format, M: Entries + Pages, R> View<'v, F, M, R> {
         full_barrier(30);
         Ok(Claim { view: self, ipa, place, drawn })
     }
+
+    /// Claims the absent page that `sight`, a look of this view at `ipa`, has found: as [`View::claim`] does, without a
+    /// second walk. `None` where it has found something else, or somebody has come before: look again.
+    #[inline(always)]
+    pub fn claim_page(&self, ipa: Ipa, sight: &Sight<F>) -> Option<Claim<'_, 'v, F, M, R>> {
+        if !sight.is_absent_page() {
+            return None;
+        }
+        // The place is a table's that was linked in this section: whatever has become of it, nobody frees it before we leave,
+        // and who has swept it has left nothing absent.
+        let (tree, place) = (self.tree, sight.place());
+        if tree.claim(place, tree.format.encode_here(Entry::Frozen, Height::PAGE)).is_err() {
+            tree.counters.count(self.cpu, Event::LostRace, 1);
+            return None;
+        }
+        full_barrier(30); // O30, as in `claim`
+        Some(Claim { view: self, ipa, place, drawn: None })
+    }
 }
 
 impl<F: Format, M: Entries + Pages, R> Claim<'_, '_, F, M, R> {
@@ -65,10 +84,16 @@ impl<F: Format, M: Entries + Pages, R> Claim<'_, '_, F, M, R> {
 
     /// Publishes a leaf that maps the whole entry to `pa`, a multiple of its size and within the format's output size,
     /// and makes it visible to table walkers.
-    pub fn publish<I: Invalidate>(mut self, cpu: &I, pa: Pa, attrs: Attrs) {
+    pub fn publish<I: Invalidate>(self, cpu: &I, pa: Pa, attrs: Attrs) {
+        self.publish_here(cpu, pa, attrs);
+    }
+
+    /// As [`Claim::publish`], made part of the caller's code: for where it counts.
+    #[inline(always)]
+    pub fn publish_here<I: Invalidate>(mut self, cpu: &I, pa: Pa, attrs: Attrs) {
         let (view, place, range) = (self.view, self.place, self.range());
         let attrs = view.tree.restraint().dress(attrs);
-        let leaf = view.tree.format.encode(Entry::Leaf(Leaf { pa, attrs }), place.height);
+        let leaf = view.tree.format.encode_here(Entry::Leaf(Leaf { pa, attrs }), place.height);
         view.tree.counters.gained(view.cpu, place.height, 1);
         view.tree.settle(place, leaf);
         drop(self.drawn.take());

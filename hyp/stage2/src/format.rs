@@ -33,6 +33,12 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
     /// flag set where the format has one there.
     fn encode(self, entry: Entry, height: Height) -> u64;
 
+    /// As [`Self::encode`], made part of the caller's code: for where it counts, and most of `entry` is a constant.
+    #[inline(always)]
+    fn encode_here(self, entry: Entry, height: Height) -> u64 {
+        self.encode(entry, height)
+    }
+
     /// Returns the entry that `raw` stands for at `height`.
     fn decode(self, raw: u64, height: Height) -> Entry;
 

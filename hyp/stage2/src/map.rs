@@ -19,8 +19,8 @@ use crate::tree::Shortage;
 use crate::tree::{STEP_ENTRIES, STEP_RESERVE};
 use crate::under_way::Counted;
 use crate::{
-    Attrs, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, MapError, NoPages, Note, Owed,
-    Pages, Purpose, Slot, Table, TablePa, TableSize, Tree, View, Why,
+    Attrs, Entries, Entry, Format, Geometry, IdleTable, Invalidate, Leaf, MapError, NoPages, Note, Pages,
+    Purpose, Slot, Table, TablePa, TableSize, Tree, View, Why,
 };
 use core::ops;
 use core::sync::atomic::Ordering::Relaxed;
@@ -161,9 +161,10 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         Err(MapError::Busy { ipa, height })
     }
 
+    #[inline(always)]
     pub(crate) fn publish<I: Invalidate>(&self, cpu: &I, start: Ipa, end: Ipa) {
         if let Ok(range) = Range::new(start, end) {
-            Owed::publication(range).discharge(cpu).into_inner();
+            cpu.publish(range);
         }
     }
 

@@ -101,6 +101,14 @@ pub trait Invalidate {
     /// more, and none will. Waits for hardware only, never for software that may be waiting for us.
     fn complete(&self, pending: Self::Pending);
 
+    /// Makes all earlier entry writes of this CPU visible to table walkers: all that entries owe which were absent before.
+    /// Ends where `begin` and `complete` of such [work](Class::Publish) on `range` do.
+    #[inline(always)]
+    fn publish(&self, range: Range) {
+        let work = Work { class: Class::Publish, scope: Scope::Range { range, hint: None } };
+        self.complete(self.begin(work));
+    }
+
     /// Reads a clock that never goes back, for the statistics of how long entries stay invalid. In ticks of any one
     /// length; without a clock always 0.
     fn ticks(&self) -> u64 {
@@ -131,6 +139,11 @@ impl<T: Invalidate + ?Sized> Invalidate for &T {
 
     fn complete(&self, pending: Self::Pending) {
         T::complete(self, pending);
+    }
+
+    #[inline(always)]
+    fn publish(&self, range: Range) {
+        T::publish(self, range);
     }
 
     fn ticks(&self) -> u64 {

@@ -7,7 +7,7 @@
 //!
 //! Neighbours: `space` pins; the words are those of `frames`.
 
-use crate::place::Place;
+use crate::place::{ABSENT, Place};
 use crate::{Entries, Entry, Format, Found, Pages, Slot, TablePa, View};
 use core::sync::atomic::Ordering::Acquire;
 use types::sync::{mutant, o};
@@ -39,6 +39,17 @@ impl<F: Format> Sight<F> {
     #[inline(always)]
     pub const fn height(&self) -> Height {
         self.found.height()
+    }
+
+    #[inline(always)]
+    pub(crate) const fn place(&self) -> Place {
+        Place { table: self.table, index: self.index, height: self.height() }
+    }
+
+    /// Tells whether it is the entry of a page, in a table that is there, and absent.
+    #[inline(always)]
+    pub fn is_absent_page(&self) -> bool {
+        self.found.raw() == ABSENT && self.height() == Height::PAGE
     }
 
     /// Returns the entry as it was seen.

@@ -153,7 +153,7 @@ pub fn new_name() -> u64 {
 }
 
 /// Waits until the CPU's ring has room for a step. The caller owns nothing.
-#[inline]
+#[inline(always)]
 pub fn make_room() {
     if is_on() {
         wait_for_room();

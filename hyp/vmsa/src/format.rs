@@ -64,6 +64,7 @@ impl<G: Granule> Vmsa<G> {
         }
     }
 
+    #[inline(always)]
     fn encode_leaf(self, leaf: Leaf, height: Height) -> u64 {
         let attrs = leaf.attrs;
         let memory = match attrs.memory {
@@ -132,6 +133,7 @@ impl<G: Granule> Vmsa<G> {
         Some(Leaf { pa, attrs: Attrs { access, memory, share, marks, owner } })
     }
 
+    #[inline(always)]
     fn encode_table(table: Table) -> u64 {
         let fields = TABLE::KIND::Table
             + TABLE::WHY.val(table.why as u64)
@@ -144,13 +146,6 @@ impl<G: Granule> Vmsa<G> {
             pa: Pa::new(Self::address(raw)),
             pending: TABLE::PENDING.is_set(raw),
             why: Why::from_number(TABLE::WHY.read(raw) as u8),
-        }
-    }
-
-    fn encode_live(self, live: Live, height: Height) -> u64 {
-        match live {
-            Live::Leaf(leaf) => self.encode_leaf(leaf, height),
-            Live::Table(table) => Self::encode_table(table),
         }
     }
 }
@@ -166,12 +161,17 @@ impl<G: Granule> Format for Vmsa<G> {
     }
 
     fn encode(self, entry: Entry, height: Height) -> u64 {
+        self.encode_here(entry, height)
+    }
+
+    #[inline(always)]
+    fn encode_here(self, entry: Entry, height: Height) -> u64 {
         match entry {
             Entry::Absent => 0,
             Entry::Leaf(leaf) => self.encode_leaf(leaf, height),
             Entry::Table(table) => Self::encode_table(table),
             // The bit is the same in both kinds of descriptor.
-            Entry::Held(live) => self.encode_live(live, height) | LEAF::HELD::SET.value,
+            Entry::Held(live) => self.encode(live.into(), height) | LEAF::HELD::SET.value,
             Entry::Note(note) => (VOID::KIND::Note + VOID::NOTE.val(u64::from(!note.payload()))).value,
             Entry::Frozen => VOID::KIND::Frozen.value,
             Entry::Dead => VOID::KIND::Dead.value,

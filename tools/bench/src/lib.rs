@@ -42,7 +42,7 @@ pub fn check_build() -> Result<()> {
     }
     if cfg!(debug_assertions) {
         bail!(
-            "built without optimisation: use `cargo run --release -p mezzanine-bench`, or `cargo xtask bench stage2`"
+            "built without optimisation: use `cargo run --profile measured -p mezzanine-bench`, or `cargo xtask bench stage2`"
         );
     }
     Ok(())

@@ -84,11 +84,19 @@ pub struct Abort {
     pub ipa_known: IpaKnown,
     /// What the guest was doing, be it itself or in a walk for it.
     pub doing: Doing,
-    /// How to carry out the access on a device; `None` where the hardware did not tell (a pair, an exclusive, a
-    /// writeback form, a fetch, a table walk, a cache instruction).
-    pub transfer: Option<Transfer>,
     /// ESR_EL2's IL bit: whether the instruction was 32 bits long. For the syndrome that the guest is to get.
     pub length: Length,
+    /// ESR_EL2, for what is decoded where it is asked for.
+    esr: u64,
+}
+
+impl Abort {
+    /// Returns how to carry out the access on a device; `None` where the hardware did not tell (a pair, an exclusive, a
+    /// writeback form, a fetch, a table walk, a cache instruction).
+    pub fn transfer(&self) -> Option<Transfer> {
+        // ISV is bit 24.
+        (self.fault.cause == Cause::Data && bit(self.esr, 24)).then(|| transfer(self.esr))
+    }
 }
 
 /// Whether HPFAR_EL2 holds the faulting address.
@@ -201,15 +209,16 @@ fn abort(s: Syndrome) -> Exit {
     let fetch = s.esr >> 26 & 0x3f == EC_FETCH_ABORT;
     let status = s.esr & 0x3f;
     // DFSC and IFSC: the class in 5:2 and the level in 1:0, but for level −1 (FEAT_LPA2), which has codes of its own.
-    let (kind, level) = match status {
-        0b10_1001 => (FaultKind::AddressSize, -1),
-        0b10_1011 => (FaultKind::Translation, -1),
-        0b11_0000 => (FaultKind::TlbConflict, 0),
-        _ => match status >> 2 {
-            0 => (FaultKind::AddressSize, (status & 3) as i8),
-            1 => (FaultKind::Translation, (status & 3) as i8),
-            2 => (FaultKind::AccessFlag, (status & 3) as i8),
-            3 => (FaultKind::Permission, (status & 3) as i8),
+    let level = (status & 3) as i8;
+    let (kind, level) = match status >> 2 {
+        1 => (FaultKind::Translation, level), // by far the most frequent, so it is asked for first
+        0 => (FaultKind::AddressSize, level),
+        2 => (FaultKind::AccessFlag, level),
+        3 => (FaultKind::Permission, level),
+        _ => match status {
+            0b10_1001 => (FaultKind::AddressSize, -1),
+            0b10_1011 => (FaultKind::Translation, -1),
+            0b11_0000 => (FaultKind::TlbConflict, 0),
             _ => return Exit::External { esr: s.esr },
         },
     };
@@ -235,7 +244,6 @@ fn abort(s: Syndrome) -> Exit {
     let known = walk || kind != FaultKind::Permission;
     let page = if known { (s.hpfar >> 4 & 0xff_ffff_ffff) << 12 } else { 0 };
     let offset = if walk { 0 } else { s.far & 0xfff };
-    let transfer = (!fetch && !walk && !maintenance && bit(s.esr, 24)).then(|| transfer(s.esr, write));
     Exit::Abort(Abort {
         fault: Fault {
             ipa: Ipa::new(page | offset),
@@ -246,15 +254,15 @@ fn abort(s: Syndrome) -> Exit {
         },
         ipa_known: if known { IpaKnown::Yes } else { IpaKnown::No },
         doing: if fetch { Doing::Fetch } else { Doing::Data },
-        transfer,
+        esr: s.esr,
         length: if bit(s.esr, 25) { Length::Full } else { Length::Short },
     })
 }
 
-/// Decodes SAS 23:22, SSE 21, SRT 20:16, SF 15.
-fn transfer(esr: u64, write: bool) -> Transfer {
+/// Decodes SAS 23:22, SSE 21, SRT 20:16, SF 15, WnR 6.
+fn transfer(esr: u64) -> Transfer {
     Transfer {
-        direction: if write { Direction::Write } else { Direction::Read },
+        direction: if bit(esr, 6) { Direction::Write } else { Direction::Read },
         bytes: 1 << (esr >> 22 & 3),
         rt: (esr >> 16 & 31) as u8,
         extend: match (bit(esr, 21), bit(esr, 15)) {
@@ -281,7 +289,7 @@ mod tests {
         assert_eq!(a.fault.ipa, Ipa::new(0x0900_0018));
         assert_eq!((a.fault.access, a.fault.kind), (Access::WRITE, FaultKind::Translation));
         assert_eq!((a.fault.cause, a.fault.height), (Cause::Data, Height::PAGE));
-        let t = a.transfer.expect("ISV is set");
+        let t = a.transfer().expect("ISV is set");
         assert_eq!((t.direction, t.bytes, t.rt, t.extend), (Direction::Write, 4, 5, Extend::Zero));
     }
 
@@ -290,7 +298,7 @@ mod tests {
         let Exit::Abort(a) = exit(0x20 << 26 | 1 << 25 | 1 << 24 | 0b000101, 0x8004, 0x10) else {
             panic!("no abort")
         };
-        assert_eq!((a.fault.access, a.fault.cause, a.transfer), (Access::EXEC, Cause::Fetch, None));
+        assert_eq!((a.fault.access, a.fault.cause, a.transfer()), (Access::EXEC, Cause::Fetch, None));
         assert_eq!((a.fault.ipa, a.fault.height), (Ipa::new(0x1004), Height::new(2)));
     }
 

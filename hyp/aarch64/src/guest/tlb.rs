@@ -292,6 +292,12 @@ impl<T: Tag, C: Cpu> Stage2<'_, T, C> {
         }
     }
 
+    /// Counts a publication. The exception return synchronises this CPU's context; other CPUs fault once more at worst.
+    #[inline(always)]
+    fn published(&self) {
+        self.issued.publish.fetch_add(1, Relaxed);
+    }
+
     /// Makes this CPU forget `range` of a space that it runs, or all of one that it runs later.
     fn relax(&self, range: Range) -> Pending {
         match (self.style, self.is_loaded()) {
@@ -339,8 +345,7 @@ impl<T: Tag, C: Cpu> Invalidate for Stage2<'_, T, C> {
         }
         match (work.class, work.scope) {
             (Class::Publish, _) => {
-                // The exception return synchronises this CPU's context; other CPUs fault once more at worst.
-                self.issued.publish.fetch_add(1, Relaxed);
+                self.published();
                 Pending::Nothing
             }
             (Class::Relax, Scope::Range { range, .. }) => self.relax(range),
@@ -362,6 +367,14 @@ impl<T: Tag, C: Cpu> Invalidate for Stage2<'_, T, C> {
         }
         // In the style of interrupts, too: what reaches the IOMMU reaches every CPU.
         self.tagged(|| self.broadcast(work.class, work.scope)).unwrap_or(Pending::Nothing)
+    }
+
+    #[inline(always)]
+    fn publish(&self, _: Range) {
+        if keeps(70) {
+            dsb_ishst(); // O70
+        }
+        self.published();
     }
 
     fn complete(&self, pending: Pending) {

@@ -320,7 +320,7 @@ impl<'s> Turns<'s> {
         // Devices first: they are below memory, and the most frequent.
         if fault.ipa < vm::map::RAM
             && fault.kind != FaultKind::TlbConflict // of which no address is promised
-            && let Some(transfer) = abort.transfer
+            && let Some(transfer) = abort.transfer()
             && self.device(fault.ipa, transfer)
         {
             return;
@@ -329,10 +329,10 @@ impl<'s> Turns<'s> {
             Cause::Fetch => ExitReason::FetchFault,
             Cause::Data | Cause::Stage1Walk | Cause::Maintenance => ExitReason::DataFault,
         });
-        let section = self.hypervisor.waiting.enter(self.cpu.id());
+        let section = self.hypervisor.waiting.enter_here(self.cpu.id());
         let tlb = self.guest.tlb(self.hypervisor, self.cpu);
         let outcome = self.guest.space.fault(&section, self.cpu, &tlb, &fault);
-        drop(section);
+        section.leave_here();
         match outcome {
             Ok(Outcome::Mapped | Outcome::Allowed | Outcome::AlreadyMapped) => {}
             // It may be for memory that rests: a guest that comes again for it may be the only one who ever does.

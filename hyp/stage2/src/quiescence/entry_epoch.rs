@@ -49,11 +49,13 @@ impl EntryEpoch {
         Self { seats: core::array::from_fn(seat) }
     }
 
+    #[inline(always)]
     fn seat(&self, cpu: CpuId) -> &Seat {
         &self.seats[cpu.index()].0
     }
 
     /// Opens `cpu`'s stay.
+    #[inline(always)]
     pub(super) fn stay(&self, cpu: CpuId) -> Stay<'_> {
         let stay = Stay { epoch: self, cpu };
         let seat = stay.seat();
@@ -108,10 +110,19 @@ pub struct Snapshot {
 }
 
 impl Stay<'_> {
+    /// Ends the stay, by the caller's code.
+    #[inline(always)]
+    pub(super) fn leave(self) {
+        self.end();
+        core::mem::forget(self);
+    }
+
+    #[inline(always)]
     fn seat(&self) -> &Seat {
         self.epoch.seat(self.cpu)
     }
 
+    #[inline(always)]
     fn begin(&self) {
         let seat = self.seat();
         seat.entered.store(seat.entered.load(Relaxed) + 1, Relaxed); // only this CPU writes it
@@ -119,6 +130,7 @@ impl Stay<'_> {
         full_barrier(2);
     }
 
+    #[inline(always)]
     fn end(&self) {
         let seat = self.seat();
         // O5: everything we looked at was looked at before. Pairs with O4.

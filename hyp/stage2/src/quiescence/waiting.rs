@@ -76,6 +76,28 @@ impl<K: Kick> Quiescence for Waiting<K> {
     }
 }
 
+impl<K: Kick> Waiting<K> {
+    /// As [`Quiescence::enter`], where the way is the default one made part of the caller's code.
+    #[inline(always)]
+    pub fn enter_here(&self, cpu: CpuId) -> AnySection<'_, K> {
+        match self {
+            Self::EntryEpoch(way) => AnySection::EntryEpoch(way.stay(cpu)),
+            _ => self.enter(cpu),
+        }
+    }
+}
+
+impl<K> AnySection<'_, K> {
+    /// Ends the stay, where the way is the default one by the caller's code.
+    #[inline(always)]
+    pub fn leave_here(self) {
+        match self {
+            Self::EntryEpoch(stay) => stay.leave(),
+            other => drop(other),
+        }
+    }
+}
+
 impl<K: Kick> Section for AnySection<'_, K> {
     type Reading<'s>
         = AnyReading<'s>

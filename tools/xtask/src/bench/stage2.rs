@@ -30,7 +30,7 @@ pub(crate) struct Args {
 /// Measures.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut command = cargo("run");
-    command.args(["--release", "-p", "mezzanine-bench", "--", "--runs", &args.runs.to_string()]);
+    command.args(["--profile", "measured", "-p", "mezzanine-bench", "--", "--runs", &args.runs.to_string()]);
     for only in &args.only {
         command.args(["--only", only]);
     }

@@ -326,9 +326,9 @@ impl Turn {
 
     /// Answers a fault of the second stage.
     fn violation(&mut self, fault: &Fault) {
-        let section = self.hypervisor.waiting.enter(self.this.core.id());
+        let section = self.hypervisor.waiting.enter_here(self.this.core.id());
         let outcome = self.guest.space.fault(&section, &self.this.core, self.tlb, fault);
-        drop(section);
+        section.leave_here();
         match outcome {
             Ok(Outcome::Mapped | Outcome::Allowed | Outcome::AlreadyMapped) => {}
             // It may be for memory that rests: a guest that comes again for it may be the only one who ever does.
