@@ -46,6 +46,7 @@ pub enum Style {
 
 /// What TLB maintenance instructions a CPU has, beyond those of Armv8.0. The least of all CPUs counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(align(8))] // it is copied at every exit: in one register
 pub struct Means {
     /// Whether an operand may carry a level hint (FEAT_TTL).
     pub level_hint: Has,
