@@ -193,16 +193,23 @@ pub fn relax_by(relax: fn()) {
     RELAX.call_once(|| relax);
 }
 
+#[cfg(not(loom))]
+#[cold]
+#[inline(never)] // many loops wait, and none of them is in a hurry
+fn relax() {
+    match RELAX.get() {
+        Some(relax) => relax(),
+        None => core::hint::spin_loop(),
+    }
+}
+
 /// Waits a moment inside a loop that waits for another CPU.
 #[inline(always)]
 pub fn spin_loop() {
     #[cfg(feature = "lab")]
     lab::point(Point::Spin);
     #[cfg(not(loom))]
-    match RELAX.get() {
-        Some(relax) => relax(),
-        None => core::hint::spin_loop(),
-    }
+    relax();
     #[cfg(loom)]
     loom::thread::yield_now();
 }

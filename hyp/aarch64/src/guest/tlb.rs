@@ -143,8 +143,14 @@ pub enum Pending {
 #[inline(always)]
 fn record(kind: trace::Kind) {
     if trace::is_on() {
-        trace::note(kind, 0, [0; 3]);
+        note(kind);
     }
+}
+
+#[cold]
+#[inline(never)] // called from each way in and out
+fn note(kind: trace::Kind) {
+    trace::note(kind, 0, [0; 3]);
 }
 
 impl Style {

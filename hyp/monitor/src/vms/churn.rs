@@ -44,7 +44,11 @@ impl Pace {
     /// machine is, its guests have half of it: a CPU leaves them alone for as long as it has been at work.
     #[inline]
     pub(super) fn keep(&self, hypervisor: &Hypervisor, core: &Core<'_>) -> Option<Ticks> {
-        let rate = hypervisor.machine.options.churn?;
+        self.look(hypervisor.machine.options.churn?, hypervisor, core)
+    }
+
+    #[inline(never)] // seldom called, from where every shift passes
+    fn look(&self, rate: NonZeroU32, hypervisor: &Hypervisor, core: &Core<'_>) -> Option<Ticks> {
         let now = core.now();
         let rests = self.rests.get(core.id().index())?;
         if rests.load(Relaxed) <= now {
@@ -56,7 +60,6 @@ impl Pace {
         Some(core.now() + core.tick_hz() / looks)
     }
 
-    #[inline(never)] // seldom called, from where every shift passes
     fn make(&self, rate: NonZeroU32, hypervisor: &Hypervisor, core: &Core<'_>) {
         let began = hypervisor.first_entry.load(Relaxed);
         if began == 0 {
