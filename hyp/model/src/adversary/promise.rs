@@ -112,10 +112,12 @@ impl<F: Format> State<F> {
         }
     }
 
-    /// What is mapped in `range` is certain to be from now on, with the rights that it has.
+    /// What is mapped in `range`, and seen to be, is certain to be from now on, with the rights that it has.
     pub(super) fn certain_as_is(&mut self, words: &dyn Words, range: Range) {
         for page in Self::pages(range) {
-            let Some((leaf, _)) = self.mapped(words, page) else { continue };
+            let Some((leaf, _)) = self.mapped(words, page).filter(|_| self.is_visible(words, page)) else {
+                continue;
+            };
             let promise = self.promises.entry(page).or_default();
             promise.is_there = promise.zapping == 0;
             let is_kept = promise.restricting == 0;

@@ -401,6 +401,22 @@ impl<F: Format> State<F> {
         }
     }
 
+    /// Tells whether table walkers see what the tables say about `ipa` now, and nothing older.
+    pub(super) fn is_visible(&self, words: &dyn Words, ipa: Ipa) -> bool {
+        let Some(mut table) = self.root else { return false };
+        let mut height = self.geometry.top();
+        loop {
+            let key = (table, self.geometry.index(ipa, height));
+            if self.unseen.iter().any(|write| write.key == key) {
+                return false;
+            }
+            match (F::child(self.word(words, key)), height.below()) {
+                (Some(child), Some(below)) if self.is_there(child) => (table, height) = (child, below),
+                _ => return true,
+            }
+        }
+    }
+
     /// Returns the leaf that the tables have for `ipa` now, and the frame behind it.
     pub(super) fn mapped(&self, words: &dyn Words, ipa: Ipa) -> Option<(Leaf, Pa)> {
         let (raw, height) = self.peek(words, ipa)?;

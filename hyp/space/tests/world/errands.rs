@@ -39,7 +39,8 @@ impl<F: Format> Worker<'_, F> {
         };
         match result {
             Ok(Outcome::Outside) => self.actor.count("a fault met a removed region"),
-            Ok(_) => self.actor.is_certain(page),
+            Ok(Outcome::Mapped | Outcome::Allowed | Outcome::AlreadyMapped) => self.actor.is_certain(page),
+            Ok(Outcome::Busy | Outcome::Denied | Outcome::Noted(_)) => {}
             Err(error) => self.bear(error),
         }
         self.ends(Errand::Fault, page);
