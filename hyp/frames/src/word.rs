@@ -492,11 +492,13 @@ impl Record {
             .map(|_| ())
     }
 
-    /// Makes the frame a folio by itself, if it is in one of `order`. Counts stay. Refused as `Pinned` where it is the
+    /// Makes the frame a folio by itself, if it is in a guest's of `order`. Counts stay. Refused as `Pinned` where it is the
     /// first of a block that is pinned as a whole.
     pub(crate) fn part(&self, order: Order) -> Result<(), Refused> {
         self.update(|w| match w {
             _ if w.order() != order => Err(Refused::Parted),
+            // Since somebody has looked, it may have become free, and be the first of a run on the free lists.
+            _ if w.kind() != Kind::Guest && !mutant("part-of-what-is-free") => Err(Refused::Unowned),
             _ if w.block_pins() != 0 => Err(Refused::Pinned),
             _ => Ok(w.0 & !ORDER.mask()),
         })

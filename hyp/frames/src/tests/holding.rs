@@ -19,6 +19,28 @@ fn a_folio_given_back_whole_is_one_run_again() {
     assert_eq!(machine.stats(), before);
 }
 
+/// Somebody has looked at a folio, and parts it when it has become free: the run on the free lists stays as it is.
+#[test]
+fn what_has_become_free_is_not_parted() {
+    let machine = small();
+    let before = machine.stats();
+    // Half of the largest run.
+    let order = Order::new(Order::FOLIO.get() - 1).unwrap();
+    let mut runs: Vec<_> =
+        std::iter::from_fn(|| machine.allocate(order, Usage::Guest(Owner(7))).ok()).collect();
+    let start = |run: &Run<'_>| run.pa().get();
+    let is_first = |one: &Run<'_>| {
+        start(one).is_multiple_of(2 * order.bytes())
+            && runs.iter().any(|other| start(other) == start(one) + order.bytes())
+    };
+    let one = runs.iter().position(is_first).expect("two that make one run together");
+    let pa = runs[one].pa();
+    drop(runs.swap_remove(one)); // free, and on a list of its own
+    let _ = machine.part_folio(pa);
+    drop(runs);
+    assert_eq!(machine.stats(), before, "they have become one run again");
+}
+
 #[test]
 fn what_an_owner_has_is_counted_piece_by_piece_and_nothing_is_left_at_its_end() {
     let machine = small();
