@@ -35,6 +35,8 @@ pub(super) struct Holdings {
     pub(super) rounds_begun: u64,
     /// Pages that no region holds.
     pub(super) outside: BTreeSet<Ipa>,
+    /// Pages that have come with a gift that is under way still.
+    gifts: BTreeSet<Ipa>,
 }
 
 impl<F: Format> State<F> {
@@ -379,6 +381,9 @@ impl<F: Format> State<F> {
         }
         if let Some(holdings) = &mut self.holdings {
             holdings.current.insert(page, pa);
+            if gift.is_some() {
+                holdings.gifts.insert(page);
+            }
         }
         if gift.is_some() {
             // What it comes with is a change of the page like another.
@@ -417,8 +422,17 @@ impl<F: Format> State<F> {
     /// What has come with a gift is reported by every round that begins from now on, unless one has reported it meanwhile.
     pub(super) fn has_received(&mut self, range: Range) {
         let now = self.now;
-        if let Some(unreported) = self.holdings.as_mut().and_then(|holdings| holdings.unreported.as_mut()) {
-            unreported.iter_mut().filter(|(page, _)| range.contains(**page)).for_each(|(_, at)| *at = now);
+        let Some(holdings) = &mut self.holdings else { return };
+        let came = holdings.gifts.range(range.start()..range.end()).copied().collect::<Vec<Ipa>>();
+        for page in came {
+            holdings.gifts.remove(&page);
+            // What is on its way out again has been written when it left, if it does.
+            let pa = holdings.current.get(&page);
+            let stays = pa.and_then(|pa| self.frames.get(*pa)).is_some_and(|frame| frame.leaving.is_none());
+            let unreported = holdings.unreported.as_mut().filter(|_| stays);
+            if let Some(at) = unreported.and_then(|unreported| unreported.get_mut(&page)) {
+                *at = now;
+            }
         }
     }
 
