@@ -24,8 +24,12 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::{self, Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 use tempfile::TempDir;
 
+/// How long a payload may take: Bochs does some 60 million instructions a second on a quiet host, and each step of a payload
+/// that drives its tables is thousands.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
 /// The CPUs of the machine where nothing is said.
 pub(crate) const DEFAULT_SMP: u32 = 2;
 /// The memory of its VM where nothing is said.
@@ -168,6 +172,10 @@ impl Boot for Prepared {
 
     fn elf(&self) -> Option<&Path> {
         self.elf.as_deref()
+    }
+
+    fn patience(&self) -> Duration {
+        PATIENCE
     }
 
     fn take_trace(&mut self) -> Result<()> {

@@ -134,7 +134,12 @@ pub(crate) fn build() -> Result<Vec<Payload>> {
 
 /// Waits for the closing line and for the end of the machine: a payload that does not come back has failed.
 pub(crate) fn counts(console: &mut Console) -> Result<Summary> {
-    let line = console.expect_line(&Regex::new(PAYLOAD)?, PATIENCE)?;
+    counts_within(console, PATIENCE)
+}
+
+/// The same, within so long.
+pub(crate) fn counts_within(console: &mut Console, patience: Duration) -> Result<Summary> {
+    let line = console.expect_line(&Regex::new(PAYLOAD)?, patience)?;
     let counts = Summary::of_payload(&line[0]).context("the closing line has no counts")?;
     console.finish(PATIENCE)?;
     ensure!(counts.passed + counts.failed > 0, "the payload tested nothing");
@@ -153,7 +158,7 @@ pub(crate) fn run<B: Boot>(
     for payload in &chosen {
         let mut prepared = prepare(payload, &filter)?;
         let mut console = prepared.console(Echo::Shown)?;
-        let result = counts(&mut console);
+        let result = counts_within(&mut console, prepared.patience());
         drop(console);
         println!(); // the console may have stopped within a line
         let result = match prepared.take_trace() {

@@ -142,6 +142,11 @@ pub(crate) trait Boot {
     /// Returns the ELF file that names the addresses of a panic.
     fn elf(&self) -> Option<&Path>;
 
+    /// Returns how long a payload on it may take.
+    fn patience(&self) -> Duration {
+        payload::PATIENCE
+    }
+
     /// Takes what is left of the machine's trace, where one is made.
     fn take_trace(&mut self) -> Result<()> {
         Ok(())

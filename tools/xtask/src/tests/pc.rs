@@ -3,10 +3,11 @@
 
 use super::cases::Cases;
 use super::reports::reported;
-use crate::board;
+use crate::board::{self, Board};
 use crate::bochs::{self, Built, Linux, Machine, Prepared, Wanted};
 use crate::console::{Console, Trouble};
-use crate::payload::{DRIVES, PC_MEMORY, build_pc, counts};
+use crate::paths;
+use crate::payload::{DRIVES, PC_MEMORY, Payload, build_pc, counts_within};
 use crate::report::Report;
 use crate::size::Size;
 use anyhow::{Context, Result, bail, ensure};
@@ -40,28 +41,16 @@ const BUGS: [(&str, &str); 2] = [
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
     let boards: Vec<_> = board::all()?.into_iter().filter(|board| board.pc().is_some()).collect();
     let payloads = build_pc()?;
-    cases.group("PCs", boards.len() * (payloads.len() * MODELS.len() + BUGS.len() + 2));
+    cases.group("PCs", boards.len() * (payloads.len() * MODELS.len() + BUGS.len() + 3));
     for board in boards {
         let built = bochs::build(board)?;
         for payload in &payloads {
             for (cpu, wait) in MODELS {
                 let name = format!("payload {} on {board}: {cpu}, wait={wait}", payload.name());
                 let hypervisor = format!("log=info wait={wait}");
-                let prepared = || {
-                    bochs::with_kernel(Wanted {
-                        board,
-                        cpu,
-                        smp: None,
-                        memory: Some(PC_MEMORY),
-                        kernel: payload.file(),
-                        append: None,
-                        hypercalls: true,
-                        hypervisor: &hypervisor,
-                        trace: None,
-                    })
-                };
+                let prepared = || bochs::with_kernel(driven(board, cpu, payload, &hypervisor));
                 cases.boot_and_count(&name, prepared, |console| {
-                    let counts = counts(console)?;
+                    let counts = counts_within(console, bochs::PATIENCE)?;
                     let kicks = statistic(console.log(), "kicks to invalidate")?;
                     ensure!(kicks > 0 || payload.name() != DRIVES, "nobody was kicked");
                     if cpu == LISTS && payload.name() == DRIVES {
@@ -72,6 +61,15 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
                 });
             }
         }
+        // What it did to tables and TLBs is judged when it has ended.
+        let drive = payloads.iter().find(|payload| payload.name() == DRIVES).context("no such payload")?;
+        let to = paths::target().join("run").join(format!("trace-pc-{}", std::process::id()));
+        let traced = || {
+            let wanted = driven(board, MODELS[0].0, drive, "log=info");
+            bochs::with_kernel(Wanted { append: Some("test=balloon".to_owned()), trace: Some(&to), ..wanted })
+        };
+        let name = format!("payload {DRIVES} on {board}, traced: {}", MODELS[0].0);
+        cases.boot_and_count(&name, traced, |console| counts_within(console, bochs::PATIENCE));
         let linux = || {
             bochs::with_linux(Linux {
                 board,
@@ -114,6 +112,21 @@ fn has_the_machine(console: &mut Console) -> Result<()> {
     ensure!(read == 0 && written == 0, "the hypervisor's memory can be reached: {}", found[0]);
     console.end(Some(LINUX_PATIENCE))?;
     Ok(())
+}
+
+/// Returns the machine on which a payload drives its own page tables, with all its tests.
+fn driven<'a>(board: Board, cpu: &'a str, payload: &'a Payload, hypervisor: &'a str) -> Wanted<'a> {
+    Wanted {
+        board,
+        cpu,
+        smp: None,
+        memory: Some(PC_MEMORY),
+        kernel: payload.file(),
+        append: None,
+        hypercalls: true,
+        hypervisor,
+        trace: None,
+    }
 }
 
 /// Reads one of the statistics of a machine that has ended.

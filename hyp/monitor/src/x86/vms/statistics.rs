@@ -40,6 +40,8 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
             writeln!(to, "{name} mapped {size}: {leaves}")?;
         }
         writeln!(to, "{name} splits: {}", stats.census.splits)?;
+        writeln!(to, "{name} collapses: {}", stats.census.collapses)?;
+        writeln!(to, "{name} grace periods: {}", stats.census.grace_periods)?;
         if guest.lists {
             writeln!(to, "{name} pages listed as written: {}", guest.listed.load(Relaxed))?;
         }
