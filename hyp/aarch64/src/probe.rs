@@ -41,6 +41,7 @@ fn places(bank: PaRange) -> impl Iterator<Item = Pa> {
 ///
 /// # Safety
 /// Nobody else uses the memory that is free, and this CPU, which is at EL2, no cache for it.
+#[inline(never)]
 pub unsafe fn memory(bank: PaRange, is_free: impl Fn(Pa) -> bool) -> Result<(), NoMemory> {
     let mut before = [(Pa::new(0), 0); MOST];
     let mut looked = 0;

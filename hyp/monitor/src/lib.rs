@@ -43,6 +43,8 @@ mod waiting;
 pub mod x86;
 
 #[cfg(not(pc))]
+pub use aarch64::guest::unwired::{INTERFACE, Interface};
+#[cfg(not(pc))]
 pub use aarch64::psci::Psci;
 #[cfg(not(pc))]
 pub use machine::Machine;

@@ -1,6 +1,7 @@
 //! What a board may say about itself that its device tree does not.
 
 use crate::tree::SerialKind;
+use aarch64::guest::unwired::Interface;
 use aarch64::psci::Psci;
 use types::Pa;
 
@@ -16,6 +17,13 @@ pub trait Platform: Sync {
     ///
     /// Called on the boot CPU, with the MMU off and before anything else of the hypervisor runs: may touch nothing.
     fn last_resort_console(&self) -> Option<(SerialKind, Pa)> {
+        None
+    }
+
+    /// Returns guests' CPU interface by software, where the GICv3's virtual interrupt reaches no CPU. Interrupts are slow there.
+    ///
+    /// Called on any CPU, before guests run: may touch nothing.
+    fn interface(&self) -> Option<&'static Interface> {
         None
     }
 
@@ -45,6 +53,8 @@ pub struct Described {
     pub name: &'static str,
     /// Where a serial port is, set up by firmware.
     pub last_resort_console: Option<(SerialKind, u64)>,
+    /// Guests' CPU interface, where the GICv3's virtual interrupt reaches no CPU.
+    pub interface: Option<&'static Interface>,
 }
 
 impl Platform for Described {
@@ -54,6 +64,10 @@ impl Platform for Described {
 
     fn last_resort_console(&self) -> Option<(SerialKind, Pa)> {
         self.last_resort_console.map(|(kind, at)| (kind, Pa::new(at)))
+    }
+
+    fn interface(&self) -> Option<&'static Interface> {
+        self.interface
     }
 }
 

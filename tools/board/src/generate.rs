@@ -57,7 +57,11 @@ fn constants(name: &str, board: &Description) -> String {
         }
         None => "None".to_owned(),
     };
-    format!("::monitor::Described {{ name: {name:?}, last_resort_console: {console} }}\n")
+    let interface =
+        if board.hardware.virtual_interrupt_line { "None" } else { "Some(&::monitor::INTERFACE)" };
+    format!(
+        "::monitor::Described {{ name: {name:?}, last_resort_console: {console}, interface: {interface} }}\n"
+    )
 }
 
 #[cfg(test)]
@@ -73,7 +77,7 @@ mod tests {
         assert_eq!(
             made,
             "::monitor::Described { name: \"b\", last_resort_console: \
-                          Some((::monitor::SerialKind::Pl011, 0x9000000)) }\n"
+                          Some((::monitor::SerialKind::Pl011, 0x9000000)), interface: None }\n"
         );
     }
 }

@@ -73,14 +73,25 @@ impl Tier {
 }
 
 /// What a device tree does not say, or cannot say when there is none.
-#[derive(Clone, Default, PartialEq, Eq, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Hardware {
     /// The physical address of a serial port that firmware has set up, for the message that there is no usable device tree.
     pub last_resort_console: Option<u64>,
     /// What kind of port that is.
-    #[serde(default)]
     pub last_resort_kind: SerialKind,
+    /// Whether the GICv3's virtual interrupt reaches the CPUs.
+    pub virtual_interrupt_line: bool,
+}
+
+impl Default for Hardware {
+    fn default() -> Self {
+        Self {
+            last_resort_console: None,
+            last_resort_kind: SerialKind::default(),
+            virtual_interrupt_line: true,
+        }
+    }
 }
 
 /// A kind of serial port that there is a driver for.

@@ -4,6 +4,7 @@
 use crate::barrier::isb;
 use crate::gic::v2;
 use crate::sysreg::*;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The most list registers that the architecture has.
 pub const MAX_LIST_REGISTERS: usize = 16;
@@ -70,7 +71,15 @@ pub fn write_hcr(value: u64) {
     if let Some(gic) = v2::here() {
         return gic.write_hcr(value);
     }
-    ICH_HCR_EL2.set(value);
+    ICH_HCR_EL2.set(value | TRAPS.load(Relaxed));
+}
+
+/// What is added to ICH_HCR_EL2: traps.
+static TRAPS: AtomicU64 = AtomicU64::new(0);
+
+/// Has every later value of ICH_HCR_EL2 trap in this way.
+pub(super) fn trap(traps: u64) {
+    TRAPS.store(traps, Relaxed);
 }
 
 /// Puts the virtual CPU interface in its reset state: groups off, nothing masked by binary points, priority mask 0, no

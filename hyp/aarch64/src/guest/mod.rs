@@ -17,6 +17,7 @@ pub mod inject;
 pub mod switch;
 pub mod tlb;
 mod tlbi;
+pub mod unwired;
 mod walks;
 pub mod world;
 

@@ -28,7 +28,7 @@ mod turn;
 mod view;
 
 use crate::percpu::PerCpu;
-use crate::{Machine, fatal, noted, outlet, report, secondary, waiting};
+use crate::{Machine, fatal, noted, outlet, platform, report, secondary, waiting};
 use aarch64::barrier::{dsb_sy, relax, wfi};
 use aarch64::cpu::Core;
 use aarch64::errata::Action;
@@ -36,6 +36,7 @@ use aarch64::features::{Features, HardwareUpdates, Has};
 use aarch64::gic::{IntId, interface};
 use aarch64::guest::controls::{self, Controls, Ids};
 use aarch64::guest::tlb::{Has as Having, Issued, Means, Style};
+use aarch64::guest::unwired::Interface;
 use aarch64::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -86,6 +87,8 @@ struct Hypervisor {
     style: Style,
     format: Format,
     means: Means,
+    /// Guests' CPU interface by software, where no CPU hears of a virtual interrupt.
+    interface: Option<&'static Interface>,
     /// Whether the address of a translation fault is found by the guest's stage 1, for some CPU's sake ([`Action`]).
     translates_again: bool,
     layout: Layout<Granule4K>,
@@ -143,6 +146,9 @@ pub fn run(machine: &'static Machine, cpu: CpuId) -> ! {
         fatal!("CPU {} has no redistributor", cpu.index())
     };
     hypervisor.engine.join(hypervisor, &this.core);
+    if hypervisor.interface.is_some_and(|interface| !(interface.begin)()) {
+        fatal!("this CPU's virtual interface has not five bits of preemption, and its interrupt no line");
+    }
     let lists = Lists::new(timers, private);
     Shifts::new(hypervisor, this.core, controls(&machine.features), lists, desk).run()
 }
@@ -212,6 +218,7 @@ impl Hypervisor {
             style: machine.options.invalidate,
             format: Vmsa::new(format_features(features)),
             means: means(features),
+            interface: platform::board().interface(),
             translates_again: features.errata.actions().contains(Action::TRANSLATE_AGAIN),
             layout,
             vmids: vmids(features, machine.options.invalidate),

@@ -11,6 +11,7 @@ use aarch64::barrier::relax;
 use aarch64::cpu::Core;
 use aarch64::guest::exit::{Abort, Direction, Doing, Exit, IpaKnown, SysRegAccess, Transfer, Vector};
 use aarch64::guest::inject::{self, Before, Exception, Walk, Write};
+use aarch64::guest::unwired::Interface;
 use aarch64::guest::world::Extent;
 use aarch64::guest::{Context, World, decode, el1, ich, switch};
 use log::{debug, error, info, warn};
@@ -94,6 +95,9 @@ impl<'s> Turns<'s> {
         loop {
             match self.guest.vm.prepare(self.vcpu, self.cpu, self.lists, intent) {
                 Next::Enter => {
+                    if let Some(interface) = self.hypervisor.interface {
+                        (interface.signal)();
+                    }
                     let tlb = self.guest.tlb(self.hypervisor, self.cpu);
                     tlb.enter();
                     // SAFETY: this vCPU's state was put into the CPU before, by a start or by the shift, and the tables
@@ -283,6 +287,11 @@ impl<'s> Turns<'s> {
     }
 
     fn sysreg(&mut self, access: SysRegAccess) {
+        if let Some(interface) = self.hypervisor.interface
+            && self.interface(interface, access)
+        {
+            return;
+        }
         let (what, sgi) = match access.direction {
             Direction::Read => (SysAccess::Read(access.reg), false),
             Direction::Write => {
@@ -300,6 +309,23 @@ impl<'s> Turns<'s> {
             }
         }
         self.context.skip();
+    }
+
+    /// Does an access to the CPU interface that traps since its interrupt has no line. Tells whether it was one.
+    #[cold]
+    fn interface(&mut self, interface: &Interface, access: SysRegAccess) -> bool {
+        let written = match access.direction {
+            Direction::Read => 0,
+            Direction::Write => self.context.reg(access.rt),
+        };
+        let Some(read) = (interface.access)(access.reg, access.direction, written) else { return false };
+        if access.direction == Direction::Read {
+            self.context.set_reg(access.rt, read);
+        }
+        self.guest.vm.maintenance(self.vcpu); // list registers may be free
+        self.count(ExitReason::SysReg);
+        self.context.skip();
+        true
     }
 
     fn inject(&mut self, exception: Exception) {
