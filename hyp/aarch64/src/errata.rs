@@ -120,6 +120,7 @@ pub struct Errata(u32);
 
 impl Errata {
     /// Returns those of the CPU whose MIDR_EL1 is `midr`.
+    #[inline] // made small, in the monitor
     pub fn of(midr: u64) -> Self {
         let revision = rev((midr >> 20 & 0xf) as u8, (midr & 0xf) as u8);
         let has = |row: &Erratum| {
@@ -141,6 +142,7 @@ impl Errata {
     }
 
     /// Returns what is done about them.
+    #[inline] // made small, in the monitor
     pub fn actions(self) -> Action {
         self.rows().fold(Action::empty(), |actions, row| actions | row.action)
     }
@@ -152,6 +154,7 @@ impl Errata {
 
 /// Their names, one after the other.
 impl fmt::Display for Errata {
+    #[inline] // made small, in the monitor
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, row) in self.rows().enumerate() {
             write!(f, "{}{}", if number == 0 { "" } else { ", " }, row.name)?;

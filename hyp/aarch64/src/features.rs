@@ -60,6 +60,7 @@ pub struct Features {
 
 impl Features {
     /// Reads what this CPU has.
+    #[inline] // made small, in the monitor
     pub fn of_this_cpu() -> Self {
         Self::decode(id::read)
     }
@@ -123,6 +124,7 @@ impl Features {
 }
 
 impl fmt::Display for Features {
+    #[inline] // made small, in the monitor
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let updates = match self.updates {
             HardwareUpdates::None => "none",

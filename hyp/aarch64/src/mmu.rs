@@ -45,6 +45,7 @@ pub enum MapError {
 }
 
 impl fmt::Display for MapError {
+    #[inline] // made small, in the monitor
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoTables => write!(f, "the hypervisor's page tables are used up"),

@@ -26,53 +26,54 @@ pub enum NoMemory {
     Forgets(Pa),
 }
 
-/// The most places of a bank that are looked at: the first word of each power of two, and the last.
-const MOST: usize = 50;
+/// The places of a bank that are looked at: its start, the powers of two from there, and its end.
+const PLACES: u32 = 38;
 
-/// Goes through the places at which `bank` is looked at: far enough apart that each address line matters.
-fn places(bank: PaRange) -> impl Iterator<Item = Pa> {
-    let powers = (12..48).map(|power| 1_u64 << power).take_while(move |&offset| offset < bank.len());
-    let offsets = [0].into_iter().chain(powers).chain(bank.len().checked_sub(8));
-    offsets.map(move |offset| bank.start().wrapping_add(offset).align_down(8))
+/// Returns a place at which `bank` is looked at, if it has that: so far from the others that each address line matters.
+fn place(bank: PaRange, number: u32) -> Option<Pa> {
+    let offset = match number {
+        0 => 0,
+        1 => bank.len() - 8,
+        number => 1 << (number + 10),
+    };
+    (offset < bank.len()).then(|| bank.start().wrapping_add(offset).align_down(8))
 }
 
 /// Looks whether `bank` is memory: writes to places all over it where `is_free`, and reads them back when all are written, so
-/// that two addresses of one cell are noticed. All is as before in the end. The MMU is off.
+/// that two addresses of one cell are noticed. Of memory, all is as before in the end. The MMU is off.
 ///
 /// # Safety
 /// Nobody else uses the memory that is free, and this CPU, which is at EL2, no cache for it.
 #[inline(never)]
 pub unsafe fn memory(bank: PaRange, is_free: impl Fn(Pa) -> bool) -> Result<(), NoMemory> {
-    let mut before = [(Pa::new(0), 0); MOST];
-    let mut looked = 0;
+    let mut before = [0; PLACES as usize];
+    let mut looked = 0_u64;
     let cell = |at: Pa| core::ptr::with_exposed_provenance_mut::<u64>(at.get() as usize);
-    let pattern = |at: Pa| at.get() ^ 0xa5c3_0f69_96f0_3c5a;
     let mut found = Ok(());
-    for (at, kept) in places(bank).filter(|&at| is_free(at)).zip(&mut before) {
+    for (number, before) in (0..).zip(&mut before) {
+        let Some(at) = place(bank, number).filter(|&at| is_free(at)) else { continue };
         to_memory(at, 8); // what firmware left in a cache is not written over what is written here
         // SAFETY: of memory, if there is any, which the caller says is nobody's.
         if unsafe { probe(at.get()) }.is_none() {
             found = Err(NoMemory::Silent(at));
             break;
         }
+        looked |= 1 << number;
         // SAFETY: as above; it has answered.
-        *kept = (at, unsafe { cell(at).read_volatile() });
-        looked += 1;
-        // SAFETY: as above.
-        unsafe { cell(at).write_volatile(pattern(at)) };
-    }
-    dsb_sy();
-    let before = &before[..looked];
-    for &(at, _) in before {
-        // SAFETY: as above.
-        if unsafe { cell(at).read_volatile() } != pattern(at) && found.is_ok() {
-            found = Err(NoMemory::Forgets(at));
+        unsafe {
+            *before = cell(at).read_volatile();
+            cell(at).write_volatile(!at.get());
         }
     }
-    // Backwards: where two were one, the first value is that of before.
-    for &(at, value) in before.iter().rev() {
+    dsb_sy();
+    for (number, before) in (0..).zip(before) {
+        let Some(at) = place(bank, number).filter(|_| looked >> number & 1 != 0) else { continue };
         // SAFETY: as above.
-        unsafe { cell(at).write_volatile(value) };
+        if unsafe { cell(at).read_volatile() } != !at.get() && found.is_ok() {
+            found = Err(NoMemory::Forgets(at));
+        }
+        // SAFETY: as above.
+        unsafe { cell(at).write_volatile(before) };
     }
     dsb_sy();
     found
@@ -105,12 +106,12 @@ mod tests {
     #[test]
     fn a_bank_is_looked_at_where_each_address_line_matters_and_at_its_end() {
         let bank = PaRange::with_len(Pa::new(0x8000_0000), 0x3000_0000).expect("in range");
-        let all: Vec<u64> = places(bank).map(Pa::get).collect();
-        assert_eq!(all.first(), Some(&0x8000_0000));
-        assert_eq!(all.last(), Some(&0xaf_ff_ff_f8));
+        let places = |bank| (0..PLACES).filter_map(|number| place(bank, number)).map(Pa::get).collect();
+        let all: Vec<u64> = places(bank);
+        assert!(all.starts_with(&[0x8000_0000, 0xafff_fff8]), "{all:x?}");
         assert!((12..30).all(|power| all.contains(&(0x8000_0000 + (1 << power)))));
-        assert!(all.len() < MOST);
-        let largest = PaRange::with_len(Pa::new(0), 1 << 47).expect("in range");
-        assert!(places(largest).count() <= MOST);
+        assert_eq!(all.len(), 2 + 18);
+        let largest: Vec<u64> = places(PaRange::with_len(Pa::new(0), 1 << 47).expect("in range"));
+        assert_eq!((largest.len(), largest.last()), (2 + 35, Some(&(1 << 46))));
     }
 }

@@ -17,6 +17,7 @@ pub const fn vector(vector: u64) -> &'static str {
 pub struct Words(pub u64);
 
 impl fmt::Display for Words {
+    #[inline] // made small, in the monitor
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let class = self.0 >> 26 & 0x3f;
         match class {

@@ -55,6 +55,7 @@ pub enum FrameError {
 }
 
 impl fmt::Display for FrameError {
+    #[inline] // made small, in the monitor
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::TooManyBanks => write!(f, "more than {} banks of memory", crate::MAX_BANKS),

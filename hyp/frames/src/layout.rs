@@ -44,6 +44,7 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// Plans where the records go. Touches no memory.
+    #[inline] // with `Frames::init`
     pub(crate) fn plan(banks: &[PaRange], reserved: &[PaRange]) -> Result<Self, FrameError> {
         let banks = join(banks)?;
         let mut taken = List::new();
@@ -139,6 +140,7 @@ fn check_alone(banks: &[PaRange], bank: PaRange) -> Result<(), FrameError> {
 
 /// Returns the place of `bytes` bytes, at either end of a gap, that costs the fewest blocks of 1 GiB, then of 2 MiB,
 /// and of such places the one in the smallest gap.
+#[inline] // with `Frames::init`
 fn best_place(banks: &[PaRange], taken: &[PaRange], bytes: u64) -> Option<PaRange> {
     let gaps = banks.iter().flat_map(|bank| Gaps::new(*bank, taken)).filter(|gap| gap.len() >= bytes);
     let places = gaps.flat_map(|gap| {

@@ -107,6 +107,7 @@ impl Frames {
     /// The memory in `banks` outside of `reserved` is RAM that `map` maps readable, writable and cacheable for as long
     /// as the result or anything got from it is in use, and no Rust reference or allocator of anybody else has part
     /// in it.
+    #[inline] // made small, in the monitor: it runs once
     pub unsafe fn init(map: DirectMap, banks: &[PaRange], reserved: &[PaRange]) -> Result<Self, FrameError> {
         let layout = Layout::plan(banks, reserved)?;
         // SAFETY: the caller hands over the memory outside of the reserved ranges.
@@ -292,6 +293,7 @@ impl Frames {
 
     /// Allocates `bytes` bytes, rounded up to whole frames, for the hypervisor itself and for good: its heap, stacks.
     /// At most 1 GiB. Errors: [`FrameError::Exhausted`].
+    #[inline] // made small, in the monitor
     pub fn carve_out(&self, bytes: u64) -> Result<NonNull<[u8]>, FrameError> {
         let exhausted = |order| FrameError::Exhausted { order, unpublished: self.unpublished() };
         let order = Order::holding(bytes).ok_or(exhausted(Order::LARGEST))?;
@@ -323,6 +325,7 @@ impl Frames {
     }
 
     /// Returns how many frames are where. The numbers belong to one moment, but for faults on pages meanwhile.
+    #[inline] // made small, in the monitor
     pub fn stats(&self) -> Stats {
         let pool = self.pool.lock();
         let used = |kind: Kind| pool.used[kind as usize];

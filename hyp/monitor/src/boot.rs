@@ -167,15 +167,12 @@ fn check_memory(hardware: &Hardware<'_>, layout: &Layout) {
     let is_free = |at: Pa| !layout.taken.iter().any(|range| range.outer_frames().contains(at));
     for &bank in &hardware.memory {
         // SAFETY: the MMU is off, no other CPU is on, and what is in use is taken.
-        match unsafe { probe::memory(bank, is_free) } {
-            Ok(()) => {}
-            Err(NoMemory::Silent(at)) => {
-                fatal!("no memory at {at}: nothing answers, and the device tree has memory at {bank}")
-            }
-            Err(NoMemory::Forgets(at)) => {
-                fatal!("no memory at {at}: it keeps nothing, and the device tree has memory at {bank}")
-            }
-        }
+        let (at, why) = match unsafe { probe::memory(bank, is_free) } {
+            Ok(()) => continue,
+            Err(NoMemory::Silent(at)) => (at, "nothing answers"),
+            Err(NoMemory::Forgets(at)) => (at, "it keeps nothing"),
+        };
+        fatal!("no memory at {at}: {why}, and the device tree has memory at {bank}");
     }
 }
 

@@ -83,6 +83,7 @@ pub enum GicError {
 }
 
 impl fmt::Display for GicError {
+    #[inline] // made small, in the monitor
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotV3 { at, revision } => {

@@ -12,10 +12,11 @@ macro_rules! el1_registers {
         }
 
         impl El1 {
-            /// Writes the registers into the CPU.
+            /// Writes the registers into the CPU. Once in the image: two ways lead here.
             ///
             /// # Safety
             /// The CPU must be at EL2 with no guest's state in it that is still wanted.
+            #[inline(never)]
             pub unsafe fn load(&self) {
                 $(
                     #[cfg(target_os = "none")]

@@ -25,6 +25,8 @@ pub(super) struct Held {
 }
 
 /// Holds walks off: from the return on none begins.
+#[cold]
+#[inline(never)]
 pub(super) fn hold() -> Held {
     let held = Held { tcr: TCR_EL1.get(), sctlr: SCTLR_EL1.get() };
     TCR_EL1.set(held.tcr | NO_WALKS);
@@ -41,6 +43,8 @@ impl Held {
     }
 
     /// Lets walks begin again. The second stage is the guest's, and synchronised.
+    #[cold]
+    #[inline(never)]
     pub(super) fn release(&self) {
         SCTLR_EL1.set(self.sctlr);
         isb(); // stage 1 is as the guest has it before walks are

@@ -83,7 +83,7 @@ fn machine(bytes: u64) -> &'static Machine {
     let frames = unsafe { Frames::init(DirectMap::new(memory, Pa::new(RAM)), &[bank], &[]) };
     let gic = GicV2 { distributor: Pa::new(0), interface: Pa::new(0), control: Pa::new(0) };
     Box::leak(Box::new(Machine {
-        platform: Box::leak(Box::new(Described { name: "host", last_resort_console: None })),
+        platform: Box::leak(Box::new(Described { name: "host", last_resort_console: None, interface: None })),
         options: Default::default(),
         psci: None,
         affinities: CPUS.to_vec(),
