@@ -19,18 +19,21 @@ pub(crate) struct Cases {
     summary: Summary,
     name: Option<String>,
     bar: ProgressBar,
+    /// When each group began.
+    groups: Vec<(String, Instant)>,
 }
 
 impl Cases {
     /// Starts with no test; boots whose name does not contain `name` will be left out.
     pub(crate) fn new(name: Option<String>) -> Self {
-        Self { summary: Summary::default(), name, bar: ProgressBar::hidden() }
+        Self { summary: Summary::default(), name, bar: ProgressBar::hidden(), groups: Vec::new() }
     }
 
     /// Begins a group of tests; `count` is only for the bar.
     pub(crate) fn group(&mut self, title: &str, count: usize) {
         self.bar.finish_and_clear();
         println!("== {title}");
+        self.groups.push((title.to_owned(), Instant::now()));
         // Where the output is no terminal, the bar draws nothing.
         self.bar = ProgressBar::new(count as u64);
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}") {
@@ -109,9 +112,16 @@ impl Cases {
         self.say(&format!("{ok} {name} ({seconds:.1} s{of}){fault}"));
     }
 
-    /// Ends the last group, and returns the counts.
+    /// Ends the last group, says how long each has taken where there were several, and returns the counts.
     pub(crate) fn finish(self) -> Summary {
         self.bar.finish_and_clear();
+        if self.groups.len() > 1 {
+            println!("== how long each took");
+            let ends = self.groups.iter().skip(1).map(|(_, began)| *began).chain([Instant::now()]);
+            for ((title, began), end) in self.groups.iter().zip(ends) {
+                println!("{:5.1} min  {title}", end.duration_since(*began).as_secs_f64() / 60.0);
+            }
+        }
         self.summary
     }
 
