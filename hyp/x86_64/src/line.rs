@@ -24,7 +24,7 @@ const DEAF: u8 = 2;
 /// A CPU as the others interrupt it.
 ///
 /// The changes of its state are locked instructions, which are full barriers on this architecture (SDM 3A, 9.2.2): what was
-/// stored before [`Line::ring`] is seen after [`Line::answer`] and [`Line::listens`].
+/// stored before [`Line::ring`] is seen after [`Line::answer`] and [`Line::listen`].
 #[derive(Debug)]
 pub struct Line {
     apic_id: u32,
