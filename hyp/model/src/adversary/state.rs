@@ -12,7 +12,8 @@ use super::trace::{Event, Trace};
 use super::words::Words;
 use crate::{Dice, Effect, Judge, Style, Tlbi};
 use stage2::{
-    Attrs, Bbm, Entry, Format, Geometry, IommuCapability, Leaf, Live, Marks, TableSize, Upkeep, span,
+    Attrs, Bbm, Entry, Format, Geometry, IommuCapability, Leaf, Live, Marks, Rewrite, Table, TableSize,
+    Upkeep, Why, span,
 };
 use std::collections::{BTreeMap, HashMap};
 use types::{CpuId, Height, Ipa, Pa, Range, Vmid};
@@ -458,8 +459,14 @@ impl<F: Format> State<F> {
         Ok(())
     }
 
-    /// Returns the level at which everybody who walks the tables stands a change of size.
+    /// Returns the level at which everybody who walks the tables stands a change of size. Where the format has sizes changed
+    /// in place at any level, every CPU stands that, whatever level it is let in with.
     fn level(&self) -> Bbm {
+        let block = Entry::Leaf(Leaf { pa: Pa::new(0), attrs: Attrs::RAM });
+        let link = Entry::Table(Table { pa: Pa::new(0), pending: true, why: Why::Alignment });
+        if self.format.rewrite(block, link, Height::new(1), Bbm::Level0) < Rewrite::BreakBeforeMake {
+            return Bbm::Level3;
+        }
         let devices = self.observers.iter().filter(|observer| observer.is_device && observer.tag.is_some());
         devices.filter_map(|_| self.iommu).map(|iommu| iommu.bbm).fold(self.bbm, Bbm::min)
     }
