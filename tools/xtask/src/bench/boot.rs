@@ -5,7 +5,7 @@
 //! the machine's end right after INIT-OK: that number is the same in every run. They are counted on one CPU, since CPUs
 //! that take turns spend whole turns waiting for each other, more or fewer of them by accident.
 //!
-//! Bochs counts ticks, the same in every run, so a PC is measured in those alone, from the same disc.
+//! Bochs counts ticks, nearly the same in every run, so a PC is measured in those alone, from the same disc.
 
 use super::table::{Missed, Row, finish};
 use crate::board::{Board, Built, DEFAULT_BOARD};
