@@ -90,7 +90,11 @@ const FINDINGS: [Finding; SEEDS.len()] = [
     Finding { scene: Scene::Visitors(3), says: &["is free", "given back before walk caches forgot it"] },
     Finding {
         scene: Scene::Exits("balloon", PLAIN),
-        says: &["stored before the invalidation was complete", "a step ends and owes"],
+        says: &[
+            "stored before the invalidation was complete",
+            "a step ends and owes",
+            "enters it with translations that were taken away",
+        ],
     },
     Finding {
         scene: Scene::Exits("balloon", PLAIN),
