@@ -11,9 +11,9 @@
 //! last pin of the block goes.
 
 use crate::bank::Frame;
-use crate::{FrameError, Frames, Hold, Kind, Order, Record, Refused, Remaining, Span};
+use crate::{FrameError, Frames, Hold, Kind, Order, Record, Refused, Remaining, Span, Word};
 use types::Pa;
-use types::sync::full_barrier;
+use types::sync::{full_barrier, mutant};
 
 impl Frames {
     /// Drops one mapping's reference to each frame of the block at `pa`. Frames that nobody else holds are free
@@ -144,15 +144,9 @@ impl Frames {
 
     /// Frees one frame if nobody holds it, by itself or by its block: the last pin of its own is gone.
     fn settle(&self, frame: Frame) {
-        let Some(record) = self.memory().record(frame) else {
-            return;
-        };
-        let folio = record.load().order();
         // O23: our letting go can be seen before we look for pins of the block; pairs with itself in `sweep`.
         full_barrier(23);
-        if self.part(frame, folio) == Parted::Single && record.claim().is_ok() {
-            self.free(frame, Order::FRAME, Kind::Guest);
-        }
+        self.free_unheld(frame);
     }
 
     /// Frees the frames of the folio of `order` around `frame` that nobody holds, unless the block is pinned.
@@ -160,45 +154,99 @@ impl Frames {
         // O23: what we let go of, a frame or the block, can be seen before we look who holds the other. So of the last
         // pin of a block and a give-back under it, one sees the other.
         full_barrier(23);
-        let unheld = |frame: Frame| {
-            let word = self.memory().record(frame).map(Record::load);
-            word.is_some_and(|word| word.kind() == Kind::Guest && !word.is_held())
-        };
-        let first = folio_start(frame, order);
-        if !frames(first, order).any(unheld) || self.part(first, order) == Parted::BlockPinned {
-            return;
-        }
-        for frame in frames(first, order) {
-            if self.memory().record(frame).is_some_and(|record| record.claim().is_ok()) {
-                self.free(frame, Order::FRAME, Kind::Guest);
+        for frame in frames(folio_start(frame, order), order) {
+            if self.free_unheld(frame) == Taken::BlockPinned {
+                return;
             }
         }
     }
 
+    /// Frees a frame that nobody holds, by itself or by its block.
+    fn free_unheld(&self, frame: Frame) -> Taken {
+        let Some(record) = self.memory().record(frame) else {
+            return Taken::No;
+        };
+        let taken = take_unheld(record, |order| self.records(folio_start(frame, order), order));
+        if taken == Taken::Yes {
+            self.free(frame, Order::FRAME, Kind::Guest);
+        }
+        taken
+    }
+
     /// Makes each frame of the folio of `order` around `frame` a folio by itself, unless the block is pinned.
+    ///
+    /// The caller keeps a frame of it from becoming free: it has a reference or a pin, or has claimed it.
     pub(crate) fn part(&self, frame: Frame, order: Order) -> Parted {
-        if order == Order::FRAME {
-            return Parted::Single;
-        }
-        let mut records = self.records(folio_start(frame, order), order);
-        if records.next().is_some_and(|first| first.part(order) == Err(Refused::Pinned)) {
-            return Parted::BlockPinned;
-        }
-        for record in records {
-            // Whoever else parts the same folio may have freed some of it, and the next owner written a new word: that
-            // one is of a smaller order, since the folio still has a frame that is not free.
-            let _ = record.part(order);
-        }
-        Parted::Single
+        part(self.records(folio_start(frame, order), order), order)
     }
 }
 
 /// Whether the frames of a folio are folios by themselves now.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Parted {
     Single,
     /// The folio is as it was, since it is pinned as a whole.
     BlockPinned,
+}
+
+/// Whether a frame that nobody seemed to hold is the caller's now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Taken {
+    Yes,
+    /// Somebody holds it, or has taken it.
+    No,
+    /// Nobody holds it, but its block is pinned: the last to unpin that takes it.
+    BlockPinned,
+}
+
+/// Makes each frame of a folio of `order`, whose records these are, a folio by itself, unless the block is pinned. As
+/// [`Frames::part`] the caller keeps one of them.
+pub(crate) fn part<'r>(mut records: impl Iterator<Item = &'r Record>, order: Order) -> Parted {
+    if order == Order::FRAME {
+        return Parted::Single;
+    }
+    if records.next().is_some_and(|first| first.part(order) == Err(Refused::Pinned)) {
+        return Parted::BlockPinned;
+    }
+    for record in records {
+        // Whoever else parts the same folio may have freed some of it, and the next owner written a new word: that
+        // one is of a smaller order, since the caller keeps a frame of the folio.
+        let _ = record.part(order);
+    }
+    Parted::Single
+}
+
+/// Takes a frame that nobody holds, by itself or by its block, out of its folio, whose records `folio` tells. It is parted
+/// by that.
+///
+/// The frame is kept by a pin while its folio is parted. Otherwise others could free all of the folio meanwhile, and the words
+/// that are written last would be those of the next one: a page of it would be a folio by itself under a pin of the whole.
+pub(crate) fn take_unheld<'r, I: Iterator<Item = &'r Record>>(
+    record: &Record,
+    folio: impl Fn(Order) -> I,
+) -> Taken {
+    let keeps = !mutant("part-without-keeping");
+    loop {
+        let kept = if keeps { record.keep() } else { Ok(record.load()) };
+        let Ok(order) = kept.map(Word::order) else {
+            return Taken::No;
+        };
+        let parted = part(folio(order), order);
+        if keeps {
+            let left = record.unpin(Span::Page, Hold::Read);
+            debug_assert_eq!(left, Ok(Remaining::None), "what nobody refers to cannot be pinned");
+        }
+        if parted == Parted::Single {
+            return if record.claim().is_ok() { Taken::Yes } else { Taken::No };
+        }
+        // O23: the frame can be found again before we look whether the block is still pinned: who unpins it meanwhile has
+        // not found it.
+        full_barrier(23);
+        let pinned = |first: &Record| first.load().order() == order && first.load().block_pins() != 0;
+        if folio(order).next().is_some_and(pinned) {
+            return Taken::BlockPinned;
+        }
+    }
 }
 
 pub(crate) fn frames(first: Frame, order: Order) -> impl Iterator<Item = Frame> {
@@ -229,8 +277,10 @@ impl<'f> Claimed<'f> {
 
     /// Frees the claimed frames before `held`, which is somebody's still.
     fn free_before(&mut self, held: Frame) {
-        // Nobody can pin the block: its first frame is claimed, or the folio parted.
-        let _ = self.frames.part(self.first, self.order);
+        if self.from == self.first && self.from != held {
+            // Nobody can pin the block: its first frame is claimed. If it were not, the folio would be parted already.
+            let _ = self.frames.part(self.first, self.order);
+        }
         for frame in (self.from.0..held.0).map(Frame) {
             self.frames.free(frame, Order::FRAME, Kind::Guest);
         }

@@ -4,8 +4,9 @@
 //! Entries are those of the tiny format's tables, words are those of two frames. What is freed gets another owner at once,
 //! as it might on a machine that is short of memory: whoever has it pinned then sees a stranger's word.
 
+use crate::holders::{Taken, take_unheld};
 use crate::{Hold, Kind, Order, Owner, Record, Refused, Remaining, Span, Word};
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicUsize;
 use loom::thread;
@@ -43,6 +44,12 @@ struct World {
     epoch: EntryEpoch,
     words: [Record; 2],
     freed: AtomicUsize,
+}
+
+/// Takes one of two frames that nobody holds.
+fn unheld<'r>(word: &'r Record, both: &[Record; 2]) -> Option<&'r Record> {
+    let folio = |order: Order| both.iter().take(usize::from(order == FOLIO) + 1);
+    (take_unheld(word, folio) == Taken::Yes).then_some(word)
 }
 
 fn cpu(n: usize) -> CpuId {
@@ -103,9 +110,7 @@ impl World {
     fn unpin(&self, pa: Pa, span: Span) {
         let left = self.word(pa).unpin(span, Hold::Write).expect("it was pinned");
         match span {
-            Span::Page if left == Remaining::None && self.word(pa).claim().is_ok() => {
-                self.free(self.word(pa))
-            }
+            Span::Page if left == Remaining::None => self.sweep_from([self.word(pa)]),
             Span::Page => {}
             Span::Block if self.word(pa).load().block_pins() == 0 => self.sweep(),
             Span::Block => {}
@@ -114,14 +119,14 @@ impl World {
 
     /// As `Frames` does it: whoever lets go of a block last frees what was given back of it meanwhile.
     fn sweep(&self) {
+        self.sweep_from(&self.words);
+    }
+
+    fn sweep_from<'r>(&'r self, words: impl IntoIterator<Item = &'r Record>) {
         full_barrier(23);
-        let unheld = self.words.iter().any(|word| !word.load().is_held());
-        if unheld && self.words[0].part(FOLIO) != Err(Refused::Pinned) {
-            for word in &self.words {
-                let _ = word.part(FOLIO);
-                if word.load().owner() == MINE && word.claim().is_ok() {
-                    self.free(word);
-                }
+        for word in words {
+            if let Some(word) = unheld(word, &self.words) {
+                self.free(word);
             }
         }
     }
@@ -302,5 +307,41 @@ fn of_a_block_pin_and_a_parting_one_wins_and_the_part_is_freed_once() {
         let words = world.words.each_ref().map(Record::load);
         assert_eq!(words.map(Word::owner), [MINE, STRANGER]);
         assert_eq!((words.map(Word::block_pins), world.freed.load(Relaxed)), ([0, 0], 1));
+    });
+}
+
+/// A page's last pin goes while that of its block does. What both free is one block again at once, and pinned as one: whoever
+/// is late parts nothing of that.
+#[test]
+fn a_folio_in_the_place_of_another_is_not_parted_by_who_is_late() {
+    check_up_to(3, || {
+        let words = Arc::new([(); 2].map(|()| Record::of_guest(MINE, FOLIO)));
+        let freed = Arc::new(AtomicUsize::new(0));
+        assert_eq!(words[0].pin(Span::Block, FOLIO, Hold::Write), Ok(()));
+        assert_eq!(words[1].pin(Span::Page, Order::FRAME, Hold::Write), Ok(()));
+        for word in words.iter() {
+            assert_eq!(word.put(), Ok(Remaining::Some));
+        }
+        let let_go = |words: &[Record; 2], freed: &AtomicUsize, n: usize, span| {
+            words[n].unpin(span, Hold::Write).expect("it was pinned");
+            full_barrier(23);
+            for word in &words[n..] {
+                if unheld(word, words).is_some() && freed.fetch_add(1, AcqRel) == 1 {
+                    for word in words.iter().rev() {
+                        word.store(Word::allocated(Kind::Guest, STRANGER, FOLIO));
+                    }
+                    let _ = words[0].pin(Span::Block, FOLIO, Hold::Write);
+                }
+            }
+        };
+        let block = {
+            let (words, freed) = (words.clone(), freed.clone());
+            thread::spawn(move || let_go(&words, &freed, 0, Span::Block))
+        };
+        let_go(&words, &freed, 1, Span::Page);
+        block.join().unwrap();
+        assert_eq!(freed.load(Relaxed), 2);
+        let words = words.each_ref().map(Record::load);
+        assert_eq!((words.map(Word::block_pins), words.map(Word::order)), ([1, 0], [FOLIO, FOLIO]));
     });
 }

@@ -13,7 +13,7 @@
 
 use crate::bank::Frame;
 use crate::holders::{Parted, folio_start, frames};
-use crate::{FrameError, Frames, Order, Owner, Record, Refused, Word};
+use crate::{FrameError, Frames, Hold, Order, Owner, Record, Refused, Word};
 use types::Pa;
 use types::sync::mutant;
 
@@ -62,10 +62,20 @@ impl Frames {
     /// Makes single frames of the folio that the frame at `pa` is in, so that this frame can go its own way.
     ///
     /// # Errors
-    /// [`FrameError::NoRecord`]; [`FrameError::Refused`] with `Pinned` where the folio is pinned as a whole.
+    /// [`FrameError::NoRecord`]; [`FrameError::NotGuest`]; [`FrameError::Refused`] with `Pinned` where the folio is pinned as a
+    /// whole, else with what refuses a pin of the frame: it changes hands, or has become free.
     pub fn part_folio(&self, pa: Pa) -> Result<(), FrameError> {
+        // A pin keeps the folio from becoming free, and another folio from taking its place, while its words are written.
+        let keeps = !mutant("part-without-keeping");
+        if keeps {
+            self.pin(pa, Order::FRAME, Hold::Read)?;
+        }
         let order = self.record(pa)?.load().order();
-        match self.part(Frame::of(pa), order) {
+        let parted = self.part(Frame::of(pa), order);
+        if keeps {
+            self.unpin(pa, Order::FRAME, Hold::Read)?;
+        }
+        match parted {
             Parted::Single => Ok(()),
             Parted::BlockPinned => Err(FrameError::Refused { pa, why: Refused::Pinned }),
         }

@@ -245,6 +245,11 @@ impl Word {
         Owner(OWNER.get(self.0) as u16)
     }
 
+    /// Tells whether this is a guest's frame that nobody holds, by itself.
+    fn is_unheld(self) -> bool {
+        self.kind() == Kind::Guest && !self.is_held()
+    }
+
     /// Tells whether anybody keeps the frame: by a reference, a pin, or a pin of the block that begins here.
     pub const fn is_held(self) -> bool {
         self.0 & (REFS.mask() | PINS.mask() | WHOLE.mask()) != 0
@@ -350,11 +355,12 @@ impl Record {
     /// Takes the frame of a guest that nobody holds any more, so that it can go onto the free lists. Of several that
     /// find it so, one succeeds.
     pub(crate) fn claim(&self) -> Result<(), Refused> {
-        self.update(|w| match w {
-            _ if w.kind() != Kind::Guest || w.is_held() => Err(Refused::Unowned),
-            _ => Ok(Word::INSIDE.0),
-        })
-        .map(|_| ())
+        self.update(|w| if w.is_unheld() { Ok(Word::INSIDE.0) } else { Err(Refused::Unowned) }).map(|_| ())
+    }
+
+    /// Pins the frame of a guest that nobody holds any more: until that pin is given back, nobody claims it.
+    pub(crate) fn keep(&self) -> Result<Word, Refused> {
+        self.update(|w| if w.is_unheld() { Ok(w.0 + PINS.one()) } else { Err(Refused::Unowned) })
     }
 
     /// Does [`Record::put`] and [`Record::claim`] in one: `Remaining::None` says that the caller has the frame.
@@ -492,13 +498,11 @@ impl Record {
             .map(|_| ())
     }
 
-    /// Makes the frame a folio by itself, if it is in a guest's of `order`. Counts stay. Refused as `Pinned` where it is the
+    /// Makes the frame a folio by itself, if it is in one of `order`. Counts stay. Refused as `Pinned` where it is the
     /// first of a block that is pinned as a whole.
     pub(crate) fn part(&self, order: Order) -> Result<(), Refused> {
         self.update(|w| match w {
             _ if w.order() != order => Err(Refused::Parted),
-            // Since somebody has looked, it may have become free, and be the first of a run on the free lists.
-            _ if w.kind() != Kind::Guest && !mutant("part-of-what-is-free") => Err(Refused::Unowned),
             _ if w.block_pins() != 0 => Err(Refused::Pinned),
             _ => Ok(w.0 & !ORDER.mask()),
         })
