@@ -362,6 +362,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         let height = place.height;
         let end = |end| Break(Leave::End(Walked { next: at, end }));
         let mut answer = answer;
+        let mut was_link = false;
         for _ in 0..PATIENCE {
             let raw = self.tree.read(place);
             let child = if height > Height::PAGE { F::child(raw) } else { None };
@@ -369,6 +370,8 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 Answer::Stop => return end(WalkEnd::Stopped(height)),
                 Answer::Split => return end(WalkEnd::Split(height)),
                 Answer::Continue => return Continue(None),
+                // Where the link went while it was looked at, what is there now is to be seen.
+                Answer::Descend if child.is_none() && was_link && !mutant("link-that-goes-is-a-hole") => {}
                 Answer::Descend => return Continue(child.map(TablePa::linked)),
                 Answer::Again => {}
             }
@@ -376,6 +379,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 return Break(Leave::Restart(at, height));
             }
             let found = Found::new(raw, height);
+            was_link = child.is_some();
             answer = visitor.visit(&Visit { ipa, found, table: place.table, index: place.index });
         }
         end(WalkEnd::Busy(height))

@@ -131,6 +131,37 @@ fn a_link_that_goes_while_it_is_looked_at_is_not_descended_into() {
     assert_eq!(found, 512, "the second block only");
 }
 
+/// Who has lost to another writer is shown the entry again. If that is a link by then, and goes in its turn before the walk is behind
+/// it, what is there is shown once more: a right taken away, or an unmap, would pass over it.
+#[test]
+fn a_link_that_goes_while_it_is_looked_at_again_is_no_hole() {
+    let machine = Machine::new(16 << 20);
+    let mut rig = rig(&machine, Bbm::Level0);
+    rig.map(&pages(range(GIB, BLOCK))).expect("free");
+    let section = machine.enter(CpuId::BOOT);
+    let view = rig.tree.open(&section);
+    let elsewhere = EntryEpoch::new();
+    let mut other = elsewhere.enter(CpuId::new(1).expect("small"));
+    let mut seen = Vec::new();
+    let walked = view.walk(range(GIB, BLOCK), |visit| {
+        if visit.height() != BLOCK_HEIGHT {
+            return Answer::Descend;
+        }
+        seen.push(visit.pa().is_some());
+        match seen.len() {
+            1 => Answer::Again,
+            2 => {
+                rig.tree.unmap(&mut other, &machine, range(GIB, BLOCK), &mut |_| {}).expect("mapped");
+                let block = Mapping { largest: BLOCK_HEIGHT, ..pages(range(GIB, BLOCK)) };
+                view.map(&machine, &block).expect("free again");
+                Answer::Descend
+            }
+            _ => Answer::Continue,
+        }
+    });
+    assert_eq!((walked.end, seen), (WalkEnd::Done, vec![false, false, true]));
+}
+
 #[test]
 fn asking_again_is_bounded() {
     let machine = Machine::new(16 << 20);
