@@ -20,8 +20,10 @@ const URXD_ERROR: u32 = 1 << 14;
 const ENABLED: u32 = 1;
 /// UCR1.RRDYEN: an interrupt when as many characters have come in as UFCR says.
 const ON_RECEIVE: u32 = 1 << 9;
-/// UCR2: no reset, receiver and transmitter on, eight bits, RTS ignored.
-const UCR2_8N1: u32 = 1 | 1 << 1 | 1 << 2 | 1 << 5 | 1 << 14;
+/// UCR2.SRST and UCR2.RXEN: no reset, receiver on.
+const RECEIVES: u32 = 1 | 1 << 1;
+/// UCR2: besides, transmitter on, eight bits, RTS ignored.
+const UCR2_8N1: u32 = RECEIVES | 1 << 2 | 1 << 5 | 1 << 14;
 /// UCR3.RXDMUXSEL, which must be set.
 const UCR3_MUX: u32 = 1 << 2;
 /// UFCR: one character received, two to be sent; the clock as it is (RFDIV = 5).
@@ -66,6 +68,8 @@ impl ImxUart {
             self.write(UBMR, clock.unwrap_or(CLOCK) / 115_200 - 1);
             self.write(UCR1, ENABLED);
         }
+        // What has only sent so far, as QEMU's model does from the start, may have its receiver off.
+        self.write(UCR2, self.read(UCR2) | RECEIVES);
         self.write(UFCR, UFCR_ONE);
     }
 
@@ -110,12 +114,13 @@ mod tests {
     }
 
     #[test]
-    fn what_firmware_has_set_up_keeps_its_rate_and_interrupts_by_the_character() {
+    fn what_firmware_has_set_up_keeps_its_rate_and_receives_by_the_character() {
         with_registers(|uart, read, write| {
             write(UCR1, ENABLED);
+            write(UCR2, 1 << 2);
             write(UBMR, 7);
             uart.set_up(None);
-            assert_eq!((read(UBMR), read(UCR2), read(UFCR) & 0x3f), (7, 0, 1));
+            assert_eq!((read(UBMR), read(UCR2), read(UFCR) & 0x3f), (7, 0b111, 1));
         });
     }
 
