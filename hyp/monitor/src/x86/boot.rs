@@ -22,6 +22,7 @@ use x86_64::apic::{Apic, Mode};
 use x86_64::line::Line;
 use x86_64::local::{Selectors, SlotAt};
 use x86_64::mmu::{Kind, Map};
+use x86_64::vmx::capability::Capabilities;
 
 /// The boot CPU's way: in 64-bit mode on the boot slot's stack, the first 4 GiB mapped with all rights.
 fn start(magic: u32, information: u64, selectors: Selectors, started: Ticks) -> ! {
@@ -45,8 +46,13 @@ fn start(magic: u32, information: u64, selectors: Selectors, started: Ticks) -> 
     say_what_was_found(&loaded, &layout, &cpus);
     // SAFETY: the layout gave the heap this memory, which is mapped.
     unsafe { heap::init(layout.heap) };
-    let configs = configure(&loaded, &layout, cpus.apic_ids.len());
-    let machine = complete(&loaded, &layout, (&cpus, apic), (options, configs), (started, tick_hz));
+    // First what the machine cannot do, then what is wrong with its guests; who is asked for a bug needs none.
+    let started_cpus = secondary::start(apic, &cpus.apic_ids, &layout, tick_hz);
+    let guests = match options.provoke {
+        None => configure(&loaded, &layout, cpus.apic_ids.len()),
+        Some(_) => Vec::new(),
+    };
+    let machine = complete(&loaded, &layout, started_cpus, (options, guests), (started, tick_hz));
     let count = machine.lines.len();
     info!("{count} CPU{} in VMX root operation", if count == 1 { "" } else { "s" });
     let this = PerCpu::install(machine, CpuId::BOOT, apic, selectors);
@@ -55,16 +61,15 @@ fn start(magic: u32, information: u64, selectors: Selectors, started: Ticks) -> 
     vms::run(this)
 }
 
-/// Brings all CPUs into VMX operation, takes over the memory, and makes the machine of it all.
+/// Takes over the memory, and makes the machine of it and of the CPUs, which are in VMX operation.
 #[inline(never)] // the machine is made on the stack, and large
 fn complete(
     loaded: &Loaded,
     layout: &Layout,
-    (cpus, apic): (&Cpus, Apic),
+    (apic_ids, capabilities): (Vec<u32>, Capabilities),
     (options, guests): (Options, Vec<VmConfig>),
     (started, tick_hz): (Ticks, u64),
 ) -> &'static Machine {
-    let (apic_ids, capabilities) = secondary::start(apic, &cpus.apic_ids, layout, tick_hz);
     Box::leak(Box::new(Machine {
         options,
         lines: apic_ids.into_iter().map(Line::new).collect(),
