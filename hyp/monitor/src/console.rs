@@ -9,6 +9,8 @@ mod cadence;
 #[cfg(not(pc))]
 mod imx;
 #[cfg(not(pc))]
+mod registers;
+#[cfg(not(pc))]
 mod serial;
 
 #[cfg(pc)]

@@ -1,7 +1,6 @@
 //! The UART of NXP's i.MX (i.MX 8M Plus Applications Processor Reference Manual, 16.2 "UART").
 
-use core::ptr::NonNull;
-use types::Pa;
+use super::registers::Registers;
 
 const URXD: usize = 0x00;
 const UTXD: usize = 0x40;
@@ -37,80 +36,59 @@ const CLOCK: u32 = 24_000_000;
 
 /// The registers of one.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ImxUart(NonNull<u32>);
+pub(super) struct ImxUart(pub(super) Registers);
 
 impl ImxUart {
-    /// Names those at `registers`; `None` where there cannot be any.
-    ///
-    /// # Safety
-    /// They are there, mapped (or the MMU off), and single accesses do nobody harm.
-    pub(super) unsafe fn new(registers: Pa) -> Option<Self> {
-        NonNull::new(core::ptr::with_exposed_provenance_mut(registers.get() as usize)).map(Self)
-    }
-
-    fn read(self, offset: usize) -> u32 {
-        // SAFETY: `new`'s promise; `offset` is a register's.
-        unsafe { self.0.byte_add(offset).read_volatile() }
-    }
-
-    fn write(self, offset: usize, value: u32) {
-        // SAFETY: as in `read`.
-        unsafe { self.0.byte_add(offset).write_volatile(value) }
-    }
-
     /// Turns it on at 115200 8n1, where firmware has not turned it on.
     pub(super) fn set_up(self, clock: Option<u32>) {
-        if self.read(UCR1) & ENABLED == 0 {
-            self.write(UCR2, UCR2_8N1);
-            self.write(UCR3, UCR3_MUX);
+        if self.0.read(UCR1) & ENABLED == 0 {
+            self.0.write(UCR2, UCR2_8N1);
+            self.0.write(UCR3, UCR3_MUX);
             // The rate is the clock times (UBIR + 1) by 16 (UBMR + 1).
-            self.write(UBIR, 15);
-            self.write(UBMR, clock.unwrap_or(CLOCK) / 115_200 - 1);
-            self.write(UCR1, ENABLED);
+            self.0.write(UBIR, 15);
+            self.0.write(UBMR, clock.unwrap_or(CLOCK) / 115_200 - 1);
+            self.0.write(UCR1, ENABLED);
         }
         // What has only sent so far, as QEMU's model does from the start, may have its receiver off.
-        self.write(UCR2, self.read(UCR2) | RECEIVES);
-        self.write(UFCR, UFCR_ONE);
+        self.0.write(UCR2, self.0.read(UCR2) | RECEIVES);
+        self.0.write(UFCR, UFCR_ONE);
     }
 
     /// Tells whether there is no room for another character to be sent.
     pub(super) fn is_full(self) -> bool {
-        self.read(UTS) & FULL != 0
+        self.0.read(UTS) & FULL != 0
     }
 
     /// Sends a character.
     pub(super) fn send(self, byte: u8) {
-        self.write(UTXD, byte.into());
+        self.0.write(UTXD, byte.into());
     }
 
     /// Takes a character that has come in: `Some(None)` for one with an error.
     pub(super) fn take(self) -> Option<Option<u8>> {
-        if self.read(USR2) & RECEIVED == 0 {
+        if self.0.read(USR2) & RECEIVED == 0 {
             return None;
         }
-        let word = self.read(URXD);
+        let word = self.0.read(URXD);
         Some((word & URXD_ERROR == 0).then_some(word as u8))
     }
 
     /// Sets whether a character that comes in interrupts.
     pub(super) fn interrupt_on_receive(self, on: bool) {
-        let control = self.read(UCR1);
-        self.write(UCR1, if on { control | ON_RECEIVE } else { control & !ON_RECEIVE });
+        let control = self.0.read(UCR1);
+        self.0.write(UCR1, if on { control | ON_RECEIVE } else { control & !ON_RECEIVE });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::registers::tests;
     use super::*;
 
-    /// Registers that remember.
     fn with_registers(act: impl FnOnce(ImxUart, &dyn Fn(usize) -> u32, &dyn Fn(usize, u32))) {
-        let mut words = [0_u32; 64];
-        let at = Pa::new(words.as_mut_ptr().expose_provenance() as u64);
-        // SAFETY: memory of this test's.
-        let uart = unsafe { ImxUart::new(at) }.expect("not null");
-        act(uart, &|offset| uart.read(offset), &|offset, value| uart.write(offset, value));
-        core::hint::black_box(&mut words);
+        tests::with_registers(|at| {
+            act(ImxUart(at), &|offset| at.read(offset), &|offset, value| at.write(offset, value));
+        });
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::cadence::CadenceUart;
 use super::imx::ImxUart;
 use super::lock;
+use super::registers::Registers;
 use crate::tree::{ConsoleAt, SerialKind};
 use arm_pl011_uart::{
     DataBits, Interrupts, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer,
@@ -103,9 +104,9 @@ pub(super) fn uart() -> Option<Port> {
     let registers = Pa::new(REGISTERS.load(Relaxed));
     match KIND.load(Relaxed) {
         // SAFETY: `use_registers` was told that they are there; the rest is as in `uart_at`.
-        IMX => unsafe { ImxUart::new(registers) }.map(Port::Imx),
+        IMX => unsafe { Registers::new(registers) }.map(|at| Port::Imx(ImxUart(at))),
         // SAFETY: as above.
-        CADENCE => unsafe { CadenceUart::new(registers) }.map(Port::Cadence),
+        CADENCE => unsafe { Registers::new(registers) }.map(|at| Port::Cadence(CadenceUart(at))),
         _ => uart_at(&REGISTERS).map(Port::Pl011),
     }
 }
