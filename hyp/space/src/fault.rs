@@ -16,8 +16,8 @@ use crate::tally::Event;
 use crate::{Backing, Space, SpaceError};
 use frames::{FrameError, Order, Run, Usage};
 use stage2::{
-    Attrs, ChangeError, Entry, Format, Found, Invalidate, Live, MapError, Marks, Note, Owed, Owner, Section,
-    Why, span,
+    Attrs, ChangeError, Entry, Format, Found, Invalidate, Live, MapError, Marks, Note, Owed, Section, Why,
+    span,
 };
 use types::sync::mutant;
 use types::{Access, Cause, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range};
@@ -453,11 +453,10 @@ impl<'f, F: Format> Space<'f, F> {
     }
 }
 
-/// Tells whether a leaf is of what backs its region. What is lent is the space's own still, with all of its region's rights.
+/// Tells whether a leaf is of what backs its region.
 #[inline(always)]
 fn is_regions(attrs: Attrs, standing: &Standing) -> bool {
-    let owner = if attrs.owner == Owner::Lent { Owner::Space } else { attrs.owner };
-    owner == standing.region.attrs().owner
+    attrs.owner.is_backed_as(standing.region.attrs().owner)
 }
 
 /// Tells whether a leaf is one that TLBs are not to cache, since somebody changes its size: some CPUs fault on such a leaf

@@ -251,4 +251,10 @@ impl Owner {
             _ => Self::Fixed,
         }
     }
+
+    /// Tells whether a leaf of this state is backed by what `region`, which says the same of a whole region, is made of. What
+    /// is lent is the space's own still, with all rights of its region.
+    pub fn is_backed_as(self, region: Self) -> bool {
+        self == region || self == Self::Lent && region == Self::Space
+    }
 }

@@ -11,6 +11,7 @@ use crate::{
     ChangeError, Entries, Entry, Format, Invalidate, Leaf, Marks, Owner, Pages, Quiesced, Restraint, Section,
     Tree, Why,
 };
+use types::sync::mutant;
 use types::{Access, Height, Ipa, Range};
 
 /// Exactly these rights.
@@ -81,7 +82,8 @@ impl<F: Format> Edit<F> for Restored {
     fn before(&mut self, _: Ipa, _: Height, _: Leaf) {}
 }
 
-/// At least these rights, for leaves of this owner; and the flags that a device needs, for all.
+/// At least these rights, for leaves that are backed as a region of this owner, lent or not; and the flags that a device needs, for
+/// all.
 struct Readied {
     access: Access,
     owner: Owner,
@@ -93,7 +95,13 @@ impl<F: Format> Edit<F> for Readied {
     const OWNED: Owned = Owned::Wait;
 
     fn edit(&self, format: F, leaf: Leaf, height: Height) -> Option<Leaf> {
-        let added = if leaf.attrs.owner == self.owner { self.access } else { Access::empty() };
+        let owner = leaf.attrs.owner;
+        let is_regions = if mutant("iommu-lent-leaves-as-they-were") {
+            owner == self.owner
+        } else {
+            owner.is_backed_as(self.owner)
+        };
+        let added = if is_regions { self.access } else { Access::empty() };
         let attrs = self.restraint.dress(leaf.attrs.with_access(leaf.attrs.access | added));
         let wanted = Leaf { attrs, ..leaf };
         (format.canonical(Entry::Leaf(wanted), height) != Entry::Leaf(leaf)).then_some(wanted)
@@ -170,8 +178,8 @@ impl<F: Format, M: Entries + Pages> Tree<F, M> {
     }
 
     /// Gives every leaf in `range`, or in its first part, what devices need that translate through this tree: the flags of
-    /// its [`Restraint`], and the rights `access` where the leaf is of `owner`. The address that comes out, with the proof,
-    /// is that up to which every CPU and IOMMU goes by that. A block that reaches beyond the range and lacks something is
+    /// its [`Restraint`], and the rights `access` where the leaf is of `owner`, also while it is lent. The address that comes out,
+    /// with the proof, is that up to which every CPU and IOMMU goes by that. A block that reaches beyond the range and lacks something is
     /// split.
     ///
     /// The caller keeps the decision that the leaves may have these rights from changing until this returns.

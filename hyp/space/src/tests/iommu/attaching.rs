@@ -2,7 +2,7 @@
 
 use super::device::Did;
 use super::*;
-use crate::{Granularity, Leaves, Progress, SpaceError, Tag};
+use crate::{Between, Granularity, Leaves, Progress, Side, SpaceError, Tag};
 use stage2::{Entry, Marks, Section, Why};
 use std::cell::RefCell;
 
@@ -47,6 +47,42 @@ fn when_an_iommu_is_let_in_every_leaf_is_as_it_needs_it() {
         assert!(matches!(device.take().last(), Some(Did::Enabled(root, _)) if *root == space.root()));
         assert!(space.is_shared());
     }
+}
+
+/// A log takes the right to write from a page that is lent, too, and a fault of the owner's gives it back: a device, which does
+/// not fault and try again, gets it when it is let in. The borrower's rights are those of the loan.
+#[test]
+fn what_is_lent_when_an_iommu_is_let_in_has_all_rights_of_its_region() {
+    let board = Board::new();
+    let (ours, theirs) = (Device::new(PLAIN), Device::new(PLAIN));
+    let iommus: [&dyn Iommu; 2] = [&ours, &theirs];
+    let space = board.space(&iommus, Bbm::Level0, Features::empty());
+    let borrower = board.space(&iommus, Bbm::Level0, Features::empty());
+    let mut stay = board.stay();
+    let (tlb, window, page) =
+        (Recorder::default(), Ipa::new(GUEST + 4 * BLOCK), range(GUEST + 3 * PAGE, PAGE));
+    borrower.add_region(&mut stay, Region::borrowed(range(window.get(), BLOCK))).unwrap();
+    board.fault(&space, &stay, &fault_at(GUEST)).unwrap();
+    let between =
+        Between { from: Side { space: &space, tlb: &tlb }, to: Side { space: &borrower, tlb: &tlb } };
+    between.lend(&stay, &board.cpu(), page, window, Access::READ).unwrap();
+    wear(&board, &space, &mut stay);
+    assert!(
+        !attrs(&space, &stay, page.start().get()).access.contains(Access::WRITE),
+        "the log has seen to that"
+    );
+    attach(&space, &mut stay, FIRST).unwrap();
+    attach(&borrower, &mut stay, SECOND).unwrap();
+    assert_eq!(ours.store(&space, page.start().get()), Ok(()));
+    assert_eq!(theirs.store(&borrower, window.get()), Err(FaultKind::Permission));
+    assert_eq!(theirs.access(&borrower, window.get(), Access::READ), Ok(()));
+    // What is taken and given again while it is attached, is given at once.
+    for (access, stored) in [(Access::READ, Err(FaultKind::Permission)), (Access::RWX, Ok(()))] {
+        space.protect(&mut stay, &tlb, page, access).unwrap();
+        assert_eq!(ours.store(&space, page.start().get()), stored);
+    }
+    between.take_back(&mut stay, &board.cpu(), page, window).unwrap();
+    assert_eq!(ours.store(&space, page.start().get()), Ok(()));
 }
 
 #[test]
