@@ -13,8 +13,9 @@ const UBIR: usize = 0xa4;
 const UBMR: usize = 0xa8;
 const UTS: usize = 0xb4;
 
-/// URXD: a framing or parity error, or a break.
-const URXD_ERROR: u32 = 1 << 14;
+/// URXD.PRERR, BRK and FRMERR: a parity error, a break, a framing error. ERR (bit 14) says besides that the character was in the
+/// last place of a full FIFO (OVRRUN, bit 13): those that came behind it are lost, and it is whole.
+const URXD_ERROR: u32 = 1 << 10 | 1 << 11 | 1 << 12;
 /// UCR1.UARTEN.
 const ENABLED: u32 = 1;
 /// UCR1.RRDYEN: an interrupt when as many characters have come in as UFCR says.
@@ -122,8 +123,13 @@ mod tests {
             write(USR2, RECEIVED);
             write(URXD, 1 << 15 | u32::from(b'x'));
             assert_eq!(uart.take(), Some(Some(b'x')));
-            write(URXD, 1 << 15 | URXD_ERROR | u32::from(b'x'));
-            assert_eq!(uart.take(), Some(None));
+            for error in [1 << 10, 1 << 11, 1 << 12] {
+                write(URXD, 1 << 15 | 1 << 14 | error | u32::from(b'x'));
+                assert_eq!(uart.take(), Some(None), "{error:#x}");
+            }
+            // The last that a full FIFO has room for.
+            write(URXD, 1 << 15 | 1 << 14 | 1 << 13 | u32::from(b'x'));
+            assert_eq!(uart.take(), Some(Some(b'x')));
             assert!(!uart.is_full());
             write(UTS, FULL);
             assert!(uart.is_full());
