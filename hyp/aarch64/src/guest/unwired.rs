@@ -3,7 +3,7 @@
 //! Nothing then tells the CPU that a list register is pending. HCR_EL2.VI does, which is the CPU's own; and since it would go on to
 //! tell after the guest has acknowledged, the guest's CPU interface traps (ICH_HCR_EL2.TC, TALL1) and is done here, on the list
 //! registers and by the rules of the hardware (IHI 0069, 4.8 and 12.5). Group 1 only, five bits of preemption: what the CPUs
-//! of such boards have.
+//! of such boards have. The maintenance interrupt is another line, and comes as it does elsewhere.
 //!
 //! Neighbours: a board that needs it names [`INTERFACE`] (others' images do not have it); `monitor` asks it to signal before each
 //! entry, and for the access at a trap.

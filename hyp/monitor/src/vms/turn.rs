@@ -322,7 +322,6 @@ impl<'s> Turns<'s> {
         if access.direction == Direction::Read {
             self.context.set_reg(access.rt, read);
         }
-        self.guest.vm.maintenance(self.vcpu); // list registers may be free
         self.count(ExitReason::SysReg);
         self.context.skip();
         true
