@@ -1,7 +1,7 @@
 //! Calls to the firmware that powers CPUs and the machine (PSCI, DEN 0022), by the conduit the device tree names.
 
 use core::fmt;
-use smccc::psci::{self, Error};
+use smccc::psci::{self, AffinityState, Error, LowestAffinityLevel};
 
 /// The instruction that calls the firmware.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,6 +86,25 @@ impl Psci {
         }
     }
 
+    /// Turns the CPU that runs this off. Returns where the firmware refused.
+    pub fn cpu_off(self) -> Error {
+        let result = match self.conduit {
+            Conduit::Hvc => psci::cpu_off::<Hvc>(),
+            Conduit::Smc => psci::cpu_off::<Smc>(),
+        };
+        result.err().unwrap_or(Error::InternalFailure)
+    }
+
+    /// Tells whether the CPU with affinity `mpidr` is off.
+    pub fn is_off(self, mpidr: u64) -> bool {
+        let level = LowestAffinityLevel::All;
+        let state = match self.conduit {
+            Conduit::Hvc => psci::affinity_info::<Hvc>(mpidr, level),
+            Conduit::Smc => psci::affinity_info::<Smc>(mpidr, level),
+        };
+        state == Ok(AffinityState::Off)
+    }
+
     /// Turns the machine off. Returns where the firmware refused.
     pub fn system_off(self) -> Error {
         let result = match self.conduit {
@@ -124,6 +143,20 @@ mod tests {
                 Effect::Call("hvc", 0xc400_0003, [1, 2, 3])
             ]
         );
+    }
+
+    #[test]
+    fn a_cpu_is_off_where_firmware_says_so_and_only_there() {
+        effect::reset();
+        let psci = Psci::new(Conduit::Smc);
+        for (answer, off) in [(0, false), (1, true), (2, false), (-2_i64 as u64, false)] {
+            effect::answer(answer);
+            assert_eq!(psci.is_off(0x101), off, "{answer:#x}");
+            assert_eq!(effect::take(), [Effect::Call("smc", 0xc400_0004, [0x101, 0, 0])]);
+        }
+        effect::answer(-3_i64 as u64);
+        assert_eq!(psci.cpu_off(), Error::Denied);
+        assert_eq!(effect::take(), [Effect::Call("smc", 0x8400_0002, [0, 0, 0])]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::heap;
 use crate::layout::{self, Layout};
 use crate::logger;
 use crate::machine::Machine;
-use crate::options::Options;
+use crate::options::{Exercise, Options};
 use crate::percpu::PerCpu;
 use crate::platform;
 use crate::provoke;
@@ -22,6 +22,7 @@ use aarch64::mmu::{Kind, Map};
 use aarch64::probe::{self, NoMemory};
 use aarch64::sysreg::{CNTPCT_EL0, HCR_EL2, MPIDR_EL1, Readable, fields};
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use core::fmt;
 use dtoolkit::fdt::Fdt;
@@ -74,6 +75,33 @@ fn start(dtb: u64, started: Ticks) -> ! {
     vms::run(machine, CpuId::BOOT)
 }
 
+/// Starts the other CPUs; for the exercise, twice. Returns the affinities of those that arrived, and what all CPUs have.
+fn start_others(hardware: &Hardware<'_>, layout: &Layout, exercise: Exercise) -> (Vec<u64>, Features) {
+    let others = other_cpus(hardware);
+    let start = || secondary::start(hardware.psci, &others, layout);
+    let first = start();
+    if exercise != Exercise::Cpus {
+        return first;
+    }
+    match hardware.psci {
+        // One that has not arrived may do so yet, and all or none go: each keeps the slot that it has.
+        Some(psci)
+            if first.0.len() == others.len() && others.iter().all(|cpu| cpu.enable == EnableMethod::Psci) =>
+        {
+            if let Err(mpidr) = secondary::turn_off(psci, &first.0) {
+                fatal!("CPU {mpidr:#x} was to turn itself off, and is on");
+            }
+            let again = start();
+            info!("CPUs off and on again: {} of {}", again.0.len(), others.len());
+            again
+        }
+        _ => {
+            warn!("CPUs off and on again: not by PSCI, or not all are there");
+            first
+        }
+    }
+}
+
 /// Starts the other CPUs, takes over the memory, and makes the machine of it all.
 #[inline(never)] // the machine is made on the stack, and large
 fn complete(
@@ -85,7 +113,7 @@ fn complete(
     options: Options,
     started: Ticks,
 ) -> &'static Machine {
-    let (arrived, features) = secondary::start(hardware.psci, &other_cpus(hardware), layout);
+    let (arrived, features) = start_others(hardware, layout, options.exercise);
     Box::leak(Box::new(Machine {
         platform: platform::board(),
         options,

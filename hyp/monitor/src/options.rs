@@ -22,7 +22,8 @@ pub struct Options {
     pub wait: Way,
     /// `bbm=0|1|2|3`: the break-before-make level to use at most; what the CPUs can do where it does not say.
     pub bbm: Bbm,
-    /// `exercise=resize`: work for these mechanisms while guests run; none where it does not say.
+    /// `exercise=resize|cpus`: work for these mechanisms while guests run, or for firmware before they do; none where it does not
+    /// say.
     pub exercise: Exercise,
     /// `trace=KEY`, a hexadecimal number: what is done to tables and TLBs is recorded, for a tool that finds it by the key;
     /// `trace=uart`: it goes out by a second UART; `trace=printer`: by a PC's parallel port; `trace-later=…`: when a guest asks for it.
@@ -95,6 +96,18 @@ pub enum Exercise {
     None,
     /// Splitting blocks and collapsing them again.
     Resize,
+    /// Turning the other CPUs off and on again, before guests run.
+    #[cfg(not(pc))]
+    Cpus,
+}
+
+impl Exercise {
+    /// Each, by the name that the command line gives it.
+    const NAMES: &[(&str, Self)] = &[
+        ("resize", Self::Resize),
+        #[cfg(not(pc))]
+        ("cpus", Self::Cpus),
+    ];
 }
 
 #[cfg(not(pc))]
@@ -141,7 +154,7 @@ impl Options {
             #[cfg(not(pc))]
             "invalidate" => self.invalidate = named(&STYLES, value)?,
             "wait" => self.wait = named(&Way::NAMES, value)?,
-            "exercise" => self.exercise = named(&[("resize", Exercise::Resize)], value)?,
+            "exercise" => self.exercise = named(Exercise::NAMES, value)?,
             "churn" => self.churn = Some(value.parse().ok()?),
             "bbm" => self.bbm = named(&LEVELS, value)?,
             "trace" => self.trace = Some((To::parse(value)?, Since::Start)),
@@ -214,6 +227,11 @@ mod tests {
         let options = Options::parse("churn=2000 churn=0 churn=-1 churn=fast", |u| others.push(u.0));
         assert_eq!(options.churn.map(NonZeroU32::get), Some(2000));
         assert_eq!(others, ["churn=0", "churn=-1", "churn=fast"]);
+    }
+
+    #[test]
+    fn cpus_can_be_exercised() {
+        assert_eq!(Options::parse("exercise=cpus", |u| panic!("{u:?}")).exercise, Exercise::Cpus);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use aarch64::pen;
 use aarch64::psci::Psci;
 use aarch64::sysreg::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTPCT_EL0, MPIDR_EL1, Readable, Writeable};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use log::{debug, error};
 use spin::Once;
 use types::sync::keeps;
@@ -50,6 +50,9 @@ static FEATURES: [Once<Features>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
 
 /// What the CPUs that have arrived wait for.
 static MACHINE: Once<&'static Machine> = Once::new();
+
+/// Whether those that wait are to turn themselves off instead.
+static LEAVE: AtomicBool = AtomicBool::new(false);
 
 /// Says what each CPU is to set up, and sets up the boot CPU.
 pub(crate) fn set_up_boot_cpu(hardware: &Hardware<'_>) -> Result<(), GicError> {
@@ -145,7 +148,25 @@ pub(crate) fn start(psci: Option<Psci>, others: &[CpuAt], layout: &Layout) -> (V
     (arrived, features)
 }
 
-/// Seconds that a CPU has to arrive.
+/// Has the CPUs with affinities `arrived`, which wait, turn themselves off: they can be started again. Returns one that is on
+/// still [`PATIENCE`] seconds later, if one is.
+pub(crate) fn turn_off(psci: Psci, arrived: &[u64]) -> Result<(), u64> {
+    LEAVE.store(true, Relaxed);
+    wake_others();
+    let since = CNTPCT_EL0.get();
+    for &mpidr in arrived {
+        while !psci.is_off(mpidr) {
+            if CNTPCT_EL0.get().wrapping_sub(since) >= patience() {
+                return Err(mpidr);
+            }
+        }
+        debug!("CPU {mpidr:#x} is off");
+    }
+    LEAVE.store(false, Relaxed); // before they are started, as their slots are written
+    Ok(())
+}
+
+/// Seconds that a CPU has to arrive, or to go.
 const PATIENCE: u64 = 5;
 
 /// Has the CPUs that a spin-table starts come into the pen, where they wait for their slots. With the MMU off: the table may be
@@ -167,11 +188,16 @@ fn has_arrived(cpu: CpuId, since: Ticks) -> bool {
 
 /// Waits until `cpu` has arrived, until [`PATIENCE`] seconds after `since` at most.
 fn comes(cpu: CpuId, since: Ticks) {
-    let patience = PATIENCE * (CNTFRQ_EL0.get() & 0xffff_ffff);
+    let patience = patience();
     let state = &STATES[cpu.index()];
     while state.load(Relaxed) == STARTING && CNTPCT_EL0.get().wrapping_sub(since) < patience {
         core::hint::spin_loop();
     }
+}
+
+/// Returns [`PATIENCE`] in ticks.
+fn patience() -> Ticks {
+    PATIENCE * (CNTFRQ_EL0.get() & 0xffff_ffff)
 }
 
 /// Lets the CPUs that have arrived go on.
@@ -215,6 +241,10 @@ fn run() -> ! {
         if let Some(machine) = MACHINE.get() {
             break *machine;
         }
+        if LEAVE.load(Relaxed) {
+            crate::arch::turn_off_this_cpu();
+            crate::report::park();
+        }
         wfe();
     };
     if cpu.index() >= machine.affinities.len() {
@@ -249,6 +279,24 @@ mod tests {
         effect::reset();
         wake_others();
         assert_eq!(effect::take(), [Effect::Dsb("ishst"), Effect::Sev]);
+    }
+
+    #[test]
+    fn cpus_are_off_when_firmware_says_so_and_one_that_stays_on_is_named() {
+        effect::reset();
+        let psci = Psci::new(Conduit::Smc);
+        effect::script("cntfrq_el0", &[1]);
+        effect::script("cntpct_el0", &[7]);
+        effect::answer(1);
+        effect::answer(1);
+        assert_eq!(turn_off(psci, &[0x101, 0x102]), Ok(()));
+        let asked = |mpidr| Effect::Call("smc", 0xc400_0004, [mpidr, 0, 0]);
+        assert_eq!(effect::take(), [Effect::Dsb("ishst"), Effect::Sev, asked(0x101), asked(0x102)]);
+        effect::script("cntpct_el0", &[7, 7 + PATIENCE - 1, 7 + PATIENCE]);
+        effect::answer(0);
+        effect::answer(2);
+        assert_eq!(turn_off(psci, &[0x101]), Err(0x101));
+        assert_eq!(effect::take(), [Effect::Dsb("ishst"), Effect::Sev, asked(0x101), asked(0x101)]);
     }
 
     #[test]

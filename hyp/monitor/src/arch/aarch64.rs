@@ -79,6 +79,13 @@ pub(crate) fn power_off() {
     platform::board().power_off(psci());
 }
 
+/// Turns the CPU that runs this off; returns where that is impossible.
+pub(crate) fn turn_off_this_cpu() {
+    if let Some(psci) = psci() {
+        psci.cpu_off();
+    }
+}
+
 /// Resets the machine; returns where that is impossible.
 pub(crate) fn reset() {
     platform::board().reset(psci());
