@@ -32,6 +32,8 @@ pub struct Options {
     pub view: Option<u64>,
     /// `churn=N`: changes that are made to guests' memory each second while they run, at least 1; none where it does not say.
     pub churn: Option<NonZeroU32>,
+    /// `end=off|reset`: what becomes of the machine when the last guest is off; it is turned off where it does not say.
+    pub end: End,
     /// `provoke=panic|overflow|null|write-code|execute-data|undefined`: a bug to provoke, for tests of the report.
     pub provoke: Option<Provoke>,
 }
@@ -110,6 +112,16 @@ impl Exercise {
     ];
 }
 
+/// What becomes of the machine when the last guest is off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum End {
+    /// It is turned off.
+    #[default]
+    Off,
+    /// It starts again.
+    Reset,
+}
+
 #[cfg(not(pc))]
 /// The styles of invalidation, by the names that the command line gives them.
 const STYLES: [(&str, Style); 2] = [("broadcast", Style::Broadcast), ("interrupt", Style::Interrupt)];
@@ -160,6 +172,7 @@ impl Options {
             "trace" => self.trace = Some((To::parse(value)?, Since::Start)),
             "trace-later" => self.trace = Some((To::parse(value)?, Since::Begin)),
             "view" => self.view = Some(u64::from_str_radix(value, 16).ok()?),
+            "end" => self.end = named(&[("off", End::Off), ("reset", End::Reset)], value)?,
             "provoke" => self.provoke = Some(Provoke::parse(value)?),
             _ => return None,
         }
@@ -179,6 +192,7 @@ impl Default for Options {
             trace: None,
             view: None,
             churn: None,
+            end: End::Off,
             provoke: None,
         }
     }
@@ -232,6 +246,13 @@ mod tests {
     #[test]
     fn cpus_can_be_exercised() {
         assert_eq!(Options::parse("exercise=cpus", |u| panic!("{u:?}")).exercise, Exercise::Cpus);
+    }
+
+    #[test]
+    fn the_end_is_chosen_by_name() {
+        let options = Options::parse("end=reset end=never", |u| assert_eq!(u.0, "end=never"));
+        assert_eq!(options.end, End::Reset);
+        assert_eq!(Options::parse("end=reset end=off", |u| panic!("{u:?}")), Options::default());
     }
 
     #[test]

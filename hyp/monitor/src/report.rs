@@ -5,6 +5,7 @@
 
 use crate::arch;
 use crate::console::{self, Raw};
+use crate::options::End;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
@@ -19,6 +20,14 @@ static MEMORY_IS_SHARED: AtomicBool = AtomicBool::new(false);
 pub fn power_off() -> ! {
     arch::power_off();
     park()
+}
+
+/// Ends the machine's work: turns it off, or resets it.
+pub(crate) fn end(end: End) -> ! {
+    match end {
+        End::Off => power_off(),
+        End::Reset => reset(),
+    }
 }
 
 /// Resets the machine; waits for ever where that is impossible.

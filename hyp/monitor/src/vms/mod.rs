@@ -307,7 +307,7 @@ impl Hypervisor {
             statistics::print(self);
             view::write(self);
             noted::end();
-            report::power_off();
+            report::end(self.machine.options.end);
         }
     }
 

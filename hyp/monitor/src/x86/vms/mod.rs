@@ -242,7 +242,7 @@ impl Hypervisor {
         if self.on.fetch_sub(1, Relaxed) == 1 {
             noted::end();
             statistics::print(self);
-            report::power_off();
+            report::end(self.machine.options.end);
         }
     }
 }
