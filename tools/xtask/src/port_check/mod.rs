@@ -42,6 +42,9 @@ const MEMORY: Size = Size::mib(256);
 /// No step takes that long on an emulator that is not stuck.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How many words of four characters are sent at once.
+const AT_ONCE: u32 = 64;
+
 /// How long the guest sleeps to have its timer compared with the host's, in seconds, and how far the two may be apart.
 const SLEEP: u64 = 5;
 const TIMER_TOLERANCE: f64 = 0.1;
@@ -197,13 +200,7 @@ fn boot(board: Board, report: &mut Report) -> String {
         expect(console, "^INIT-OK$").and_then(|_| prompt(console)).map(|()| "INIT-OK".into()),
     );
     report.add("errata", Ok(errata(console)));
-    report.passed(
-        "console input (SPI)",
-        ask(console, "echo SUM-$((6 * 7))").and_then(|said| {
-            ensure!(said.contains("SUM-42"), "the guest did not answer");
-            Ok("a shell answers".into())
-        }),
-    );
+    report.passed("console input (SPI)", input(console));
     report.passed("timer (PPI) and IPIs (SGI) on every CPU", interrupts(console));
     report.passed("timer accuracy", timer(console));
     report.passed(
@@ -246,6 +243,17 @@ fn cpus(board: Board, console: &Console, said: &str) -> Result<String> {
     let detail = format!("{count} CPUs");
     // What the emulator counts, and what is no CPU for a kernel, the board's README says.
     Ok(if count < least { format!("{detail}, of {least} that the emulator counts") } else { detail })
+}
+
+/// Types what the guest must have understood to answer, and then more at once than any port's FIFO has room for.
+fn input(console: &mut Console) -> Result<String> {
+    let said = ask(console, "echo SUM-$((6 * 7))")?;
+    ensure!(said.contains("SUM-42"), "the guest did not answer");
+    let long: String = (0..AT_ONCE).map(|number| format!("{number:03}.")).collect();
+    let said = ask(console, &format!("echo {long}"))?;
+    let whole = said.lines().any(|line| line == long);
+    ensure!(whole, "of {} characters that were sent at once, some did not arrive: {said}", long.len());
+    Ok(format!("a shell answers, also to {} characters at once", long.len()))
 }
 
 fn counts(text: &str, of: impl Fn(&str) -> bool) -> Vec<u64> {
@@ -347,19 +355,57 @@ fn resized(board: Board, options: &str) -> Result<String> {
     Ok(format!("BBM level {level}: {splits} splits, {collapses} collapses, {kicks} kicks"))
 }
 
-/// A guest that starts itself again: its memory is loaded anew, which takes the caches' maintenance.
+/// What goes off, or ends, and starts again: the CPUs but one, before there are guests; a guest, whose memory is loaded anew, which
+/// takes the caches' maintenance; and the machine, when the guest is off.
 fn restart(board: Board, report: &mut Report) {
-    let restarted = machine(board, "").and_then(|prepared| {
-        let mut console = Console::piped(&prepared.machine, Echo::Kept)?;
-        for _ in 0..2 {
-            expect(&mut console, "^INIT-OK$")?;
-            prompt(&mut console)?;
-            console.send("reboot -f\n")?;
-        }
-        expect(&mut console, "^INIT-OK$")?;
-        Ok("twice, each time loaded anew".to_owned())
+    let guest = "guest restarts (cache maintenance)";
+    let started = machine(board, "exercise=cpus end=reset").and_then(|prepared| {
+        let console = Console::piped(&prepared.machine, Echo::Kept)?;
+        Ok((prepared, console))
     });
-    report.passed("guest restarts (cache maintenance)", restarted);
+    let (_prepared, mut console) = match started {
+        Ok(started) => started,
+        Err(error) => return report.passed(guest, Err(error)),
+    };
+    let cpus = expect(&mut console, r"CPUs off and on again: (.*)");
+    report.add("every CPU off and on", cpus.and_then(|found| off_and_on(&found[1], console.log())));
+    let restarted = restarts(&mut console);
+    let has_restarted = restarted.is_ok();
+    report.passed(guest, restarted);
+    if has_restarted {
+        report.add("machine resets", resets(board, &mut console));
+    }
+}
+
+/// Compares how many CPUs the hypervisor says were started again with how many it has seen go off.
+fn off_and_on(said: &str, log: &str) -> Result<(Verdict, String)> {
+    let Some((again, others)) = said.split_once(" of ") else {
+        return Ok((Verdict::Absent, said.to_owned()));
+    };
+    let off = log.lines().filter(|line| line.contains("CPU 0x") && line.ends_with(" is off")).count();
+    let count: usize = again.parse().context("no number of CPUs")?;
+    ensure!(again == others && off == count && count != 0, "{off} went off, and {said} came back");
+    Ok((Verdict::Passed, format!("all {count} but the boot CPU went off, and came back")))
+}
+
+fn restarts(console: &mut Console) -> Result<String> {
+    for _ in 0..2 {
+        expect(console, "^INIT-OK$")?;
+        prompt(console)?;
+        console.send("reboot -f\n")?;
+    }
+    expect(console, "^INIT-OK$")?;
+    prompt(console)?;
+    Ok("twice, each time loaded anew".to_owned())
+}
+
+fn resets(board: Board, console: &mut Console) -> Result<(Verdict, String)> {
+    if !board.emulator()?.power_off {
+        return Ok((Verdict::Absent, "software cannot".into()));
+    }
+    says_statistics(console)?;
+    expect(console, r"Mezzanine \S+ on ")?;
+    Ok((Verdict::Passed, "the hypervisor starts again".into()))
 }
 
 #[cfg(test)]
@@ -386,6 +432,18 @@ mod tests {
         );
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["checks"][1]["verdict"], "absent");
+    }
+
+    #[test]
+    fn cpus_that_went_off_must_all_have_come_back() {
+        let log =
+            "[mz 1 c0 debug] CPU 0x1 is off\n[mz 1 c0 debug] CPU 0x2 is off\n[mz 1 c0 info] linux is off\n";
+        let verdict = |said, log| off_and_on(said, log).map(|found| found.0).ok();
+        assert_eq!(verdict("2 of 2", log), Some(Verdict::Passed));
+        assert_eq!(verdict("not by PSCI", ""), Some(Verdict::Absent));
+        for (said, log) in [("1 of 2", log), ("2 of 2", ""), ("3 of 3", log), ("0 of 0", "")] {
+            assert_eq!(verdict(said, log), None, "{said}");
+        }
     }
 
     #[test]
