@@ -59,7 +59,7 @@ impl Frames {
             let (from, to) = unsafe { (self.map().words(from, words), self.map().words(to, words)) };
             let (to, from) = (to.as_chunks::<ROUND>().0, from.as_chunks::<ROUND>().0); // a frame is whole rounds
             for (to, from) in to.iter().zip(from) {
-                store_round(to, from.each_ref().map(|word| word.load(Relaxed)));
+                store_round(to, |n| from[n].load(Relaxed));
             }
         }
         Ok(())
@@ -147,15 +147,25 @@ fn store_words(to: &[AtomicU64], from: &[u8]) {
     store_made(to, from.as_chunks::<WORD>().0, u64::from_ne_bytes);
 }
 
-/// Words to a round of a copy's loop: a cache line of 64 bytes. All are read before the first is written, so that a source
-/// and a target that meet in one set of a cache or TLB put each other out once a round and not once a word.
+/// Words to a round of a copy's loop: a cache line of 64 bytes.
 const ROUND: usize = 8;
 
+/// Writes the words that `value` gives. All are had before the first is written, so that a source and a target that meet in
+/// one set of a cache or TLB put each other out once a round and not once a word.
+///
+/// Written out, since loops over a round stay loops where the compiler saves bytes, with the round in memory between them.
 #[inline(always)]
-fn store_round(to: &[AtomicU64; ROUND], values: [u64; ROUND]) {
-    for (word, value) in to.iter().zip(values) {
-        word.store(value, Relaxed);
-    }
+fn store_round(to: &[AtomicU64; ROUND], value: impl Fn(usize) -> u64) {
+    let (a, b, c, d) = (value(0), value(1), value(2), value(3));
+    let (e, f, g, h) = (value(4), value(5), value(6), value(7));
+    to[0].store(a, Relaxed);
+    to[1].store(b, Relaxed);
+    to[2].store(c, Relaxed);
+    to[3].store(d, Relaxed);
+    to[4].store(e, Relaxed);
+    to[5].store(f, Relaxed);
+    to[6].store(g, Relaxed);
+    to[7].store(h, Relaxed);
 }
 
 /// Writes the words that `make` makes.
@@ -164,7 +174,7 @@ fn store_made<T: Copy>(to: &[AtomicU64], from: &[T], make: impl Fn(T) -> u64) {
     let (to_rounds, to_rest) = to.as_chunks::<ROUND>();
     let (from_rounds, from_rest) = from.as_chunks::<ROUND>();
     for (to, from) in to_rounds.iter().zip(from_rounds) {
-        store_round(to, from.map(&make));
+        store_round(to, |n| make(from[n]));
     }
     for (word, parts) in to_rest.iter().zip(from_rest) {
         word.store(make(*parts), Relaxed);
