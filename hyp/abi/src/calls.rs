@@ -2,7 +2,8 @@
 //!
 //! A machine has them where the manifest grants them. A function's number is in `W0`, arguments are in `X1` to `X6`; what
 //! is not named is ignored. `X0` is a [`Status`](crate::Status) afterwards, `X1` to `X5` are results, zero where not
-//! named, and all other registers are kept. Where the status is `NotSupported`, `X0` alone is changed.
+//! named, and all other registers are kept. Where the status is `NotSupported`, `X0` alone is changed. Every status that a
+//! call may answer with is in [`answers`](crate::answers); below are those that want a word.
 //!
 //! Addresses are guest-physical, lengths in bytes; both are multiples of 4,096 unless said otherwise.
 //!
@@ -45,9 +46,7 @@ pub const YIELD: u32 = RANGE_64 | 0x05;
 /// Gives memory back: what the range held is gone. On a range.
 ///
 /// An address that is touched afterwards comes with memory anew, zeroed. What is pinned stays with its pinner until it
-/// lets go, under no address.
-///
-/// `NoMemory`: a block that the range covers in part could not be split.
+/// lets go, under no address. Of a block that the range covers in part, what is outside stays.
 pub const BALLOON_OUT: u32 = RANGE_64 | 0x10;
 
 /// Puts memory behind all of a range, zeroed, where there is none. On a range.
@@ -61,12 +60,12 @@ pub const BALLOON_IN: u32 = RANGE_64 | 0x11;
 /// rights concern the machine's CPUs and its transfers; a machine that starts again has all rights.
 ///
 /// `InvalidParameter`: not one of the combinations that [`rights`] names. `NoRoom`: the memory would fall into more than
-/// 64 pieces of different rights. `NoMemory`: a block that the range covers in part could not be split.
+/// 64 pieces of different rights.
 pub const PROTECT: u32 = RANGE_64 | 0x12;
 
 /// Splits every block in a range into pages of 4 KiB. On a range; what is not mapped is passed over.
 ///
-/// `X2`: how many blocks this call has split. `NoMemory`: no memory for a table.
+/// `X2`: how many blocks this call has split. The memory for the tables was set aside when the blocks were made.
 pub const SPLIT: u32 = RANGE_64 | 0x13;
 
 /// Makes blocks of 2 MiB of pages. On a range, of which first address, length and cursor are multiples of 2 MiB.
@@ -74,8 +73,8 @@ pub const SPLIT: u32 = RANGE_64 | 0x13;
 /// `X3`: 0 to leave memory where it is, 1 to bring what lies scattered together. One block a call. `X2`: 1 where the block
 /// before the cursor was made in place, 2 where its memory was moved, 0 where it was a block before.
 ///
-/// `NotMapped`, `Uneven`, `Scattered`, `Pinned`, `Logging`, `NoMemory`: of the block at the cursor. Go on behind it, or
-/// come back.
+/// `NotMapped`, `Uneven`, `Scattered`, `Pinned`, `Denied` (part of it is lent), `Logging`, `NoMemory`: of the block at the
+/// cursor. Go on behind it, or come back.
 pub const COLLAPSE: u32 = RANGE_64 | 0x14;
 
 /// Moves what a range holds to other frames: each page or block of 2 MiB to one of its size. On a range; what is not
@@ -83,7 +82,8 @@ pub const COLLAPSE: u32 = RANGE_64 | 0x14;
 ///
 /// `X2`: how many leaves this call has moved.
 ///
-/// `Pinned`, `WrongSize` (a block of 1 GiB), `NoMemory`: of the leaf at the cursor. Go on behind it, or come back.
+/// `Pinned`, `Denied` (it is lent), `WrongSize` (a block of 1 GiB), `NoMemory`: of the leaf at the cursor. Go on behind it, or
+/// come back.
 pub const MOVE: u32 = RANGE_64 | 0x15;
 
 /// Begins a dirty log of a range. On a range; a machine has one log at a time.
@@ -92,7 +92,7 @@ pub const MOVE: u32 = RANGE_64 | 0x15;
 /// a transfer, is in the answer of a later round. Until then call again with the same arguments. The cursor says how far
 /// it is, and is ignored as an argument.
 ///
-/// `Logging`: another one runs. `NoMemory`: none for the log, or to split a block.
+/// `Logging`: another one runs. `NoMemory`: none for the log.
 pub const LOG_START: u32 = RANGE_64 | 0x20;
 
 /// Does a part of a round of the dirty log: which pages were written since the last round.
@@ -111,7 +111,8 @@ pub const LOG_HARVEST: u32 = RANGE_64 | 0x21;
 
 /// Ends the dirty log, and makes blocks again of what it has split. Call again while the status is `Continue`.
 ///
-/// `X2`: how many blocks this call has made. `NoLog`.
+/// `X2`: how many blocks this call has made. `NoLog`; `Logging`: the hypervisor has begun a log of its own (for tests), and what
+/// is left stays in pages.
 pub const LOG_STOP: u32 = RANGE_64 | 0x22;
 
 /// Says which pages of a range were used since the last time, and makes them count as not used. On a range.
@@ -119,6 +120,8 @@ pub const LOG_STOP: u32 = RANGE_64 | 0x22;
 /// `X3`: the address of a buffer of [`BITMAP_BYTES`], as for [`LOG_HARVEST`]. `X2`: the address of the first page that the
 /// bitmap is about, `X3`: how many pages; `X4`: how many of them were used. A block is used as a whole. It promises
 /// nothing about any one page: what is being changed is passed over.
+///
+/// `InvalidParameter`, `NotMemory`, `Denied`, `NoMemory`: of the buffer, too.
 pub const AGE_HARVEST: u32 = RANGE_64 | 0x23;
 
 /// Pins the first part of a range: as much as one handle can hold, which is a page or a block of 2 MiB. On a range.
@@ -126,12 +129,13 @@ pub const AGE_HARVEST: u32 = RANGE_64 | 0x23;
 /// `X3`: 0 to read, 1 to write. While pinned, the memory stays where it is, with its contents. `X1`: how many bytes are
 /// pinned; `X2`: the handle. There are [`HANDLES`] of them. A machine that starts again has none.
 ///
-/// `NoRoom`, `Denied`, `NoMemory`.
+/// `NoRoom`: all handles are in use. `Denied`: the machine may not do that here, or the memory is lent. `NoMemory`: nothing is
+/// there, and no memory for it.
 pub const PIN: u32 = RANGE_64 | 0x30;
 
 /// Gives a handle back. `X1`: the handle; `X2`: 1 where the memory was written through it, and counts as dirty; or 0.
 ///
-/// `NoHandle`.
+/// `NoHandle`; `InvalidParameter`: of `X2`.
 pub const UNPIN: u32 = RANGE_64 | 0x31;
 
 /// Copies memory by the software engine. `X1`: to, `X2`: from, `X3`: bytes. Multiples of 8; at most [`DMA_MOST`] bytes;
@@ -141,7 +145,8 @@ pub const UNPIN: u32 = RANGE_64 | 0x31;
 /// machine's rights. `X1`: the ticket for [`DMA_POLL`]. Of [`TRANSFERS`] transfers at a time each may see what another
 /// writes.
 ///
-/// `NoRoom`.
+/// `InvalidParameter`: also where the two overlap. `NotMemory`: one is not all in one piece of memory. `NoRoom`: so many are
+/// under way, or have ended and were not asked for.
 pub const DMA_COPY: u32 = RANGE_64 | 0x40;
 
 /// Fills memory with a 64-bit word by the software engine. `X1`: to, `X2`: the word, `X3`: bytes. As [`DMA_COPY`].
@@ -153,7 +158,9 @@ pub const DMA_CHECKSUM: u32 = RANGE_64 | 0x42;
 /// Asks how a transfer is. `X1`: its ticket.
 ///
 /// `Continue`: under way; `X1` is the ticket. `Success`: complete; `X1` is the checksum, or how many bytes were written.
-/// Other status: it has ended with that; what it has written stays. With these the ticket is given back. `NoHandle`.
+/// `Denied`, `NoMemory`, `Busy` (others kept changing the memory): it has ended, since its memory could not be pinned, and has
+/// touched none; `Broken`: it has ended where a pinned frame was not the machine's, which is a bug of the hypervisor's; what it
+/// has written stays. With all these the ticket is given back. `NoHandle`: there is no such transfer.
 pub const DMA_POLL: u32 = RANGE_64 | 0x43;
 
 /// Begins to record what is done to tables and TLBs, of all machines. `X1`: a cursor, 0 at first.
@@ -165,7 +172,8 @@ pub const DMA_POLL: u32 = RANGE_64 | 0x43;
 /// one that has ended. `InvalidParameter`: no such cursor. `NoMemory`: the hypervisor's command line has set no memory aside
 /// for a trace.
 pub const TRACE_START: u32 = RANGE_64 | 0x50;
-/// Stops recording. As [`TRACE_START`]; also where nothing is recorded.
+
+/// Stops recording; `Success` also where nothing is recorded. `Busy`: a CPU is at a step of [`TRACE_START`]. `NoMemory`: as there.
 pub const TRACE_STOP: u32 = RANGE_64 | 0x51;
 
 /// The first number of the range behind those of calls on memory; [`control`](crate::control) has some of what follows.

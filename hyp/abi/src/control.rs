@@ -19,13 +19,15 @@ use crate::RANGE_64;
 /// the other machines; `NoRoom`: there are as many machines, or as many vCPUs on a CPU, as there can be.
 pub const CREATE: u32 = RANGE_64 | 0x60;
 
-/// Loads machine `X1`, which is off, and turns it on. `Busy`: it is not off; `NoMemory`: it could not be loaded.
+/// Loads machine `X1`, which is off, and turns it on. `Busy`: it is not off, or its end has begun; `NoMemory`: it could not be
+/// loaded.
 pub const START: u32 = RANGE_64 | 0x61;
 
-/// Turns machine `X1` off, wherever it is. It is off when [`STATE`] says so. Does nothing where it is off.
+/// Turns machine `X1` off, wherever it is. It is off when [`STATE`] says so. Does nothing where it is off. `Busy`: its end has
+/// begun.
 pub const STOP: u32 = RANGE_64 | 0x62;
 
-/// Restarts machine `X1`, as its own reset does. Does nothing where it is off.
+/// Restarts machine `X1`, as its own reset does. Does nothing where it is off. `Busy`: its end has begun.
 pub const RESET: u32 = RANGE_64 | 0x63;
 
 /// Ends machine `X1`: does a bounded step of it. `Continue`: call again; `Busy`: another CPU does a step, or the machine's
@@ -37,6 +39,9 @@ pub const DESTROY: u32 = RANGE_64 | 0x64;
 
 /// Tells the state of machine `X1`. `X1`: see [`state`].
 pub const STATE: u32 = RANGE_64 | 0x65;
+
+/// Every function, where the machine is controller.
+pub const ALL: [u32; 6] = [CREATE, START, STOP, RESET, DESTROY, STATE];
 
 /// What a machine does.
 pub mod state {

@@ -4,13 +4,15 @@
 //! from `X1` on, results from `X0` on. They lie in the vendor-specific hypervisor service range (owning entity 6).
 //! A guest finds out where it runs by [`UID`]; what it may call then, by [`REVISION`] and [`calls::FEATURES`].
 //!
-//! [`control`] has the calls by which one machine runs others, [`share`] those by which machines share memory, [`calls`] those on a guest's own memory, [`Status`] their answers, [`page`] the registers through which user
-//! space makes them, and [`Checksum`] what the engine computes.
+//! [`control`] has the calls by which one machine runs others, [`share`] those by which machines share memory, [`calls`] those
+//! on a guest's own memory, [`Status`] their answers, [`answers`] which call may answer what, [`page`] the registers through
+//! which user space makes them, and [`Checksum`] what the engine computes.
 //!
 //! Neighbours: `vm` answers these calls; guest payloads make them.
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod answers;
 pub mod calls;
 mod checksum;
 pub mod control;

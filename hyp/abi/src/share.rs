@@ -51,14 +51,15 @@ pub const FIND: u32 = RANGE_64 | 0x73;
 /// (`BALLOON_OUT`). `X1`: how many bytes have come. With `Continue`, and after an error that may pass, call again.
 ///
 /// `NoHandle`: no such offer to this machine, or it is ending; `NotMemory`: of the address; `Occupied`: something is there;
-/// `InvalidParameter`: not the address at which it began; `Busy`, `NoMemory`. Of the owner's next page: `NotMapped`; `Pinned`;
-/// `Lent`: it is lent or borrowed; `Denied`: the owner has not the rights itself.
+/// `InvalidParameter`: not of whole pages, or not the address at which it began; `Busy`; `NoMemory`: none for a table. Of the
+/// owner's next page: `NotMapped`; `Pinned`; `Denied`: the owner has not the rights itself; `Lent`: a loan of it could not be
+/// ended, which is a bug of the hypervisor's.
 pub const ACCEPT: u32 = RANGE_64 | 0x74;
 
 /// Takes back what was lent, a part of it, or withdraws an offer. `X1`: the offer.
 ///
 /// `X1`: how many bytes are still lent. With `Continue` and `Busy`, call again. From `Success` on the memory is this machine's
-/// alone: no CPU can use it by the other's addresses. What was given stays given. `NoHandle`.
+/// alone: no CPU can use it by the other's addresses. What was given stays given. `NoHandle`: there is no such offer.
 pub const TAKE_BACK: u32 = RANGE_64 | 0x75;
 
 /// Returns what was borrowed, a part of it, or turns an offer down. `X1`: the number of the machine that offers, `X2`: the offer.

@@ -113,6 +113,10 @@ pub(crate) fn random_calls_from_all_vcpus_do_no_harm() -> Verdict {
             made.fetch_add(1, Relaxed);
             done.fetch_add(u64::from(status >= Status::Success), Relaxed);
             check!(status != Status::Broken, "call {function:#x}: the tables are at odds with the records");
+            check!(
+                abi::answers::may(function, status),
+                "call {function:#x}: {status:?}, which it does not answer"
+            );
         }
         Ok(())
     })?;

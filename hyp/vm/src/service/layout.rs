@@ -113,6 +113,8 @@ impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
         Ok(match self.space.collapse(self.section, self.cpu, self.tlb, at, BLOCK, scattered) {
             Ok(Collapsed::InPlace) => part.done(behind).with(2, 1),
             Ok(Collapsed::Moved) => part.done(behind).with(2, 2),
+            // Another CPU has just made it: called again, it finds that.
+            Err(MoveError::WrongSize { .. }) => part.at(Status::Busy, at),
             Err(error) => part.at(of_move(error), at),
         })
     }
@@ -146,10 +148,10 @@ impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
         let usage = Usage::Guest(self.space.owner());
         let frames = self.space.frames();
         let run = frames.allocate_on(self.cpu.id(), order, usage).map_err(|_| Status::NoMemory)?;
-        // Another size by now: somebody else has changed it.
+        // Another size by now, or gone: somebody else has changed it. Called again, it finds that.
         let moved = self.space.move_leaf(&*self.section, self.cpu, self.tlb, ipa, run);
         moved.map_err(|error| match error {
-            MoveError::WrongSize { .. } => Status::Busy,
+            MoveError::WrongSize { .. } | MoveError::NotMapped { .. } => Status::Busy,
             error => of_move(error),
         })
     }

@@ -60,6 +60,8 @@ pub struct Service {
     /// The machine's memory.
     ram: Vec<Range>,
     granted: Granted,
+    /// The functions that are offered besides, which the caller answers.
+    besides: &'static [&'static [u32]],
     handles: SpinMutex<Handles>,
     transfers: Transfers,
     loans: Loans,
@@ -90,11 +92,17 @@ pub const fn is_call(function: u32) -> bool {
 }
 
 impl Service {
-    /// Makes the service of a machine with this memory.
-    pub fn new(ram: impl Iterator<Item = Range>, granted: Granted) -> Self {
+    /// Makes the service of a machine with this memory. The machine has the functions in `besides`, too: the caller answers
+    /// them, and they are offered here.
+    pub fn new(
+        ram: impl Iterator<Item = Range>,
+        granted: Granted,
+        besides: &'static [&'static [u32]],
+    ) -> Self {
         Self {
             ram: ram.collect(),
             granted,
+            besides,
             handles: SpinMutex::new(Handles::new()),
             transfers: Transfers::new(),
             loans: Loans::default(),
@@ -185,7 +193,7 @@ impl Service {
         let asked = u32::try_from(arguments.x(1)).ok();
         let is_offered = |function: &u32| {
             calls::OFFERED.contains(function)
-                || abi::share::ALL.contains(function)
+                || self.besides.iter().any(|functions| functions.contains(function))
                 || (self.granted == Granted::Trace && calls::OF_THE_TRACE.contains(function))
         };
         match asked.filter(is_offered) {

@@ -151,7 +151,7 @@ impl Guest {
         drop(section);
         let service = match config.hypercalls {
             Granted::Nothing => None,
-            granted => Some(Box::new(Service::new(memory.into_iter(), granted))),
+            granted => Some(Box::new(Service::new(memory.into_iter(), granted, &[]))),
         };
         let outlet = Outlet::new(number, &config.name);
         Ok(Self {

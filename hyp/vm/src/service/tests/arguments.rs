@@ -17,7 +17,7 @@ const ON_RANGES: [u32; 11] = [
 ];
 
 #[test]
-fn a_range_that_is_none_is_refused_by_every_call_on_ranges() {
+pub(super) fn a_range_that_is_none_is_refused_by_every_call_on_ranges() {
     with_rig(|rig| {
         let invalid = [
             (RAM, 0, 0),
@@ -51,7 +51,7 @@ fn a_range_that_is_none_is_refused_by_every_call_on_ranges() {
 }
 
 #[test]
-fn parameters_that_are_not_among_their_values_are_refused() {
+pub(super) fn parameters_that_are_not_among_their_values_are_refused() {
     with_rig(|rig| {
         for (function, parameters) in [
             (calls::PROTECT, &[0, 2, 4, 6, 8, u64::MAX][..]),
@@ -76,7 +76,7 @@ fn parameters_that_are_not_among_their_values_are_refused() {
 }
 
 #[test]
-fn what_is_not_offered_changes_x0_only() {
+pub(super) fn what_is_not_offered_changes_x0_only() {
     with_rig(|rig| {
         for function in [calls::TRACE_START, calls::TRACE_STOP, abi::RANGE_64, abi::RANGE_64 | 0xff] {
             let (status, results, after) = rig.call_raw(function, &[1, 2, 3, 4, 5]);
@@ -95,7 +95,26 @@ fn what_is_not_offered_changes_x0_only() {
 }
 
 #[test]
-fn handles_and_tickets_that_were_never_given_out_are_refused() {
+pub(super) fn what_the_caller_answers_is_offered_where_there_is_a_caller_for_it() {
+    with_rig(|rig| {
+        let others = [&abi::share::ALL[..], &abi::control::ALL].concat();
+        const BESIDES: [&[&[u32]]; 3] = [&[], &[&abi::share::ALL], &[&abi::share::ALL, &abi::control::ALL]];
+        for besides in BESIDES {
+            let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::All, besides);
+            for &function in &others {
+                let mut regs: CallRegs = [0; 18];
+                (regs[0], regs[1]) = (calls::FEATURES.into(), function.into());
+                let after = rig.with_memory(0, |memory| service.call(memory, &mut regs));
+                let is_there = besides.iter().any(|functions| functions.contains(&function));
+                let expected = if is_there { Status::Success } else { Status::NotSupported };
+                assert_eq!((regs[0], after), (expected.value(), After::Nothing), "{function:#x}");
+            }
+        }
+    });
+}
+
+#[test]
+pub(super) fn handles_and_tickets_that_were_never_given_out_are_refused() {
     with_rig(|rig| {
         for number in [0, 1, 7, 255, 256, 1 << 32, u64::MAX] {
             assert_eq!(rig.call(calls::UNPIN, &[number, 0]).0, Status::NoHandle);
@@ -105,9 +124,9 @@ fn handles_and_tickets_that_were_never_given_out_are_refused() {
 }
 
 #[test]
-fn the_trace_is_offered_where_it_is_granted_and_answered_by_the_caller() {
+pub(super) fn the_trace_is_offered_where_it_is_granted_and_answered_by_the_caller() {
     with_rig(|rig| {
-        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::Trace);
+        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::Trace, &[]);
         for function in calls::OF_THE_TRACE {
             let call = |function: u32, argument: u64| {
                 let mut regs: CallRegs = [0; 18];

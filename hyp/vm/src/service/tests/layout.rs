@@ -4,7 +4,7 @@ use super::*;
 use abi::calls::{HANDLES, rights, statistic};
 
 #[test]
-fn what_is_ballooned_out_comes_back_zeroed() {
+pub(super) fn what_is_ballooned_out_comes_back_zeroed() {
     with_rig(|rig| {
         let free = rig.machine.stats().free;
         rig.whole(calls::BALLOON_IN, RAM, SIZE, 0);
@@ -21,7 +21,7 @@ fn what_is_ballooned_out_comes_back_zeroed() {
 }
 
 #[test]
-fn rights_are_taken_and_given_and_come_back_when_the_machine_ends() {
+pub(super) fn rights_are_taken_and_given_and_come_back_when_the_machine_ends() {
     with_rig(|rig| {
         rig.store(RAM + PAGE, 1);
         rig.whole(calls::PROTECT, RAM, 2 * PAGE, rights::READ);
@@ -36,7 +36,7 @@ fn rights_are_taken_and_given_and_come_back_when_the_machine_ends() {
 }
 
 #[test]
-fn rights_of_more_pieces_than_there_is_room_for_are_refused() {
+pub(super) fn rights_of_more_pieces_than_there_is_room_for_are_refused() {
     with_rig(|rig| {
         let refused = (0..SIZE / PAGE).step_by(2).find_map(|page| {
             let (status, _) = rig.call(calls::PROTECT, &[RAM + page * PAGE, PAGE, rights::READ, 0]);
@@ -48,7 +48,7 @@ fn rights_of_more_pieces_than_there_is_room_for_are_refused() {
 }
 
 #[test]
-fn blocks_are_split_and_made_again() {
+pub(super) fn blocks_are_split_and_made_again() {
     with_rig(|rig| {
         rig.whole(calls::BALLOON_IN, RAM, SIZE, 0);
         rig.store(RAM + 5 * PAGE, 5);
@@ -75,7 +75,7 @@ fn blocks_are_split_and_made_again() {
 }
 
 #[test]
-fn a_pin_keeps_memory_in_place_through_everything() {
+pub(super) fn a_pin_keeps_memory_in_place_through_everything() {
     with_rig(|rig| {
         rig.whole(calls::BALLOON_IN, RAM, BLOCK, 0);
         rig.store(RAM + PAGE, 1);
@@ -98,7 +98,7 @@ fn a_pin_keeps_memory_in_place_through_everything() {
 }
 
 #[test]
-fn handles_are_limited_and_end_with_the_machine() {
+pub(super) fn handles_are_limited_and_end_with_the_machine() {
     with_rig(|rig| {
         for n in 0..HANDLES {
             assert_eq!(rig.call(calls::PIN, &[RAM + n as u64 * PAGE, PAGE, 0, 0]).0, Status::Success);

@@ -14,7 +14,7 @@ fn pages(rig: &Rig<'_>, base: u64, pages: u64) -> Vec<u64> {
         .collect()
 }
 
-fn start(rig: &Rig<'_>, how: u64) {
+pub(super) fn start(rig: &Rig<'_>, how: u64) {
     while rig.call(calls::LOG_START, &[RAM, SIZE, how, 0]).0 == Status::Continue {}
 }
 
@@ -35,7 +35,7 @@ fn round(rig: &Rig<'_>) -> Vec<u64> {
 }
 
 #[test]
-fn a_round_answers_each_page_that_was_written_since_the_last() {
+pub(super) fn a_round_answers_each_page_that_was_written_since_the_last() {
     for how in [granularity::PAGES, granularity::PAGES_ON_WRITE] {
         with_rig(|rig| {
             rig.whole(calls::BALLOON_IN, RAM, SIZE, 0);
@@ -61,7 +61,7 @@ fn a_round_answers_each_page_that_was_written_since_the_last() {
 }
 
 #[test]
-fn an_answer_that_cannot_be_given_is_given_later() {
+pub(super) fn an_answer_that_cannot_be_given_is_given_later() {
     with_rig(|rig| {
         rig.whole(calls::BALLOON_IN, RAM, SIZE, 0);
         start(rig, granularity::PAGES);
@@ -76,7 +76,7 @@ fn an_answer_that_cannot_be_given_is_given_later() {
 }
 
 #[test]
-fn one_log_runs_at_a_time_and_no_block_is_made_meanwhile() {
+pub(super) fn one_log_runs_at_a_time_and_no_block_is_made_meanwhile() {
     with_rig(|rig| {
         assert_eq!(rig.call(calls::LOG_HARVEST, &[BUFFER, 0, 0, 0]).0, Status::NoLog);
         rig.whole(calls::BALLOON_IN, RAM, BLOCK, 0);
@@ -88,7 +88,7 @@ fn one_log_runs_at_a_time_and_no_block_is_made_meanwhile() {
 }
 
 #[test]
-fn what_is_used_is_young_once() {
+pub(super) fn what_is_used_is_young_once() {
     with_rig(|rig| {
         rig.store(RAM + 5 * PAGE, 1);
         rig.whole(calls::SPLIT, RAM, SIZE, 0);

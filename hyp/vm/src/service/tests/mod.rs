@@ -1,5 +1,6 @@
 //! Calls on a machine's memory, on the host: RAM in a buffer, real descriptors.
 
+mod answers;
 mod arguments;
 mod churn;
 mod layout;
@@ -13,10 +14,12 @@ use super::{After, Company, Left, Memory, Service};
 use crate::call::CallRegs;
 use crate::manifest::Granted;
 use abi::{Status, calls};
+use core::cell::RefCell;
 use frames::fake::Machine;
 use frames::{Frames, Owner};
 use space::{Region, Space};
 use stage2::{Bbm, EntryEpoch, Geometry, Invalidate, Quiescence, Section, Stay, Work};
+use std::collections::BTreeSet;
 use types::{Access, Cause, Cpu, CpuId, Fault, FaultKind, Height, Ipa, Pa, Range, StandIn};
 use vmsa::{Controls, Features, Granule4K, Layout, Vmsa};
 
@@ -70,19 +73,29 @@ pub(crate) struct Rig<'f> {
 
 /// Runs a test, and looks whether it leaks.
 pub(crate) fn with_rig(test: impl FnOnce(&Rig<'_>)) {
-    let machine = Machine::with_ram(0x1_0000_0000, 32 * MIB);
+    with_rig_of(32 * MIB, SIZE, 200, test);
+}
+
+/// As [`with_rig`], on a host with `bytes` of memory, a guest with `ram` bytes, and with so many tables.
+fn with_rig_of(bytes: u64, ram: u64, tables: u32, test: impl FnOnce(&Rig<'_>)) {
+    let machine = Machine::with_ram(0x1_0000_0000, bytes);
     let before = machine.stats();
     let epoch = EntryEpoch::new();
     let layout = Layout::<Granule4K>::choose(36, Height::new(2), 5, Controls::empty());
     let geometry: Geometry<Format> = layout.expect("36 bits fit").geometry();
     let format = Format::new(Features::HARDWARE_DIRTY);
-    let space = Space::new(&machine, Owner(1), format, geometry, Bbm::Level0, 200).expect("there is memory");
-    let ram = [range(RAM, SIZE), range(MORE, BLOCK)];
+    let space =
+        Space::new(&machine, Owner(1), format, geometry, Bbm::Level0, tables).expect("there is memory");
+    let ram = [range(RAM, ram), range(MORE, BLOCK)];
     for range in ram {
         space.add_region(&mut epoch.enter(CpuId::BOOT), Region::ram(range)).unwrap();
     }
-    let rig =
-        Rig { machine: &machine, space, service: Service::new(ram.into_iter(), Granted::All), epoch: &epoch };
+    let rig = Rig {
+        machine: &machine,
+        space,
+        service: Service::new(ram.into_iter(), Granted::All, &[]),
+        epoch: &epoch,
+    };
     test(&rig);
     rig.with_memory(0, |memory| rig.service.end(memory));
     let Rig { space, .. } = rig;
@@ -93,6 +106,18 @@ pub(crate) fn with_rig(test: impl FnOnce(&Rig<'_>)) {
     space.destroy(&mut stay, &FakeCpu(0, &machine), &Complete);
     machine.drain_kept();
     assert_eq!(machine.stats(), before, "nothing has leaked");
+}
+
+thread_local! {
+    /// What calls have answered in this test.
+    static ANSWERED: RefCell<BTreeSet<(u32, Status)>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// Checks that a call may answer so, and notes that it did.
+fn note(function: u32, status: u64) {
+    let status = Status::of(status).expect("a status");
+    assert!(abi::answers::may(function, status), "{function:#x}: {status:?}");
+    ANSWERED.with_borrow_mut(|answered| answered.insert((function, status)));
 }
 
 fn range(start: u64, bytes: u64) -> Range {
@@ -118,6 +143,7 @@ impl Rig<'_> {
         let before = regs;
         let after = self.with_memory(0, |memory| self.service.call(memory, &mut regs));
         assert_eq!(before[6..], regs[6..], "only results change");
+        note(function, regs[0]);
         (regs[0], regs[1..6].try_into().unwrap(), after)
     }
 

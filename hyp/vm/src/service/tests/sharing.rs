@@ -7,17 +7,17 @@ use crate::service::{
 use abi::share;
 
 /// The numbers of the two, and of one that there is not.
-const ONE: u64 = 0x1_0000;
-const OTHER: u64 = 0x1_0001;
+pub(super) const ONE: u64 = 0x1_0000;
+pub(super) const OTHER: u64 = 0x1_0001;
 const NOBODY: u64 = 0x1_0002;
 
 /// Two machines with memory of their own.
-struct Pair<'f> {
+pub(super) struct Pair<'f> {
     machines: [Rig<'f>; 2],
 }
 
 /// Runs a test, and looks whether anything leaks when both have ended.
-fn with_pair(test: impl FnOnce(&Pair<'_>)) {
+pub(super) fn with_pair(test: impl FnOnce(&Pair<'_>)) {
     let machine = Machine::with_ram(0x1_0000_0000, 32 * MIB);
     let before = machine.stats();
     let epoch = EntryEpoch::new();
@@ -30,7 +30,7 @@ fn with_pair(test: impl FnOnce(&Pair<'_>)) {
         let mut stay = epoch.enter(CpuId::BOOT);
         space.add_region(&mut stay, Region::ram(range(RAM, SIZE))).unwrap();
         space.add_region(&mut stay, Region::borrowed(borrowed_window())).unwrap();
-        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::All);
+        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::All, &[&share::ALL]);
         Rig { machine: &machine, space, service, epoch: &epoch }
     });
     let pair = Pair { machines };
@@ -51,7 +51,7 @@ fn with_pair(test: impl FnOnce(&Pair<'_>)) {
 }
 
 impl<'f> Pair<'f> {
-    fn rig(&self, number: u64) -> &Rig<'f> {
+    pub(super) fn rig(&self, number: u64) -> &Rig<'f> {
         &self.machines[(number - ONE) as usize]
     }
 
@@ -61,7 +61,7 @@ impl<'f> Pair<'f> {
     }
 
     /// Makes a call of the machine `me`, as `monitor` does.
-    fn call(&self, me: u64, function: u32, arguments: &[u64]) -> (Status, [u64; 5]) {
+    pub(super) fn call(&self, me: u64, function: u32, arguments: &[u64]) -> (Status, [u64; 5]) {
         let mut regs: CallRegs = [0; 18];
         regs[0] = u64::from(function);
         regs[1..=arguments.len()].copy_from_slice(arguments);
@@ -82,11 +82,12 @@ impl<'f> Pair<'f> {
             }
             Wants::Machine(_) => self.rig(me).service.without(&mut regs),
         }
+        note(function, regs[0]);
         (Status::of(regs[0]).expect("a status"), regs[1..6].try_into().unwrap())
     }
 
     /// Makes a call until it neither goes on nor is busy.
-    fn whole(&self, me: u64, function: u32, arguments: &[u64]) -> (Status, u64) {
+    pub(super) fn whole(&self, me: u64, function: u32, arguments: &[u64]) -> (Status, u64) {
         loop {
             match self.call(me, function, arguments) {
                 (Status::Continue | Status::Busy, _) => {}
@@ -95,7 +96,7 @@ impl<'f> Pair<'f> {
         }
     }
 
-    fn offer(&self, me: u64, function: u32, start: u64, bytes: u64, rights: u64) -> u64 {
+    pub(super) fn offer(&self, me: u64, function: u32, start: u64, bytes: u64, rights: u64) -> u64 {
         let to = ONE + OTHER - me;
         let (status, results) = self.call(me, function, &[start, bytes, rights, to]);
         assert_eq!(status, Status::Success);
@@ -141,7 +142,7 @@ impl<'f> Pair<'f> {
 }
 
 #[test]
-fn a_loan_goes_there_and_back_in_steps() {
+pub(super) fn a_loan_goes_there_and_back_in_steps() {
     with_pair(|pair| {
         let bytes = 3 * share::STEP_BYTES + 2 * PAGE;
         for at in (0..bytes).step_by(PAGE as usize) {
@@ -180,7 +181,7 @@ fn a_loan_goes_there_and_back_in_steps() {
 }
 
 #[test]
-fn a_gift_is_the_receivers() {
+pub(super) fn a_gift_is_the_receivers() {
     with_pair(|pair| {
         pair.rig(ONE).store(RAM, 77);
         let offer = pair.offer(ONE, share::GIVE, RAM, 2 * PAGE, 0);
@@ -200,7 +201,7 @@ fn a_gift_is_the_receivers() {
 }
 
 #[test]
-fn offers_that_are_none_are_refused() {
+pub(super) fn offers_that_are_none_are_refused() {
     with_pair(|pair| {
         pair.rig(ONE).store(RAM, 1);
         pair.rig(ONE).whole(calls::BALLOON_OUT, RAM + PAGE, PAGE, 0);
@@ -246,7 +247,7 @@ fn offers_that_are_none_are_refused() {
 }
 
 #[test]
-fn a_machine_that_stops_has_lent_and_borrowed_nothing() {
+pub(super) fn a_machine_that_stops_has_lent_and_borrowed_nothing() {
     for ends in [ONE, OTHER] {
         with_pair(|pair| {
             for n in 0..4 {
@@ -270,7 +271,7 @@ fn a_machine_that_stops_has_lent_and_borrowed_nothing() {
 }
 
 #[test]
-fn an_offer_that_cannot_be_ended_is_given_up() {
+pub(super) fn an_offer_that_cannot_be_ended_is_given_up() {
     for ends in [ONE, OTHER] {
         with_pair(|pair| {
             (0..2).for_each(|n| pair.rig(ONE).store(RAM + n * PAGE, n));
@@ -284,12 +285,15 @@ fn an_offer_that_cannot_be_ended_is_given_up() {
             assert_eq!(pair.end(ends), 2 * PAGE, "and said so");
             assert_eq!(pair.end(ends), 0, "there is no such offer");
             assert_eq!(pair.call(ONE, share::TAKE_BACK, &[offer]).0, Status::NoHandle);
+            let again = pair.offer(ONE, share::GIVE, RAM, PAGE, 0);
+            let place = [ONE, again, RAM + BLOCK];
+            assert_eq!(pair.call(OTHER, share::ACCEPT, &place).0, Status::Lent, "it stays so");
         });
     }
 }
 
 #[test]
-fn random_calls_of_two_machines_leak_nothing() {
+pub(super) fn random_calls_of_two_machines_leak_nothing() {
     with_pair(|pair| {
         let mut seed = 1u64;
         let mut below = |n: u64| {

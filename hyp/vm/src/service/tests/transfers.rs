@@ -4,13 +4,13 @@ use super::*;
 use abi::Checksum;
 use abi::calls::{DMA_MOST, TRANSFERS, granularity, statistic};
 
-fn submit(rig: &Rig<'_>, function: u32, arguments: [u64; 3]) -> u64 {
+pub(super) fn submit(rig: &Rig<'_>, function: u32, arguments: [u64; 3]) -> u64 {
     let (status, [ticket, ..], after) = rig.call_raw(function, &arguments);
     assert_eq!((Status::of(status), after), (Some(Status::Success), After::Serve));
     ticket
 }
 
-fn poll(rig: &Rig<'_>, ticket: u64) -> (Status, u64) {
+pub(super) fn poll(rig: &Rig<'_>, ticket: u64) -> (Status, u64) {
     let (status, results) = rig.call(calls::DMA_POLL, &[ticket]);
     (status, results[0])
 }
@@ -21,7 +21,7 @@ fn checksum(rig: &Rig<'_>, start: u64, bytes: u64) -> u64 {
 }
 
 #[test]
-fn transfers_are_served_by_another_cpu_than_the_one_that_asked() {
+pub(super) fn transfers_are_served_by_another_cpu_than_the_one_that_asked() {
     with_rig(|rig| {
         let (from, to, bytes) = (RAM + 8, RAM + BLOCK + PAGE - 16, 3 * PAGE + 24);
         for at in (0..bytes).step_by(8) {
@@ -47,7 +47,7 @@ fn transfers_are_served_by_another_cpu_than_the_one_that_asked() {
 }
 
 #[test]
-fn bad_transfers_are_refused() {
+pub(super) fn bad_transfers_are_refused() {
     with_rig(|rig| {
         for (to, from, bytes, status) in [
             (RAM, RAM + PAGE, 0, Status::InvalidParameter),
@@ -66,7 +66,7 @@ fn bad_transfers_are_refused() {
 }
 
 #[test]
-fn a_transfer_has_the_machines_rights() {
+pub(super) fn a_transfer_has_the_machines_rights() {
     with_rig(|rig| {
         rig.store(RAM, 5);
         rig.whole(calls::PROTECT, RAM, PAGE, calls::rights::READ);
@@ -78,7 +78,7 @@ fn a_transfer_has_the_machines_rights() {
 }
 
 #[test]
-fn what_a_transfer_writes_is_in_a_round_of_the_log() {
+pub(super) fn what_a_transfer_writes_is_in_a_round_of_the_log() {
     with_rig(|rig| {
         rig.whole(calls::BALLOON_IN, RAM, SIZE, 0);
         while rig.call(calls::LOG_START, &[RAM, SIZE, granularity::PAGES, 0]).0 == Status::Continue {}
@@ -92,7 +92,7 @@ fn what_a_transfer_writes_is_in_a_round_of_the_log() {
 }
 
 #[test]
-fn memory_is_pinned_from_before_the_first_access_until_after_the_last() {
+pub(super) fn memory_is_pinned_from_before_the_first_access_until_after_the_last() {
     with_rig(|rig| {
         rig.store(RAM, 1);
         let ticket = submit(rig, calls::DMA_FILL, [RAM, 2, DMA_MOST]);
@@ -113,7 +113,7 @@ fn memory_is_pinned_from_before_the_first_access_until_after_the_last() {
 }
 
 #[test]
-fn transfers_are_limited_and_end_with_the_machine() {
+pub(super) fn transfers_are_limited_and_end_with_the_machine() {
     with_rig(|rig| {
         for _ in 0..TRANSFERS {
             submit(rig, calls::DMA_FILL, [RAM, 2, DMA_MOST]);
@@ -127,7 +127,7 @@ fn transfers_are_limited_and_end_with_the_machine() {
 }
 
 #[test]
-fn no_block_is_made_while_a_transfer_waits_for_what_others_are_changing() {
+pub(super) fn no_block_is_made_while_a_transfer_waits_for_what_others_are_changing() {
     with_rig(|rig| {
         rig.whole(calls::BALLOON_IN, RAM, 2 * BLOCK, 0);
         rig.whole(calls::SPLIT, RAM, 2 * BLOCK, 0);
