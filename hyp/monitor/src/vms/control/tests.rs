@@ -157,7 +157,9 @@ impl Rig {
         let mut regs: CallRegs = [0; 18];
         (regs[0], regs[1]) = (function.into(), argument);
         assert_eq!(call(&controller, &self.hypervisor, &self.cores[0], &mut regs), Answered::Yes);
-        (Status::of(regs[0]).expect("a status"), regs[1])
+        let status = Status::of(regs[0]).expect("a status");
+        assert!(abi::answers::may(function, status), "{function:#x}: {status:?}");
+        (status, regs[1])
     }
 
     fn makes(&self, template: u64) -> u64 {
