@@ -111,7 +111,7 @@ pub const LOG_HARVEST: u32 = RANGE_64 | 0x21;
 
 /// Ends the dirty log, and makes blocks again of what it has split. Call again while the status is `Continue`.
 ///
-/// `X2`: how many blocks this call has made. `NoLog`; `Logging`: the hypervisor has begun a log of its own (for tests), and what
+/// `X2`: how many blocks this call has made. `NoLog`; `Logging`: the hypervisor has begun a log of its own (`churn=`), and what
 /// is left stays in pages.
 pub const LOG_STOP: u32 = RANGE_64 | 0x22;
 
