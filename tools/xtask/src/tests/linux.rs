@@ -60,7 +60,8 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
             break;
         }
         let shape = Shape { cpu, smp: 2, memory: MEMORY[0] };
-        cases.boot(&format!("reboot boots again: {cpu}, 2 CPUs"), || linux(&built, shape), reboots);
+        let name = format!("a CPU, a VM and the machine start again: {cpu}, 2 CPUs");
+        cases.boot(&name, || with(&built, shape, "exercise=cpus end=reset"), all_start_again);
     }
     if extent != Extent::Quick {
         let shape = Shape { cpu: DEFAULT_CPU, smp: 2, memory: MEMORY[0] };
@@ -82,7 +83,7 @@ pub(super) fn run(cases: &mut Cases, extent: Extent) -> Result<()> {
         let shape = Shape { cpu: variant.cpu, smp: 2, memory: MEMORY[0] };
         let name = format!("Linux boots with {}: {}, 2 CPUs", variant.options, variant.cpu);
         let says = |console: &mut Console| restarts_and_says(console, variant);
-        cases.boot(&name, || varied(&built, variant, shape), says);
+        cases.boot(&name, || with(&built, shape, variant.options), says);
     }
     Ok(())
 }
@@ -121,15 +122,17 @@ const VARIANTS: [Variant; 3] = [
     },
 ];
 
-fn varied(built: &Built, variant: &Variant, shape: Shape) -> Result<Prepared> {
+/// A machine whose hypervisor has these options, too.
+fn with(built: &Built, shape: Shape, options: &str) -> Result<Prepared> {
     let mut prepared = linux(built, shape)?;
-    prepared.machine.append = format!("{HYPERVISOR_APPEND} {}", variant.options);
+    prepared.machine.append = format!("{HYPERVISOR_APPEND} {options}");
     Ok(prepared)
 }
 
 /// Restarts once, so that what was mapped is unmapped while readers and TLBs may know it, and looks what was in use.
 fn restarts_and_says(console: &mut Console, variant: &Variant) -> Result<()> {
     reboots(console)?;
+    powers_off(console)?;
     for line in variant.says {
         let said = console.log().lines().any(|found| found.trim_end() == *line);
         ensure!(said, "the statistics do not say \"{line}\"");
@@ -259,8 +262,16 @@ fn reboots(console: &mut Console) -> Result<()> {
     console.send("reboot -f\n")?;
     expect(console, "Booting Linux on physical CPU")?;
     expect(console, "^INIT-OK$")?;
-    prompt(console)?;
-    powers_off(console)
+    prompt(console)
+}
+
+/// The other CPU, before there are guests; the VM; and the machine, when it is off.
+fn all_start_again(console: &mut Console) -> Result<()> {
+    expect(console, "CPUs off and on again: 1 of 1$")?;
+    reboots(console)?;
+    says_statistics(console)?;
+    expect(console, r"Mezzanine \S+ on ")?;
+    Ok(())
 }
 
 fn interrupts_arrive(console: &mut Console, smp: u32) -> Result<()> {
