@@ -1,7 +1,7 @@
 //! Payloads of `guest-tests`: building them, giving each a VM, and reading how many of its own tests passed.
 
 use crate::board::Board;
-use crate::bundle::{self, One};
+use crate::bundle::{self, One, Vm};
 use crate::churn::contents;
 use crate::console::{Console, Echo};
 use crate::run::{Boot, GRANTED, GRANTED_TRACE, Prepared, host, vm};
@@ -30,6 +30,30 @@ pub(crate) const SHIM: &str = "shim";
 /// The payload that drives virtio devices, and the bytes of its disk.
 pub(crate) const DEVICES: &str = "virtio";
 pub(crate) const DISK: usize = 1 << 20;
+
+/// The payload that runs others, and what it and [`DRIVES`] make theirs of.
+const RUNS_OTHERS: &str = "control";
+const MADE: &str = "visitor";
+/// The memory of a VM that is made of a template.
+const MADE_MEMORY: Size = Size::mib(6);
+
+/// The templates that a payload makes VMs of: names, vCPUs, boot arguments.
+fn templates(payload: &str) -> &'static [(&'static str, u32, &'static str)] {
+    match payload {
+        DRIVES => &[("partner", 1, "serve")],
+        RUNS_OTHERS => &[("brief", 2, ""), ("stays", 2, "stay")],
+        _ => &[],
+    }
+}
+
+/// Who is beside a payload's VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Beside {
+    /// Nobody.
+    Nobody,
+    /// Whom it makes, where it is one that runs others.
+    Made,
+}
 
 /// The vCPUs of a payload's VM.
 pub(crate) const VCPUS: u32 = 4;
@@ -60,9 +84,22 @@ impl Payload {
         self.0.file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Makes a machine that runs it in a VM, with these boot arguments. vCPUs beyond the machine's `cpus` take turns.
+    /// Makes a machine that runs it alone, as [`Self::machine_with`] does.
     pub(crate) fn machine(
         &self,
+        board: Board,
+        cpus: (&str, u32),
+        smp: u32,
+        memory: Size,
+        append: &str,
+    ) -> Result<Prepared> {
+        self.machine_with(Beside::Nobody, board, cpus, smp, memory, append)
+    }
+
+    /// Makes a machine that runs it in a VM, with these boot arguments. vCPUs beyond the machine's `cpus` take turns.
+    pub(crate) fn machine_with(
+        &self,
+        beside: Beside,
         board: Board,
         (cpu, cpus): (&str, u32),
         smp: u32,
@@ -77,7 +114,20 @@ impl Payload {
             true => devices::give(&mut vm, &["entropy", "console", "block"], Some(contents(DISK))),
             false => Vec::new(),
         };
-        let (bundle, _) = bundle::of_with(vec![One { vm, kernel: &self.0, initrd: None }], disks)?;
+        let made = if beside == Beside::Made { templates(&name) } else { &[] };
+        if !made.is_empty() {
+            vm.role = Some("controller".to_owned());
+        }
+        let visitor = self.0.with_file_name(MADE);
+        let template = |&(name, vcpus, append): &(&str, u32, &str)| Vm {
+            role: Some("template".to_owned()),
+            hypercalls: vm.hypercalls.as_ref().map(|_| GRANTED.to_owned()),
+            ..crate::run::vm(name, vcpus, MADE_MEMORY, Some(append.to_owned()))
+        };
+        let templates: Vec<_> = made.iter().map(template).collect();
+        let mut vms = vec![One { vm, kernel: &self.0, initrd: None }];
+        vms.extend(templates.into_iter().map(|vm| One { vm, kernel: &visitor, initrd: None }));
+        let (bundle, _) = bundle::of_with(vms, disks)?;
         host(board, &board.build()?, cpu, &bundle, cpus, memory)
     }
 }
@@ -149,6 +199,15 @@ pub(crate) fn counts_within(console: &mut Console, patience: Duration) -> Result
     Ok(counts)
 }
 
+/// Looks whether machines that a payload has made have failed, or left anything behind.
+fn others_are_well(log: &str) -> Result<()> {
+    let failed = Regex::new(r"(?m)^\w+\.\d+\| FAIL ")?;
+    ensure!(!failed.is_match(log), "a test of a machine that was made has failed");
+    let lost = Regex::new(r"(?m)^frames of theirs that have not come back: [^0]")?;
+    ensure!(!lost.is_match(log), "frames of machines that are gone have not come back");
+    Ok(())
+}
+
 /// Runs the payloads of `built` that `name` means, on the machines that `prepare` makes of each with a boot argument that
 /// selects tests; shows their consoles, and sums their counts up.
 pub(crate) fn run<B: Boot>(
@@ -161,7 +220,8 @@ pub(crate) fn run<B: Boot>(
     for payload in &chosen {
         let mut prepared = prepare(payload, &filter)?;
         let mut console = prepared.console(Echo::Shown)?;
-        let result = counts_within(&mut console, prepared.patience());
+        let result = counts_within(&mut console, prepared.patience())
+            .and_then(|counts| others_are_well(console.log()).map(|()| counts));
         drop(console);
         println!(); // the console may have stopped within a line
         let result = match prepared.take_trace() {
@@ -177,5 +237,25 @@ pub(crate) fn run<B: Boot>(
     match summary.failed {
         0 => Ok(()),
         _ => Err(AlreadySaid.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_was_made_and_fails_or_leaves_frames_is_told_of() {
+        let log = |line: &str| {
+            format!("payload| PASS a\r\n{line}\r\nframes of theirs that have not come back: 0\r\n")
+        };
+        for line in
+            ["brief.12| PASS a", "payload| FAIL a: it counts that itself", "stays.1| it does not FAIL "]
+        {
+            assert!(others_are_well(&log(line)).is_ok(), "{line}");
+        }
+        for line in ["partner.1| FAIL a: b", "frames of theirs that have not come back: 12"] {
+            assert!(others_are_well(&log(line)).is_err(), "{line}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::console::{Console, Echo, Trouble};
 use crate::devices::{self, Devices};
 use crate::flash::Parts;
 use crate::image::Header;
-use crate::payload::Payload;
+use crate::payload::{Beside, Payload};
 use crate::qemu::{Clock, Entered, Machine, Serial};
 use crate::setup::{self, Need};
 use crate::size::Size;
@@ -264,7 +264,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return payload::run(name, payload::build()?, |payload, filter| {
             let append = format!("{filter} {}", args.append.as_deref().unwrap_or(""));
             let cpus = (cpu.as_str(), args.cpus.unwrap_or(smp));
-            let mut prepared = payload.machine(args.board, cpus, smp, memory, append.trim())?;
+            let mut prepared =
+                payload.machine_with(Beside::Made, args.board, cpus, smp, memory, append.trim())?;
             prepared.machine.append = hypervisor_cmdline(&args.log, args.hyp_append.as_deref());
             if let Some(to) = &args.trace {
                 prepared.tracing = Some(tracing(args, &mut prepared.machine, &of_payload(to, payload))?);

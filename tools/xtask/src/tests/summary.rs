@@ -42,7 +42,7 @@ impl Summary {
 }
 
 /// The closing line of a payload in a VM.
-pub(crate) const PAYLOAD: &str = r"^(\d+) passed, (\d+) failed$";
+pub(crate) const PAYLOAD: &str = r"^(?:payload\| )?(\d+) passed, (\d+) failed$";
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,8 +64,16 @@ mod tests {
 
     #[test]
     fn a_payloads_closing_line_is_read_and_others_are_not() {
-        assert_eq!(Summary::of_payload("12 passed, 1 failed"), Some(Summary { passed: 12, failed: 1 }));
-        for line in ["12 passed", "so far 12 passed, 1 failed", "12 passed, 1 failed.", ""] {
+        for line in ["12 passed, 1 failed", "payload| 12 passed, 1 failed"] {
+            assert_eq!(Summary::of_payload(line), Some(Summary { passed: 12, failed: 1 }));
+        }
+        for line in [
+            "12 passed",
+            "brief.2| 12 passed, 1 failed",
+            "so far 12 passed, 1 failed",
+            "12 passed, 1 failed.",
+            "",
+        ] {
             assert_eq!(Summary::of_payload(line), None, "{line}");
         }
     }
