@@ -2,7 +2,7 @@
 //!
 //! [`Ept`] is the [`stage2::Format`] of the extended page tables, with what depends on the machine as a small value
 //! ([`Features`]). [`Layout`] turns what the CPU says of itself ([`Capabilities`]) and the size of a space's addresses
-//! into the EPT pointer, the format and the shape of a tree.
+//! into the EPT pointer, the format and the shape of a tree. [`mtrr`] tells the type of the machine's memory.
 //!
 //! Heights count from the leaf, as Intel's names do: height 0 is an EPT PTE, 1 a PDE, 2 a PDPTE, 3 a PML4E, 4 a PML5E.
 //!
@@ -26,6 +26,7 @@ mod capabilities;
 mod entry;
 mod format;
 mod layout;
+pub mod mtrr;
 
 pub use capabilities::Capabilities;
 pub use format::{Ept, Features};

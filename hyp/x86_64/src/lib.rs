@@ -22,6 +22,7 @@ pub mod instr;
 pub mod line;
 pub mod local;
 pub mod mmu;
+pub mod mtrr;
 pub mod pic;
 pub mod time;
 pub mod vmx;

@@ -13,6 +13,7 @@ use crate::report::{self, image};
 use crate::{fatal, heap, logger, provoke};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use ept::mtrr::{Mtrrs, Type};
 use frames::{DirectMap, Frames};
 use log::{debug, info, warn};
 use types::sync::SEEDED;
@@ -44,6 +45,8 @@ fn start(magic: u32, information: u64, selectors: Selectors, started: Ticks) -> 
     arch::use_tick_hz(tick_hz);
     logger::start(started, options.log);
     say_what_was_found(&loaded, &layout, &cpus);
+    let types = secondary::compare_types();
+    say_types(types);
     // SAFETY: the layout gave the heap this memory, which is mapped.
     unsafe { heap::init(layout.heap) };
     // First what the machine cannot do, then what is wrong with its guests; who is asked for a bug needs none.
@@ -52,7 +55,7 @@ fn start(magic: u32, information: u64, selectors: Selectors, started: Ticks) -> 
         None => configure(&loaded, &layout, cpus.apic_ids.len()),
         Some(_) => Vec::new(),
     };
-    let machine = complete(&loaded, &layout, started_cpus, (options, guests), (started, tick_hz));
+    let machine = complete(&loaded, &layout, (started_cpus, types), (options, guests), (started, tick_hz));
     let count = machine.lines.len();
     info!("{count} CPU{} in VMX root operation", if count == 1 { "" } else { "s" });
     let this = PerCpu::install(machine, CpuId::BOOT, apic, selectors);
@@ -66,7 +69,7 @@ fn start(magic: u32, information: u64, selectors: Selectors, started: Ticks) -> 
 fn complete(
     loaded: &Loaded,
     layout: &Layout,
-    (apic_ids, capabilities): (Vec<u32>, Capabilities),
+    ((apic_ids, capabilities), types): ((Vec<u32>, Capabilities), Option<&Mtrrs>),
     (options, guests): (Options, Vec<VmConfig>),
     (started, tick_hz): (Ticks, u64),
 ) -> &'static Machine {
@@ -74,8 +77,9 @@ fn complete(
         options,
         lines: apic_ids.into_iter().map(Line::new).collect(),
         capabilities,
+        types: types.cloned(),
         memory: loaded.memory.to_vec(),
-        frames: take_over_memory(loaded, layout, &guests),
+        frames: take_over_memory(loaded, layout, &guests, types),
         guests,
         firmware: Firmware {
             areas: loaded.areas.to_vec(),
@@ -179,6 +183,20 @@ fn enable_map(loaded: &Loaded, layout: &Layout, apic: Apic) {
     }
 }
 
+/// Says which types memory has below 4 GiB, in words for the first parts.
+fn say_types(types: Option<&Mtrrs>) {
+    const WORDS: usize = 16;
+    let Some(types) = types else { return warn!("no MTRRs: memory is what firmware calls memory") };
+    let mut parts = types.parts(0..4 << 30);
+    for (part, what) in parts.by_ref().take(WORDS) {
+        info!("{what} {:#x}-{:#x}", part.start, part.end);
+    }
+    let left = parts.count();
+    if left != 0 {
+        info!("and {left} parts more");
+    }
+}
+
 fn say_what_was_found(loaded: &Loaded, layout: &Layout, cpus: &Cpus) {
     info!(
         "Mezzanine {} on {}, image at {}",
@@ -205,8 +223,9 @@ fn say_what_was_found(loaded: &Loaded, layout: &Layout, cpus: &Cpus) {
     }
 }
 
-/// Hands all RAM that is not taken to the frame allocator.
-fn take_over_memory(loaded: &Loaded, layout: &Layout, guests: &[VmConfig]) -> Frames {
+/// Hands all RAM that is not taken to the frame allocator, but for what is not write-back: guests and the hypervisor see a
+/// frame as that.
+fn take_over_memory(loaded: &Loaded, layout: &Layout, guests: &[VmConfig], types: Option<&Mtrrs>) -> Frames {
     let low = primary_end(guests);
     if let Some(own) = layout.taken.iter().find(|range| {
         let is_ours = [layout.slots, image_range()].iter().any(|own| range.overlaps(*own));
@@ -218,10 +237,25 @@ fn take_over_memory(loaded: &Loaded, layout: &Layout, guests: &[VmConfig]) -> Fr
         );
     }
     let above = |bank: &PaRange| PaRange::new(bank.start().max(Pa::new(low)), bank.end());
-    let banks: Vec<PaRange> = loaded.memory.iter().filter_map(above).collect();
+    let banks = loaded.memory.iter().filter_map(above).flat_map(|bank| write_back(bank, types));
+    let banks: Vec<PaRange> = banks.collect();
     // SAFETY: RAM that the map has, read-write and cacheable; everything in use is in `taken`.
     let frames = unsafe { Frames::init(DirectMap::identity(), &banks, &layout.taken) };
     frames.unwrap_or_else(|error| fatal!("memory: {error}"))
+}
+
+/// Returns the parts of a bank that are write-back, and says which are not.
+fn write_back(bank: PaRange, types: Option<&Mtrrs>) -> Vec<PaRange> {
+    let Some(types) = types else { return [bank].into() };
+    let parts = types.parts(bank.start().get()..bank.end().get());
+    let is_used = |(part, what): (core::ops::Range<u64>, Type)| {
+        let part = PaRange::new(Pa::new(part.start), Pa::new(part.end))?;
+        if what != Type::WriteBack {
+            warn!("memory {part} is {what}, and stays unused");
+        }
+        Some(part).filter(|_| what == Type::WriteBack)
+    };
+    parts.filter_map(is_used).collect()
 }
 
 #[cfg(pc)]

@@ -9,6 +9,7 @@ use core::sync::atomic::{
     Ordering::{Relaxed, SeqCst},
     compiler_fence,
 };
+use ept::mtrr::Mtrrs;
 use frames::Frames;
 use types::{Cpu, CpuId, Pa, PaRange, Ticks};
 use vm::VmConfig;
@@ -29,6 +30,8 @@ pub struct Machine {
     pub lines: Vec<Line>,
     /// What VMX can do on every CPU.
     pub capabilities: Capabilities,
+    /// Which types its memory has; `None` where the CPUs have no registers for that.
+    pub types: Option<Mtrrs>,
     /// Banks of RAM.
     pub memory: Vec<PaRange>,
     /// All RAM that is free, and the records of the rest.

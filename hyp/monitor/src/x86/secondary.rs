@@ -6,13 +6,15 @@ use super::vms;
 use crate::{fatal, provoke, report};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use log::{debug, error};
+use ept::mtrr::Mtrrs;
+use log::{debug, error, warn};
 use spin::Once;
 use types::{CpuId, MAX_CPUS};
 use x86_64::apic::Apic;
 use x86_64::entry::{Handover, hand_over};
 use x86_64::instr::{Controls, rdtsc};
 use x86_64::local::{Local, Selectors, SlotAt};
+use x86_64::mtrr;
 use x86_64::vmx::capability::{Capabilities, allow_vmxon};
 use x86_64::vmx::vmxon;
 
@@ -27,8 +29,30 @@ const GIVEN_UP: u8 = 3;
 /// What each CPU can do; the CPU writes it before it says that it has arrived.
 static CAPABILITIES: [Once<Capabilities>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
 
+/// The boot CPU's types of memory, which the others' should be.
+static TYPES: Once<Option<Mtrrs>> = Once::new();
+
 /// What the CPUs that have arrived wait for.
 static MACHINE: Once<&'static Machine> = Once::new();
+
+/// Reads this CPU's types of memory and says where they are not the boot CPU's, which go first. Returns the boot CPU's, by
+/// which all goes.
+pub(crate) fn compare_types() -> Option<&'static Mtrrs> {
+    let own = mtrr::of_this_cpu();
+    let first = TYPES.call_once(|| own.clone());
+    let difference = match (first, &own) {
+        (Some(first), Some(own)) => first.first_difference(own).map(|register| (register, "is another")),
+        (None, None) => None,
+        _ => Some((mtrr::CAPABILITIES, "is not on every CPU")),
+    };
+    if let Some((register, how)) = difference {
+        warn!(
+            "CPU {}: MSR {register:#x}, of the types of memory, {how}: all goes by the boot CPU's",
+            Local::this().cpu().index()
+        );
+    }
+    first.as_ref()
+}
 
 /// Checks what this CPU can do and brings it into VMX operation; ends the machine where that is impossible.
 fn begin_vmx() {
@@ -126,6 +150,7 @@ fn run(selectors: Selectors) -> ! {
         report::park();
     }
     debug!("the CPU with APIC number {} is up", apic.id());
+    compare_types();
     let machine = MACHINE.wait();
     let this = PerCpu::install(machine, cpu, apic, selectors);
     provoke::if_asked(machine.options.provoke, machine.lines.len(), cpu);

@@ -5,6 +5,7 @@
 
 use x86::msr;
 use x86_64::instr::rdmsr;
+use x86_64::mtrr;
 use x86_64::vmx::vmcs::Has;
 
 /// Bytes of a bitmap: low and high registers that are read, then the same that are written (25.6.9).
@@ -30,7 +31,8 @@ const OWN: [u32; 12] = [
 const HIDDEN: core::ops::RangeInclusive<u32> = msr::IA32_VMX_BASIC..=msr::IA32_VMX_FMFUNC;
 
 /// Returns the bitmap of a guest. One that has the machine reaches every register but VMX's, and writes all but those that
-/// say whether there is VMX, and where the APIC is: the hypervisor sends its kicks by that.
+/// say whether there is VMX, where the APIC is (the hypervisor sends its kicks by that), and which types memory has: these are
+/// in its tables, and the hypervisor's own memory is write-back.
 pub(super) fn bitmap(has: Has) -> [u8; BITMAP] {
     let place = |register: u32| match register {
         0xc000_0000.. => (1024 + (register - 0xc000_0000) as usize / 8, register % 8),
@@ -57,14 +59,20 @@ pub(super) fn bitmap(has: Has) -> [u8; BITMAP] {
                 close(writes, register);
             }
             close(writes, msr::IA32_APIC_BASE);
+            mtrr::all().for_each(|register| close(writes, register));
             bits
         }
     }
 }
 
-/// Tells whether a guest that has the machine writes what a register has already, of those that it may read.
-pub(super) fn is_as_it_was(register: u32, value: u64) -> bool {
-    register == msr::IA32_APIC_BASE && rdmsr(register) == value
+/// Tells whether a write by a guest that has the machine leaves a register as it is, and is no fault: one of what it has
+/// already, and any to the types of memory, which firmware has set and the hypervisor has looked at. Linux turns those off and
+/// on again on each CPU that it starts.
+pub(super) fn stays(register: u32, value: u64) -> bool {
+    match register {
+        msr::IA32_APIC_BASE => rdmsr(register) == value,
+        _ => mtrr::is_one(register),
+    }
 }
 
 /// The x2APIC's command register, by which a guest starts its other vCPUs.
@@ -156,6 +164,10 @@ mod tests {
             assert!(!exits(half, 0x10) && !exits(half, 0x492) && !exits(half + 1024, 0x80));
         }
         assert!(exits(2048, 0x1b) && !exits(0, 0x1b));
+        for types in [0x200, 0x20f, 0x250, 0x26f, 0x2ff] {
+            assert!(exits(2048, types) && !exits(0, types));
+        }
+        assert!(!exits(2048, 0x277)); // PAT
     }
 
     #[test]

@@ -452,7 +452,7 @@ impl Turn {
     fn wrmsr(&mut self) {
         let r = &self.vmcs.registers;
         let (register, value) = (r.rcx as u32, r.rdx << 32 | r.rax & 0xffff_ffff);
-        if self.has == Has::Machine && msr::is_as_it_was(register, value) {
+        if self.has == Has::Machine && msr::stays(register, value) {
             self.vmcs.skip();
             return;
         }
