@@ -5,7 +5,7 @@ use super::machine::PerCpu;
 use super::platform;
 use crate::report::{bug, calls_from, image};
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use types::{Cpu, CpuId, Ticks};
 use x86_64::exception::{Frame, Words};
 use x86_64::instr::{Width, hlt, out, rdtsc};
@@ -87,8 +87,29 @@ pub(crate) fn power_off() {
     }
 }
 
-/// Resets the machine by the register that chip sets have for that; returns where there is none.
+/// Resets the machine; returns where that is impossible.
+///
+/// On the boot CPU, another one does it, where there is one: when the boot CPU of several resets the machine, the time of Bochs
+/// (2.7) stands still until it has executed as many instructions again, and its BIOS gives up meanwhile ("Keyboard error:21").
 pub(crate) fn reset() {
+    #[cfg(pc)]
+    super::com1::settle();
+    if this_cpu() == CpuId::BOOT {
+        RESET_WANTED.store(true, Relaxed);
+        stop_others();
+        let since = rdtsc();
+        while rdtsc().wrapping_sub(since) < tick_hz() / 8 {
+            core::hint::spin_loop();
+        }
+    }
+    reset_from_here();
+}
+
+/// Whether a CPU that is kicked is to reset the machine.
+static RESET_WANTED: AtomicBool = AtomicBool::new(false);
+
+/// Resets the machine by the register that chip sets have for that.
+fn reset_from_here() {
     const RESET_CONTROL: u16 = 0xcf9;
     // SAFETY: a full reset.
     unsafe { out(RESET_CONTROL, Width::Byte, 0b1110) };
@@ -168,6 +189,9 @@ mod target {
     #[unsafe(no_mangle)]
     extern "C" fn mz_nmi() {
         Local::this().note_nmi();
+        if super::RESET_WANTED.load(super::Relaxed) {
+            super::reset_from_here();
+        }
         if let Some(this) = PerCpu::this() {
             this.kicked();
         }

@@ -7,7 +7,7 @@
 #   judge      load the drivers of virtio devices, look at disk and at mz.tested=N MiB of memory for mz.rounds=N rounds, and
 #              power off
 #   hidden     look for VMX, send NMIs, try to read and to write memory that is reserved above RAM, on a PC the
-#              hypervisor's, and power off
+#              hypervisor's, and power off, or what mz.end=WORD says instead
 # Without it there is a shell on the console; `poweroff -f` and `reboot -f` end it.
 
 PATH=/bin
@@ -30,11 +30,13 @@ echo "INIT-OK"
 action=
 rounds=1
 tested=4
+end=poweroff
 for word in $($busybox cat /proc/cmdline); do
     case $word in
     mz.test=*) action=${word#mz.test=} ;;
     mz.rounds=*) rounds=${word#mz.rounds=} ;;
     mz.tested=*) tested=${word#mz.tested=} ;;
+    mz.end=*) end=${word#mz.end=} ;;
     esac
 done
 
@@ -82,9 +84,9 @@ hidden() {
     echo "NMI-$(dmesg | grep -c 'NMI backtrace for cpu')"
     echo "VMX-$(grep -c -w vmx /proc/cpuinfo) HYPERVISOR-$(grep -c -w hypervisor /proc/cpuinfo)"
     echo "ROM-$(devmem 0xffff0 8)" # what may be read can be read
-    sed -n 's/^\([0-9a-f]*\)-\([0-9a-f]*\) : Reserved$/\1 \2/p' /proc/iomem | while read -r start end; do
+    sed -n 's/^\([0-9a-f]*\)-\([0-9a-f]*\) : Reserved$/\1 \2/p' /proc/iomem | while read -r start final; do
         at=$((0x$start))
-        last=$((0x$end))
+        last=$((0x$final))
         if [ $at -lt 1048576 ] || [ $last -ge 3221225472 ]; then continue; fi
         tried=0 read=0 written=0
         while [ $at -lt $last ]; do
@@ -93,10 +95,10 @@ hidden() {
             if devmem $at 32 0xdeadbeef >/dev/null 2>&1; then written=$((written + 1)); fi
             at=$((at + 1114112))
         done
-        echo "HIDDEN-$start-$end tried $tried read $read written $written"
+        echo "HIDDEN-$start-$final tried $tried read $read written $written"
     done
     sleep 1
-    poweroff -f
+    "$end" -f
 }
 
 case $action in

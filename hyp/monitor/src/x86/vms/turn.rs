@@ -10,6 +10,7 @@
 //! is about to enter, it forgets there what was taken away, and has the guest leave at once.
 
 mod apic;
+mod port;
 
 use super::super::machine::{Entering, PerCpu, write_word};
 use super::guest::{Guest, Reason};
@@ -22,18 +23,16 @@ use frames::{Order, Usage};
 use log::{debug, error, info, warn};
 use space::{Outcome, SpaceError};
 use stage2::Quiescence;
-use types::{Cpu, FRAME_SIZE, Fault, Pa, Range};
+use types::{Cpu, CpuId, FRAME_SIZE, Fault, Pa, Range};
 use vm::apic::LocalApic;
 use vm::service::After;
-use vm::{CallRegs, Console, Role};
+use vm::{CallRegs, Role};
 use x86::vmx::vmcs::guest as field;
 use x86_64::instr::{let_nmis_in, rdtsc, take_nmi, xsetbv};
-use x86_64::vmx::exit::{Controlled, Exit, Form, Io, Way, stack_pointer};
+use x86_64::vmx::exit::{Controlled, Exit, stack_pointer};
 use x86_64::vmx::refused::{Refused, State};
 use x86_64::vmx::vmcs::{Event, Has, Leave, Setup, Start, Vmcs};
 
-/// The port that takes characters: Bochs's and QEMU's debug console.
-const CONSOLE: u16 = 0xe9;
 /// The calls that end a machine: PSCI's numbers (Arm DEN 0022, 5.1), for want of any of this architecture's.
 const SYSTEM_OFF: u32 = 0x8400_0008;
 const SYSTEM_RESET: u32 = 0x8400_0009;
@@ -92,8 +91,7 @@ impl Turn {
         // SAFETY: the frames are ours.
         unsafe {
             write_bytes(bitmap, &msr::bitmap(has));
-            // No port is an exit.
-            ports.iter().for_each(|frame| write_bytes(*frame, &[0; msr::BITMAP]));
+            ports.iter().zip(port::bitmaps()).for_each(|(frame, bits)| write_bytes(*frame, &bits));
         }
         let capabilities = hypervisor.machine.capabilities;
         let setup = Setup {
@@ -264,6 +262,12 @@ impl Turn {
         self.guest.stop(self.hypervisor, self.this);
     }
 
+    /// Resets the machine because of what this vCPU did, which has it.
+    fn reset(&self, why: &str) -> ! {
+        error!("{}: vCPU {} {why}: the machine is reset", self.name(), self.vcpu);
+        report::reset()
+    }
+
     fn answer(&mut self, exit: Exit) {
         let reason = match exit {
             Exit::Nmi | Exit::Window => Reason::Kick,
@@ -308,12 +312,13 @@ impl Turn {
                 self.complain(format_args!("was left for an interrupt of the machine's, which is nobody's"));
             }
             // What a bare machine does then.
-            Exit::TripleFault if self.has == Has::Machine => {
-                error!("{}: vCPU {} met a triple fault: the machine is reset", self.name(), self.vcpu);
-                report::reset()
-            }
+            Exit::TripleFault if self.has == Has::Machine => self.reset("met a triple fault"),
             Exit::TripleFault => self.fail(format_args!("met a triple fault")),
             // The machine's: they are the guest's that has it.
+            // The boot CPU starts anew at firmware's first instruction (9.4.3), which a guest cannot.
+            Exit::Init if self.has == Has::Machine && self.this.core.id() == CpuId::BOOT => {
+                self.reset("got an INIT")
+            }
             Exit::Init if self.has == Has::Machine => self.start(Start::WaitForStartUp),
             Exit::StartUp(page) if self.has == Has::Machine => self.start(Start::Page(page)),
             Exit::Init | Exit::StartUp(_) => {}
@@ -394,27 +399,6 @@ impl Turn {
         if after == After::Serve {
             self.hypervisor.ask_to_serve(self.this);
         }
-    }
-
-    /// Carries out a port access: characters go to the console, and elsewhere there is nothing.
-    fn port(&mut self, io: Io) {
-        if io.form == Form::String {
-            self.complain(format_args!("moves memory to or from port {:#x}, where nothing is", io.port));
-            self.vmcs.inject(Event::GeneralProtection);
-            return;
-        }
-        match io.way {
-            Way::Out if io.port == CONSOLE => self.guest.outlet.put(self.vmcs.registers.rax as u8),
-            Way::Out => {}
-            Way::In => {
-                let mask = u64::MAX >> (64 - 8 * u32::from(io.bytes));
-                // Bochs and QEMU answer the console's own number there; a 32-bit access clears the upper half.
-                let value = if io.port == CONSOLE { CONSOLE.into() } else { mask };
-                let kept = if io.bytes == 4 { 0 } else { self.vmcs.registers.rax & !mask };
-                self.vmcs.registers.rax = kept | value & mask;
-            }
-        }
-        self.vmcs.skip();
     }
 
     fn cpuid(&mut self) {
