@@ -5,7 +5,7 @@
 
 mod pc;
 
-use crate::tables::{Shape, Stage2};
+use crate::tables::{self, Stage2};
 use crate::{File, decode, line};
 use anyhow::{Context, Result, ensure};
 use model::{Effect, Fleet, Objection};
@@ -209,10 +209,7 @@ fn step(machine: &mut Machine, record: &Record) -> Result<Judged> {
 fn step_of_arm(fleet: &mut Fleet<Stage2>, record: &Record) -> Result<Judged> {
     let Record { cpu, small, operands: [a, b, c], .. } = *record;
     Ok(match record.kind {
-        Kind::Space | Kind::There => {
-            let Shape { format, geometry, bbm, .. } = Shape::of(Pa::new(a), b, c, small)?;
-            appears(fleet, record, (format, geometry, bbm))
-        }
+        Kind::Space | Kind::There => appears(fleet, record, tables::of_arm(b, c, small)?),
         Kind::Told => fleet.told(b as u16, (a != 0).then(|| decode::vmid(a)), CpuSet::from_bits(c)),
         Kind::Dsb => fleet.waited(cpu, decode::reach(record).context("an unknown barrier")?),
         Kind::Tlbi => fleet.invalidates(cpu, decode::tlbi(record).context("an unknown invalidation")?),

@@ -12,6 +12,8 @@ pub struct File {
     from: BufReader<fs::File>,
     cpus: u64,
     next: u64,
+    /// The next record's bytes that are there, and how many.
+    part: ([u8; BYTES], usize),
 }
 
 /// Writes a trace.
@@ -41,7 +43,7 @@ impl File {
         let [magic, version, cpus, _] = words(first);
         ensure!(magic == FILE_MAGIC, "{} is no trace", path.display());
         ensure!(version == VERSION, "{} has version {version} of the format, not {VERSION}", path.display());
-        Ok(Self { from, cpus, next: 0 })
+        Ok(Self { from, cpus, next: 0, part: ([0; BYTES], 0) })
     }
 
     /// Returns how many CPUs the machine had.
@@ -54,21 +56,27 @@ impl File {
     /// # Errors
     /// The file cannot be read, is cut off within a record, or is none; or a record is missing.
     pub fn read(&mut self) -> Result<Option<Record>> {
-        let mut bytes = [0; BYTES];
-        let mut have = 0;
-        while have < BYTES {
-            match self.from.read(&mut bytes[have..]) {
-                Ok(0) => break,
-                Ok(more) => have += more,
+        let record = self.read_so_far()?;
+        ensure!(record.is_some() || self.part.1 == 0, "the trace is cut off within record {}", self.next);
+        Ok(record)
+    }
+
+    /// Reads the next record of a trace that is still being written; `None` where it is not there yet.
+    ///
+    /// # Errors
+    /// As [`File::read`], but for a cut.
+    pub fn read_so_far(&mut self) -> Result<Option<Record>> {
+        let (bytes, have) = &mut self.part;
+        while *have < BYTES {
+            match self.from.read(&mut bytes[*have..]) {
+                Ok(0) => return Ok(None),
+                Ok(more) => *have += more,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("cannot read the trace"),
             }
         }
-        if have == 0 {
-            return Ok(None);
-        }
-        ensure!(have == BYTES, "the trace is cut off within record {}", self.next);
-        let record = Record::of(words(bytes));
+        *have = 0;
+        let record = Record::of(words(*bytes));
         let record = record.map_err(|no| anyhow::anyhow!("record {} is none: {:x?}", self.next, no.0))?;
         ensure!(record.number == self.next, "record {} is missing: {} follows", self.next, record.number);
         self.next += 1;
@@ -135,6 +143,20 @@ mod tests {
         assert_eq!(file.read().expect("whole"), Some(record(0)));
         assert_eq!(file.read().expect("whole"), Some(record(1)));
         assert_eq!(file.read().expect("whole"), None);
+    }
+
+    #[test]
+    fn a_record_that_is_being_written_is_read_when_it_is_whole() {
+        let (_dir, path) = written(&[0, 1]);
+        let bytes = fs::read(&path).expect("there");
+        fs::write(&path, &bytes[..2 * BYTES + 5]).expect("room");
+        let mut file = File::open(&path).expect("a trace");
+        assert_eq!(file.read_so_far().expect("whole"), Some(record(0)));
+        assert_eq!(file.read_so_far().expect("so far"), None);
+        let mut rest = fs::OpenOptions::new().append(true).open(&path).expect("there");
+        rest.write_all(&bytes[2 * BYTES + 5..]).expect("room");
+        assert_eq!(file.read_so_far().expect("whole"), Some(record(1)));
+        assert_eq!(file.read().expect("the end"), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | [`check`] | replays it through the judge of `model`, and names the first rule that is broken |
 //! | [`line`](mod@line) | a record as a person reads it |
 //! | [`replay`] | a space's tables at any record of a trace |
+//! | [`tally`] | what a trace says that the machine has done, in the numbers of a view |
 //! | [`view`] | what a running machine counts, and its tables and frame records, from its RAM |
 //! | [`tables`] | goes through a space's tables, wherever they were found |
 //!
@@ -22,6 +23,7 @@ pub mod line;
 mod ram;
 pub mod replay;
 pub mod tables;
+pub mod tally;
 pub mod view;
 
 pub use drain::{Drain, Drained};

@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, HashMap};
 use trace::{Kind, Record};
 use types::{FRAME_SIZE, Pa};
 
+/// Of a start's small operand: the machine is a PC.
+const PC: u8 = 2;
+
 /// Words of a frame.
 const WORDS: usize = FRAME_SIZE as usize / 8;
 
@@ -14,6 +17,8 @@ const WORDS: usize = FRAME_SIZE as usize / 8;
 pub struct Replay {
     frames: HashMap<u64, Box<[u64; WORDS]>>,
     spaces: BTreeMap<u16, Shape>,
+    /// Whether the machine is a PC.
+    is_pc: bool,
 }
 
 impl Replay {
@@ -25,9 +30,11 @@ impl Replay {
         let Record { kind, small, operands: [a, b, c], .. } = *record;
         match kind {
             // What is there by then is told.
-            Kind::Begin => *self = Self::default(),
+            Kind::Begin => *self = Self { is_pc: self.is_pc, ..Self::default() },
+            Kind::Start => self.is_pc = small & PC != 0,
             Kind::Space | Kind::There => {
-                self.spaces.insert(b as u16, Shape::of(Pa::new(a), b, c, small)?);
+                let of = if self.is_pc { Shape::of_pc } else { Shape::of };
+                self.spaces.insert(b as u16, of(Pa::new(a), b, c, small)?);
             }
             Kind::SpaceGone => {
                 self.spaces.remove(&(b as u16));
@@ -83,8 +90,8 @@ impl Tables for Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::{Found, each};
-    use stage2::{Attrs, Entry, Format, Leaf, Table, Why};
+    use crate::tables::{Format, Found, each};
+    use stage2::{Attrs, Entry, Leaf, Table, Why};
     use types::{CpuId, Height};
 
     fn record(kind: Kind, operands: [u64; 3]) -> Record {
@@ -94,11 +101,22 @@ mod tests {
     #[test]
     fn tables_are_what_was_written_to_them() {
         const SHAPE: u64 = 3 | 40 << 16 | 2 << 24;
+        written(SHAPE, Shape::of(Pa::new(0), SHAPE, 0, 2).expect("a shape").format, Replay::default());
+    }
+
+    #[test]
+    fn tables_of_a_pc_are_read_as_such() {
+        const SHAPE: u64 = 3 | 39 << 16 | 2 << 24;
         let mut replay = Replay::default();
+        replay.apply(&Record { small: 3, ..record(Kind::Start, [0, 2, 0]) }).expect("a start");
+        written(SHAPE, Shape::of_pc(Pa::new(0), SHAPE, 0b1111, 2).expect("a shape").format, replay);
+    }
+
+    fn written(shape: u64, format: Format, mut replay: Replay) {
         let mut apply = |kind, operands| replay.apply(&record(kind, operands)).expect("a possible space");
         apply(Kind::Take, [0x10_0000, 0x2000, 3]);
-        apply(Kind::Space, [0x10_0000, SHAPE, 0]);
-        let format = Shape::of(Pa::new(0), SHAPE, 0, 2).expect("a shape").format;
+        let features = if matches!(format, Format::Pc(_)) { 0b1111 } else { 0 };
+        apply(Kind::Space, [0x10_0000, shape, features]);
         let leaf = |pa| Entry::Leaf(Leaf { pa: Pa::new(pa), attrs: Attrs::RAM });
         let link = |pa, why| Entry::Table(Table { pa: Pa::new(pa), pending: false, why });
         let (block, page) = (Height::new(1), Height::PAGE);

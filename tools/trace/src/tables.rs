@@ -5,12 +5,39 @@
 
 use anyhow::{Context, Result};
 use ept::Ept;
-use stage2::{Bbm, Entry, Format, Geometry, Live, Why, shift, span};
+use stage2::{Bbm, Entry, Format as _, Geometry, Live, Why, shift, span};
 use types::{Height, Pa};
 use vmsa::{Features, Granule4K, Vmsa};
 
-/// The format of every guest's tables.
+/// The format of every guest's tables on AArch64.
 pub type Stage2 = Vmsa<Granule4K>;
+
+/// What entries mean, on either architecture. Tables have the same sizes on both.
+#[derive(Clone, Copy, Debug)]
+pub enum Format {
+    /// AArch64's.
+    Arm(Stage2),
+    /// A PC's.
+    Pc(Ept),
+}
+
+impl Format {
+    /// As [`stage2::Format::decode`].
+    pub fn decode(self, word: u64, height: Height) -> Entry {
+        match self {
+            Self::Arm(format) => format.decode(word, height),
+            Self::Pc(format) => format.decode(word, height),
+        }
+    }
+
+    /// As [`stage2::Format::encode`].
+    pub fn encode(self, entry: Entry, height: Height) -> u64 {
+        match self {
+            Self::Arm(format) => format.encode(entry, height),
+            Self::Pc(format) => format.encode(entry, height),
+        }
+    }
+}
 
 /// Where tables are.
 pub trait Tables {
@@ -26,26 +53,49 @@ pub trait Tables {
 pub struct Shape {
     /// The root.
     pub root: Pa,
-    /// Sizes.
-    pub geometry: Geometry<Stage2>,
-    /// What descriptors mean.
-    pub format: Stage2,
+    /// The height of the root's entries.
+    pub top: Height,
+    /// How wide addresses are, in bits.
+    pub ipa_bits: u32,
+    /// What entries mean.
+    pub format: Format,
     /// The level of break-before-make.
     pub bbm: Bbm,
 }
 
 impl Shape {
-    /// Reads a shape: `shape` and `features` are `b` and `c` of [`trace::Kind::Space`].
+    /// Reads a shape of AArch64's: `shape` and `features` are `b` and `c` of [`trace::Kind::Space`].
     ///
     /// # Errors
     /// No space has such a shape.
     pub fn of(root: Pa, shape: u64, features: u64, bbm: u8) -> Result<Self> {
-        let geometry = geometry(shape)?;
-        let mut has = Features::empty();
-        has.set(Features::HARDWARE_DIRTY, features & 1 != 0);
-        has.set(Features::FWB, features & 2 != 0);
-        Ok(Self { root, geometry, format: Vmsa::new(has), bbm: Bbm::from_number(bbm) })
+        let (format, geometry, bbm) = of_arm(shape, features, bbm)?;
+        Ok(Self::with(root, Format::Arm(format), geometry, bbm))
     }
+
+    /// Reads a shape of a PC's, as [`Shape::of`].
+    ///
+    /// # Errors
+    /// No space has such a shape.
+    pub fn of_pc(root: Pa, shape: u64, features: u64, bbm: u8) -> Result<Self> {
+        let (format, geometry, bbm) = of_pc(shape, features, bbm)?;
+        Ok(Self::with(root, Format::Pc(format), geometry, bbm))
+    }
+
+    fn with<F: stage2::Format>(root: Pa, format: Format, geometry: Geometry<F>, bbm: Bbm) -> Self {
+        Self { root, top: geometry.top(), ipa_bits: geometry.ipa_bits(), format, bbm }
+    }
+}
+
+/// Returns the format of AArch64's tables, their sizes and the level of break-before-make: as [`Shape::of`].
+///
+/// # Errors
+/// No space has such a shape.
+pub(crate) fn of_arm(shape: u64, features: u64, bbm: u8) -> Result<(Stage2, Geometry<Stage2>, Bbm)> {
+    let mut has = Features::empty();
+    has.set(Features::HARDWARE_DIRTY, features & 1 != 0);
+    has.set(Features::FWB, features & 2 != 0);
+    Ok((Vmsa::new(has), geometry(shape)?, Bbm::from_number(bbm)))
 }
 
 /// Returns the format of a PC's tables, their sizes and the level of break-before-make: as [`Shape::of`].
@@ -57,7 +107,7 @@ pub(crate) fn of_pc(shape: u64, features: u64, bbm: u8) -> Result<(Ept, Geometry
     Ok((Ept::new(has), geometry(shape)?, Bbm::from_number(bbm)))
 }
 
-fn geometry<F: Format>(shape: u64) -> Result<Geometry<F>> {
+fn geometry<F: stage2::Format>(shape: u64) -> Result<Geometry<F>> {
     let geometry = Geometry::new(Height::new((shape >> 24) as u8), u32::from((shape >> 16) as u8));
     geometry.map_err(|error| anyhow::anyhow!("a space of an impossible shape: {error:?}"))
 }
@@ -92,8 +142,8 @@ pub fn each(
     (start, end): (u64, u64),
     visit: &mut impl FnMut(&Found),
 ) -> Result<()> {
-    let top = shape.geometry.top();
-    let count = 1 << (shape.geometry.ipa_bits() - shift::<Stage2>(top));
+    let top = shape.top;
+    let count = 1 << (shape.ipa_bits - shift::<Stage2>(top));
     let table = Place { at: shape.root, count, first: 0, height: top, why: Why::Alignment };
     below(tables, shape, &table, (start, end), visit)
 }

@@ -2,13 +2,15 @@
 
 use crate::ram::Ram;
 use crate::tables::{Shape, Tables};
+use crate::tally::Recorded;
 use anyhow::{Context, Result, bail, ensure};
 use frames::{Kind, Word};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{str, thread};
 pub use trace::view::EXITS;
-use trace::view::{self as layout, header, place};
+pub(crate) use trace::view::place;
+use trace::view::{self as layout, header};
 pub use trace::view::{Machine, Space};
 use types::{FRAME_SIZE, Pa};
 
@@ -41,6 +43,8 @@ pub struct Look {
     pub banks: Vec<Bank>,
     /// Its virtual machines.
     pub vms: Vec<Vm>,
+    /// Where this was not read from a machine but counted in its trace: what else that tells.
+    pub recorded: Option<Recorded>,
 }
 
 /// Memory with its frames' records.
@@ -204,6 +208,7 @@ fn read(first: &[u64; header::WORDS], places: &[u64]) -> Result<Look> {
         numbers: part(first, header::NUMBERS),
         banks: banks.map(|&[start, bytes, records]| Bank { start, bytes, records }).collect(),
         vms: vms.map(read_vm).collect::<Result<_>>()?,
+        recorded: None,
     })
 }
 

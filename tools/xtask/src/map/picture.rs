@@ -68,7 +68,7 @@ impl Painter {
                 picture.blocks.entry(block * BLOCK).or_insert_with(empty);
             });
         }
-        let all = (0, 1 << shape.geometry.ipa_bits());
+        let all = (0, 1 << shape.ipa_bits);
         each(tables, shape, all, &mut |found| {
             let (cell, pa) = cell(found);
             // A hole larger than a block says nothing about any one page, and may be all there is.
@@ -168,16 +168,16 @@ impl Picture {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use stage2::{Attrs, Format, Leaf, Table};
+    use stage2::{Attrs, Leaf, Table};
     use tracing_tool::replay::Replay;
-    use tracing_tool::tables::Stage2;
+    use tracing_tool::tables::Format;
     use types::{CpuId, Pa};
 
     const SHAPE: u64 = 3 | 40 << 16 | 2 << 24;
 
     struct Machine {
         replay: Replay,
-        format: Stage2,
+        format: Format,
     }
 
     impl Machine {

@@ -1,7 +1,8 @@
 //! `cargo xtask top`: what a running machine does, in a terminal.
 //!
 //! ```text
-//! the machine's RAM ─▶ tracing_tool::view ─▶ Sample ─▶ screen (ratatui), or JSON
+//! the machine's RAM ─▶ tracing_tool::view ──┬─▶ Sample ─▶ screen (ratatui), or JSON
+//! a trace, also one that grows ─▶ tally ────┘
 //! ```
 
 mod sample;
@@ -15,12 +16,17 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use ratatui::{DefaultTerminal, Terminal};
 pub(crate) use sample::Sample;
 use sample::Shown;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tracing_tool::File;
+use tracing_tool::tally::Tally;
 use tracing_tool::view::View;
 
 /// What to show, and how.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// A trace, of a machine that runs (`run --board bochs --trace`) or has ended; without one, the machine that runs with --view
+    trace: Option<PathBuf>,
     /// Print one screen, and end
     #[arg(long)]
     once: bool,
@@ -37,26 +43,85 @@ const PRINTED: (u16, u16) = (120, 40);
 
 /// Shows it.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let view = view::open()?;
+    let mut source = match &args.trace {
+        Some(trace) => Source::Trace(Box::new(Followed::open(trace)?)),
+        None => Source::Machine(view::open()?),
+    };
     let every = Duration::from_millis(args.every);
+    let first = source.sample()?;
     if args.json {
-        println!("{:#}", Sample::of(&view)?.json());
+        println!("{:#}", first.json());
         return Ok(());
     }
     if args.once {
-        let mut shown = Shown::new(Sample::of(&view)?);
-        std::thread::sleep(every);
-        shown.next(Sample::of(&view)?);
-        print!("{}", printed(&shown)?);
+        print!("{}", printed(&source.shown(first, every)?)?);
         return Ok(());
     }
     let mut terminal = ratatui::init();
-    let result = watch(&mut terminal, &view, every);
+    let result = watch(&mut terminal, &mut source, first, every);
     ratatui::restore();
-    if view.is_gone() {
+    if source.is_gone() {
         println!("the machine is off");
     }
     result
+}
+
+/// Where numbers come from.
+enum Source {
+    /// A machine's RAM.
+    Machine(View),
+    /// Its trace.
+    Trace(Box<Followed>),
+}
+
+/// A trace that may grow.
+struct Followed {
+    file: File,
+    tally: Tally,
+    since: Instant,
+}
+
+impl Followed {
+    fn open(trace: &Path) -> Result<Self> {
+        let file = File::open(trace)?;
+        let tally = Tally::new(file.cpus());
+        Ok(Self { file, tally, since: Instant::now() })
+    }
+}
+
+impl Source {
+    /// Looks.
+    fn sample(&mut self) -> Result<Sample> {
+        match self {
+            Self::Machine(view) => Sample::of(view),
+            Self::Trace(followed) => {
+                let Followed { file, tally, since } = &mut **followed;
+                while let Some(record) = file.read_so_far()? {
+                    tally.apply(&record)?;
+                }
+                Ok(Sample::of_trace(tally.look(since.elapsed().as_millis() as u64)?))
+            }
+        }
+    }
+
+    /// Tells whether nothing more will come.
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Machine(view) => view.is_gone(),
+            Self::Trace(followed) => followed.tally.is_over(),
+        }
+    }
+
+    /// Looks once more, after a time; or shows what there is in all where no more comes.
+    fn shown(&mut self, first: Sample, after: Duration) -> Result<Shown> {
+        if self.is_gone() {
+            return Ok(Shown::in_all(first));
+        }
+        let mut shown = Shown::new(first);
+        std::thread::sleep(after);
+        shown.next(self.sample()?);
+        Ok(shown)
+    }
 }
 
 /// Draws a screen into text.
@@ -68,9 +133,10 @@ pub(crate) fn printed(shown: &Shown) -> Result<String> {
     Ok(text.fold(String::new(), |all, line| all + line.trim_end() + "\n"))
 }
 
-/// Looks, and draws, until the user leaves or the machine's memory is gone.
-fn watch(terminal: &mut DefaultTerminal, view: &View, every: Duration) -> Result<()> {
-    let mut shown = Shown::new(Sample::of(view)?);
+/// Looks, and draws, until the user leaves or the machine is gone. A trace that is at its end stays until the user leaves.
+fn watch(terminal: &mut DefaultTerminal, source: &mut Source, first: Sample, every: Duration) -> Result<()> {
+    let is_whole = source.is_gone();
+    let mut shown = if is_whole { Shown::in_all(first) } else { Shown::new(first) };
     loop {
         terminal.draw(|frame| screen::draw(frame, &shown)).context("cannot draw")?;
         let next = Instant::now() + every;
@@ -88,9 +154,12 @@ fn watch(terminal: &mut DefaultTerminal, view: &View, every: Duration) -> Result
             }
             terminal.draw(|frame| screen::draw(frame, &shown)).context("cannot draw")?;
         }
-        if view.is_gone() {
+        if is_whole {
+            continue;
+        }
+        if source.is_gone() {
             return Ok(());
         }
-        shown.next(Sample::of(view)?);
+        shown.next(source.sample()?);
     }
 }

@@ -21,6 +21,12 @@ impl Sample {
         Ok(Self { look, pins })
     }
 
+    /// Takes what a trace says, which knows no pins.
+    pub(crate) fn of_trace(look: Look) -> Self {
+        let pins = vec![0; look.vms.len()];
+        Self { look, pins }
+    }
+
     /// Returns all numbers by name.
     pub(crate) fn json(&self) -> Value {
         let look = &self.look;
@@ -33,6 +39,8 @@ impl Sample {
             "seconds": look.ticks as f64 / look.hertz as f64,
             "ticks in a second": look.hertz,
             "CPUs": look.cpus,
+            "records": look.recorded.map(|recorded| recorded.records),
+            "grace periods": look.recorded.map(|recorded| recorded.grace_periods),
             "machine": machine,
             "VMs": vms,
         })
@@ -65,12 +73,28 @@ pub(crate) struct Shown {
     pub(super) before: Option<Sample>,
     /// The VM of which more is shown, in their order.
     pub(super) chosen: usize,
+    /// What its rates are of.
+    pub(super) rates: Rates,
+}
+
+/// What is shown of things that happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Rates {
+    /// How often in a second since the look before.
+    InASecond,
+    /// How often in all: a trace that is at its end tells no time.
+    InAll,
 }
 
 impl Shown {
     /// Begins with a first look.
     pub(crate) const fn new(now: Sample) -> Self {
-        Self { now, before: None, chosen: 0 }
+        Self { now, before: None, chosen: 0, rates: Rates::InASecond }
+    }
+
+    /// Shows all that has happened, at the end.
+    pub(crate) const fn in_all(now: Sample) -> Self {
+        Self { now, before: None, chosen: 0, rates: Rates::InAll }
     }
 
     /// Takes the next look.
@@ -87,6 +111,9 @@ impl Shown {
 
     /// Returns how often in a second something of the machine's has happened since the look before.
     pub(super) fn rate(&self, of: impl Fn(&Look) -> u64) -> f64 {
+        if self.rates == Rates::InAll {
+            return of(&self.now.look) as f64;
+        }
         let Some(before) = &self.before else { return 0.0 };
         let ticks = self.now.look.ticks.saturating_sub(before.look.ticks);
         let count = of(&self.now.look).saturating_sub(of(&before.look));

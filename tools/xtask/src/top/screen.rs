@@ -1,12 +1,12 @@
 //! The screen: the machine above, its VMs below that, and one VM's exits and blackouts at the bottom.
 
-use super::sample::Shown;
+use super::sample::{Rates, Shown};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Bar, BarChart, Block, Paragraph, Row, Table, TableState};
-use tracing_tool::view::{EXITS, Machine, Space, Vm};
+use tracing_tool::view::{EXITS, Look, Machine, Space, Vm};
 
 /// What a number's name is shown in.
 const NAME: Style = Style::new().fg(Color::DarkGray);
@@ -39,16 +39,17 @@ fn boxed(title: String) -> Block<'static> {
 fn draw_machine(frame: &mut Frame<'_>, area: Rect, shown: &Shown) {
     let look = &shown.now.look;
     let seconds = look.ticks / look.hertz;
-    let title = format!(" Mezzanine: {} CPUs, on for {}:{:02} ", look.cpus, seconds / 60, seconds % 60);
+    let title = match look.recorded {
+        Some(recorded) => format!(" Mezzanine: {} CPUs, {} records ", look.cpus, recorded.records),
+        None => format!(" Mezzanine: {} CPUs, on for {}:{:02} ", look.cpus, seconds / 60, seconds % 60),
+    };
     let pair = |name: &str, value: String| {
         [Span::styled(format!("{name} "), NAME), Span::raw(value), Span::raw("   ")]
     };
-    let rated = |name: &str, number: Machine| {
-        let rate = shown.rate(|look| look.number(number));
-        pair(name, format!("{} ({}/s)", short(look.number(number)), short(rate as u64)))
-    };
-    let grace = |look: &tracing_tool::view::Look| {
-        look.vms.iter().map(|vm| vm.number(Space::GracePeriods)).sum::<u64>()
+    let rated = |name: &str, number: Machine| pair(name, counted(shown, |look| look.number(number)));
+    let grace = |look: &Look| match look.recorded {
+        Some(recorded) => recorded.grace_periods,
+        None => look.vms.iter().map(|vm| vm.number(Space::GracePeriods)).sum::<u64>(),
     };
     let lines: Vec<Line<'_>> = vec![
         Line::from_iter(
@@ -67,10 +68,7 @@ fn draw_machine(frame: &mut Frame<'_>, area: Rect, shown: &Shown) {
                 rated("on return", Machine::Returns),
                 rated("kicks", Machine::Kicks),
                 rated("VMID rollovers", Machine::Rollovers),
-                pair(
-                    "grace periods",
-                    format!("{} ({}/s)", short(grace(look)), short(shown.rate(grace) as u64)),
-                ),
+                pair("grace periods", counted(shown, grace)),
             ]
             .into_iter()
             .flatten(),
@@ -84,6 +82,10 @@ fn draw_machine(frame: &mut Frame<'_>, area: Rect, shown: &Shown) {
                 ("in all", Machine::Frames, Color::Reset),
             ]
             .into_iter()
+            // A trace tells of tables, and of what they map.
+            .filter(|(_, number, _)| {
+                look.recorded.is_none() || matches!(number, Machine::Guests | Machine::Tables)
+            })
             .flat_map(|(name, number, color)| {
                 let value = format!("{name} {}", size(look.number(number) << 12));
                 [Span::styled("■ ", Style::new().fg(color)), Span::raw(value), Span::raw("   ")]
@@ -91,6 +93,15 @@ fn draw_machine(frame: &mut Frame<'_>, area: Rect, shown: &Shown) {
         ),
     ];
     frame.render_widget(Paragraph::new(lines).block(boxed(title)), area);
+}
+
+/// Says a number, and how often in a second it has grown where that is known.
+fn counted(shown: &Shown, of: impl Fn(&Look) -> u64) -> String {
+    let count = short(of(&shown.now.look));
+    match shown.rates {
+        Rates::InASecond => format!("{count} ({}/s)", short(shown.rate(of) as u64)),
+        Rates::InAll => count,
+    }
 }
 
 /// A bar of all frames: guests', tables, what is neither, free.
@@ -153,8 +164,12 @@ fn draw_vms(frame: &mut Frame<'_>, area: Rect, shown: &Shown) {
         0 => Constraint::Fill(1),
         _ => Constraint::Length((name.len() as u16).max(6)),
     });
+    let head = HEAD.map(|name| match shown.rates {
+        Rates::InASecond => name,
+        Rates::InAll => name.strip_suffix("/s").unwrap_or(name),
+    });
     let table = Table::new(rows, widths)
-        .header(Row::new(HEAD).style(NAME))
+        .header(Row::new(head).style(NAME))
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
         .block(boxed(" VMs ".to_owned()));
     let mut state = TableState::new().with_selected(Some(shown.chosen));
@@ -182,7 +197,11 @@ fn draw_exits(frame: &mut Frame<'_>, area: Rect, shown: &Shown, vm: &Vm) {
     exits.sort_by_key(|(_, rate, all)| std::cmp::Reverse((*rate, *all)));
     let total = short(exits.iter().map(|(.., all)| all).sum());
     let bars = exits.into_iter().map(|(name, rate, _)| (name, rate)).collect();
-    draw_bars(frame, area, format!(" {}: exits a second; {total} in all ", vm.name), bars);
+    let title = match shown.rates {
+        Rates::InASecond => format!(" {}: exits a second; {total} in all ", vm.name),
+        Rates::InAll => format!(" {}: {total} exits ", vm.name),
+    };
+    draw_bars(frame, area, title, bars);
 }
 
 fn draw_blackouts(frame: &mut Frame<'_>, area: Rect, hertz: u64, vm: &Vm) {

@@ -34,7 +34,7 @@ fn sample(ticks: u64, exits: u64) -> Sample {
     numbers[Machine::Free as usize] = 250;
     let vms = vec![vm("linux", 1, exits), vm("other", 2, 0)];
     Sample {
-        look: Look { ticks, hertz: 1_000_000, cpus: 4, numbers, banks: Vec::new(), vms },
+        look: Look { ticks, hertz: 1_000_000, cpus: 4, numbers, banks: Vec::new(), vms, recorded: None },
         pins: vec![3, 0],
     }
 }
