@@ -3,6 +3,7 @@ use crate::top::printed;
 use crate::top::sample::Sample;
 use stage2::Bbm;
 use tracing_tool::tables::Shape;
+use tracing_tool::tally::Recorded;
 use tracing_tool::view::Look;
 use types::Pa;
 
@@ -90,4 +91,18 @@ fn all_numbers_have_names_in_the_json() {
         (Some("linux"), Some(50), Some(3))
     );
     assert_eq!(vm["space"].as_object().unwrap().len(), Space::COUNT);
+}
+
+#[test]
+fn a_trace_that_is_over_shows_what_has_happened_in_all() {
+    let mut sample = sample(0, 4000);
+    sample.look.recorded = Some(Recorded { records: 12_345, grace_periods: 67 });
+    let text = printed(&Shown::in_all(sample)).unwrap();
+    assert!(line(&text, "Mezzanine").contains("4 CPUs, 12345 records"), "{text}");
+    assert!(line(&text, "TLBI by address").contains("TLBI by address 4000   by range"), "{text}");
+    assert!(line(&text, "grace periods").contains("grace periods 67"), "{text}");
+    assert!(!text.contains("/s") && !text.contains("free"), "{text}");
+    let cells: Vec<_> = line(&text, "linux  ").trim_start_matches('│').split_whitespace().collect();
+    assert_eq!((cells[3], cells[10]), ("4000", "400"), "exits and splits");
+    assert!(line(&text, "linux: ").contains("linux: 4000 exits"), "{text}");
 }
