@@ -74,7 +74,7 @@ pub(crate) fn plan(
     taken.push(null_frame());
     taken.push(image);
     taken.push(tree);
-    taken.sort_unstable_by_key(|range| range.start());
+    types::sort_by_key(&mut taken, |range| range.start());
 
     let slots = SlotAt::SIZE * others as u64;
     let wanted = slots + HEAP;

@@ -15,6 +15,7 @@ mod fault;
 mod height;
 mod pa_range;
 mod range;
+mod sort;
 pub mod sync;
 mod sysreg;
 
@@ -27,6 +28,7 @@ pub use fault::{Cause, Fault, FaultKind};
 pub use height::Height;
 pub use pa_range::PaRange;
 pub use range::{BadRange, Range};
+pub use sort::sort_by_key;
 pub use sysreg::SysReg;
 
 /// Bytes in the smallest frame that the frame records count, whatever the granule of the tables: 4 KiB.

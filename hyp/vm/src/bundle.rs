@@ -137,7 +137,7 @@ impl Bundle {
                 files.push(entry.file);
             }
         }
-        files.sort_unstable_by_key(|file: &File| file.name);
+        types::sort_by_key(&mut files, |file: &File| file.name);
         match files.windows(2).find(|pair| pair[0].name == pair[1].name) {
             Some(pair) => Err(BadBundle::Twice { name: pair[0].name }),
             None => Ok(Self { files }),

@@ -69,7 +69,7 @@ pub(crate) fn plan(loaded: &Loaded, image: PaRange, others: usize) -> Result<Lay
     let mut taken: ArrayVec<PaRange, { MAX_AREAS + OWN }> = ArrayVec::new();
     taken.extend(loaded.firmware.iter().chain(&loaded.bundle).copied());
     taken.extend([null_frame(), image, loaded.information]);
-    taken.sort_unstable_by_key(|range| range.start());
+    types::sort_by_key(&mut taken, |range| range.start());
 
     let trampoline = TRAMPOLINE_PAGES * FRAME_SIZE;
     let low = loaded.low.iter().flat_map(|bank| gaps(*bank, &taken));

@@ -204,7 +204,7 @@ fn check(kernel: Kernel, config: &VmConfig) -> Result<Kernel, BadImage> {
         sorted.push(range);
         seen.push(range);
     }
-    sorted.sort_unstable_by_key(|range| range.start());
+    types::sort_by_key(&mut sorted, |range| range.start());
     if let Some(pair) = sorted.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
         return Err(BadImage::OverlapsItself { range: pair[1] });
     }

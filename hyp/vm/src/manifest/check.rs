@@ -66,7 +66,7 @@ fn check_vm(
         }
         regions.push(region(Ipa::new(*start), size("size", bytes)?, limits)?);
     }
-    regions.sort_unstable_by_key(|region| region.start());
+    types::sort_by_key(&mut regions, |region| region.start());
     check_overlaps(ram, &regions, raw.vcpus)?;
     let devices = devices(&raw.devices)?;
     let disk = disk(bundle, &devices, raw.disk.as_deref())?;
