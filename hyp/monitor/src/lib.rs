@@ -31,6 +31,7 @@ mod platform;
 mod provoke;
 mod ram;
 pub mod report;
+mod scale;
 #[cfg(not(pc))]
 mod secondary;
 mod servers;

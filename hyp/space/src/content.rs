@@ -10,7 +10,7 @@ use crate::tally::Event;
 use crate::{Backing, Space, SpaceError};
 use frames::{FrameError, Hold, Order};
 use stage2::{Format, Found, Invalidate, Section, span};
-use types::{Cpu, FRAME_SIZE, Ipa, Pa, Range};
+use types::{Cpu, Ipa, Pa, Range};
 
 /// How often an access tries anew after a lost race.
 const PATIENCE: u32 = 8;
@@ -83,15 +83,18 @@ impl<F: Format> Space<'_, F> {
         ipa: Ipa,
         length: u64,
     ) -> Result<(), SpaceError> {
-        static ZEROES: [u8; FRAME_SIZE as usize] = [0; FRAME_SIZE as usize];
+        /// Aligned, for the copy to be by words.
+        #[repr(align(8))]
+        struct Zeroes([u8; 256]);
+        static ZEROES: Zeroes = Zeroes([0; 256]);
         let access = Access { ipa, length, hold: Hold::Write, absent: Absent::Skip };
         self.each_part(section, cpu, tlb, &access, |pa, length| {
             let mut at = pa;
             let end = pa.wrapping_add(length);
             while let Some(left) = end.offset_from(at).filter(|left| *left > 0) {
-                let now = left.min(FRAME_SIZE);
-                self.frames.write(at, &ZEROES[..now as usize])?;
-                at = at.wrapping_add(now);
+                let now = &ZEROES.0[..ZEROES.0.len().min(left as usize)];
+                self.frames.write(at, now)?;
+                at = at.wrapping_add(now.len() as u64);
             }
             cpu.publish(pa, length);
             Ok(())

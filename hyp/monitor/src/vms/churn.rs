@@ -8,6 +8,7 @@
 
 use super::Hypervisor;
 use super::service::with_memory;
+use crate::scale::scale;
 use aarch64::cpu::Core;
 use core::num::NonZeroU32;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -65,8 +66,7 @@ impl Pace {
         if began == 0 {
             return;
         }
-        let elapsed = u128::from(core.now().saturating_sub(began));
-        let due = (elapsed * u128::from(rate.get()) / u128::from(core.tick_hz().max(1))) as u64;
+        let due = scale(core.now().saturating_sub(began), rate.get().into(), core.tick_hz());
         for _ in 0..TURNS {
             if self.made.load(Relaxed) >= due {
                 return;

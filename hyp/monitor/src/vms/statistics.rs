@@ -5,6 +5,7 @@ use super::guest::Guest;
 use crate::console;
 use crate::options::style_name;
 use crate::outlet;
+use crate::scale::scale;
 use aarch64::sysreg::{CNTPCT_EL0, Readable};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,8 +24,7 @@ pub(super) fn print(hypervisor: &Hypervisor) {
 fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
     writeln!(to, "[mz STATS]")?;
     let machine = hypervisor.machine;
-    let hertz = u128::from(super::tick_hz()).max(1);
-    let micros = u128::from(hypervisor.time_to_entry()) * 1_000_000 / hertz;
+    let micros = scale(hypervisor.time_to_entry(), 1_000_000, super::tick_hz());
     writeln!(to, "time to guest entry: {}.{:06} s", micros / 1_000_000, micros % 1_000_000)?;
     writeln!(to, "CPUs: {}, each with {}", machine.affinities.len(), machine.features)?;
     writeln!(to, "invalidation: {}", style_name(hypervisor.style))?;
@@ -65,9 +65,9 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
         }
         if machine.options.churn.is_some() {
             let micros = since_first_entry(hypervisor);
-            let structural = u128::from(guest.churn.structural());
+            let structural = guest.churn.structural();
             writeln!(to, "{name} churn: {structural}")?;
-            writeln!(to, "{name} churn each second: {}", structural * 1_000_000 / micros.max(1))?;
+            writeln!(to, "{name} churn each second: {}", scale(structural, 1_000_000, micros))?;
             for (kind, count) in guest.churn.counts() {
                 writeln!(to, "{name} churn, {kind}: {count}")?;
             }
@@ -142,14 +142,14 @@ fn write_blackouts(name: &str, classes: &[u64; BLACKOUTS], to: &mut impl Write) 
 }
 
 /// Returns the microseconds since the first guest was entered.
-fn since_first_entry(hypervisor: &Hypervisor) -> u128 {
+fn since_first_entry(hypervisor: &Hypervisor) -> u64 {
     let ticks = CNTPCT_EL0.get().saturating_sub(hypervisor.first_entry.load(Relaxed));
-    u128::from(ticks) * 1_000_000 / u128::from(super::tick_hz()).max(1)
+    scale(ticks, 1_000_000, super::tick_hz())
 }
 
 /// Returns a time in nanoseconds.
-fn nanos(ticks: Ticks) -> u128 {
-    u128::from(ticks) * 1_000_000_000 / u128::from(super::tick_hz()).max(1)
+fn nanos(ticks: Ticks) -> u64 {
+    scale(ticks, 1_000_000_000, super::tick_hz())
 }
 
 /// Returns what an entry of this height maps with 4 KiB pages; `None` where it cannot be a leaf.

@@ -3,6 +3,7 @@
 use super::Hypervisor;
 use super::guest::Reason;
 use crate::console;
+use crate::scale::scale;
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -17,7 +18,7 @@ pub(super) fn print(hypervisor: &Hypervisor) {
 fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
     writeln!(to, "[mz STATS]")?;
     let machine = hypervisor.machine;
-    let micros = u128::from(hypervisor.time_to_entry()) * 1_000_000 / u128::from(machine.tick_hz.max(1));
+    let micros = scale(hypervisor.time_to_entry(), 1_000_000, machine.tick_hz);
     writeln!(to, "time to guest entry: {}.{:06} s", micros / 1_000_000, micros % 1_000_000)?;
     writeln!(to, "CPUs: {}", machine.lines.len())?;
     writeln!(to, "waiting for readers: {}", machine.options.wait.name())?;
