@@ -4,12 +4,15 @@
 //! word: nobody looks at a page in reserve, so unlike a table that was just unlinked it can hold the link itself.
 //!
 //! Two CPUs may split one block at once. Both draw; one of them gives its page back, and until it does a neighbour's page
-//! is missing. So what is *due*, a page for each table that blocks may still need, can differ from what is here, for a
-//! moment, either way. Invariant: with no draw under way, as many pages are here as are due.
+//! is missing. So what is *due*, a page for each table that blocks may still need, less those that are drawn, can be less
+//! than none for a moment. Invariant: as many pages are here as are due, and none where less than none are. So a block that
+//! is made while a page is drawn for one that has gone counts on that page, which comes back, or is the block's own table
+//! already: who has drawn it cannot tell the block from one before in its place.
 
 use crate::DirectMap;
 use core::sync::atomic::Ordering::Relaxed;
 use types::Pa;
+use types::sync::mutant;
 
 /// A link that leads nowhere. No page is there.
 const NOWHERE: u64 = u64::MAX;
@@ -32,10 +35,14 @@ impl Reserve {
         self.here
     }
 
-    /// Adds a page that is due from now on.
-    pub(crate) fn add(&mut self, map: DirectMap, page: Pa) {
-        self.due += 1;
-        self.push(map, page);
+    /// Adds a page that is due from now on. Returns it where one that is drawn is enough.
+    pub(crate) fn add(&mut self, map: DirectMap, page: Pa) -> Option<Pa> {
+        if mutant("page-for-one-that-is-drawn") {
+            self.due += 1;
+            self.push(map, page);
+            return None;
+        }
+        self.restore(map, page)
     }
 
     /// Takes a page for a split: one less is due. `None` where others have drawn more than they will keep.

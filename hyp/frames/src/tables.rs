@@ -63,7 +63,10 @@ impl<'f> Tables<'f> {
     /// Sets one more page aside.
     fn reserve_page(&self) -> Result<(), NoPages> {
         let page = self.allocate(self.page)?;
-        self.reserve.lock().add(self.map, page);
+        let unwanted = self.reserve.lock().add(self.map, page);
+        if let Some(page) = unwanted {
+            self.free(page, self.page);
+        }
         Ok(())
     }
 

@@ -68,6 +68,31 @@ fn tables_of_every_granule_have_a_reserve_of_their_size() {
     }
 }
 
+/// A CPU draws a block's page. The block goes, another comes in its place, and that is what the CPU splits: it cannot tell them
+/// apart.
+#[test]
+fn a_block_made_while_the_page_of_one_that_has_gone_is_drawn_has_no_page_too_many() {
+    let machine = small();
+    let before = machine.stats();
+    let tables = Tables::new(&machine, Owner(1), Order::FRAME, 3);
+    for blocks in 1..=2 {
+        tables.reserve(blocks).unwrap();
+        let drawn = tables.take(page(), Purpose::Split).unwrap();
+        tables.release(blocks);
+        assert_eq!((tables.bytes(), tables.reserve_bytes()), (1 << 12, 0));
+        tables.reserve(blocks).unwrap();
+        assert_eq!(tables.reserve_bytes(), (blocks - 1) << 12, "what is drawn is one of theirs");
+        tables.release(blocks - 1);
+        assert_eq!((tables.bytes(), tables.reserve_bytes()), (1 << 12, 0));
+        tables.give_back(drawn.unused());
+        assert_eq!(
+            (tables.bytes(), machine.stats()),
+            (0, before),
+            "nothing is left for a block that there is not"
+        );
+    }
+}
+
 /// A page may be drawn by two CPUs that split one block, while another block goes: whatever the order, in the end there
 /// are as many pages as blocks.
 #[test]
