@@ -123,7 +123,8 @@ fn of_trace(trace: &Path, args: &Args, count: u64) -> Result<Vec<(String, Pictur
         .transpose()?;
     let mut file = File::open(trace)?;
     let mut end = 0;
-    while file.read()?.is_some() {
+    // One that is still being written ends where it is whole.
+    while file.read_so_far()?.is_some() {
         end += 1;
     }
     let last = args.to.unwrap_or(u64::MAX).min(end.max(1) - 1);
