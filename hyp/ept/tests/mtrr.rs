@@ -42,7 +42,7 @@ fn parts(mtrrs: &Mtrrs, end: u64) -> Vec<(u64, u64, Type)> {
 /// What the BIOS of Bochs 2.7 leaves, register by register: all is write-back by default, but for what is above 640 KiB and
 /// for the last GiB below 4 GiB.
 #[test]
-fn the_bios_of_bochs() {
+fn what_a_bios_leaves() {
     let mut all = [(0, 0); MAX_VARIABLE];
     all[0] = (0xc000_0000, 0xff_c000_0800);
     let mut fixed = [0; FIXED];
