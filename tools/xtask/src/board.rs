@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a board by its name, but that QEMU's `virt` machine is the one that tests run on.
 
+use crate::size::Size;
 use crate::{cargo, image, paths};
 use anyhow::{Context, Result, bail, ensure};
 use board_file::{Description, Emulator, Pc};
@@ -134,6 +135,12 @@ impl Board {
         self.0.description.pc.as_ref()
     }
 
+    /// Returns the memory of a VM where nothing is said: less where the board says how much the machine has, which may be 1 GiB.
+    pub(crate) fn vm_memory(self) -> Size {
+        let is_chosen = self.emulator().is_ok_and(|emulator| emulator.memory.is_none());
+        Size::mib(if is_chosen { 1024 } else { 512 })
+    }
+
     /// Returns the CPU model to emulate: the one that is asked for, or the board's own choice; none where the machine has
     /// one model.
     ///
@@ -228,6 +235,12 @@ mod tests {
             assert!(pc.emulator().is_err());
             assert!(pc.build().unwrap_err().to_string().contains("is a PC"));
         }
+    }
+
+    #[test]
+    fn a_vm_has_room_on_a_machine_that_has_little_memory() {
+        let on = |board: &str| board.parse::<Board>().unwrap().vm_memory();
+        assert_eq!((on("qemu-virt"), on("raspi4b")), (Size::mib(1024), Size::mib(512)));
     }
 
     #[test]

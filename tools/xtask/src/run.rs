@@ -53,7 +53,7 @@ pub(crate) struct Args {
     /// The machine's CPUs, where it is to have fewer than the VM or more [default: as many]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), conflicts_with = "bundle")]
     cpus: Option<u32>,
-    /// The VM's memory, such as 256M or 6G; the machine gets 128M more [default: 1G]
+    /// The VM's memory, such as 256M or 6G; the machine gets 128M more [default: 1G, or 512M on a machine whose memory cannot be chosen]
     #[arg(long, value_name = "SIZE", conflicts_with = "bundle")]
     mem: Option<Size>,
     /// Run this in the VM instead of Linux: an arm64 Image, an ELF file, or a flat binary named *.flat
@@ -425,7 +425,7 @@ pub(crate) fn linux_cmdline(append: Option<&str>) -> String {
 
 /// Makes or reads the bundle, and says how many CPUs and how much memory its VMs need.
 fn bundle_and_size(args: &Args) -> Result<(Vec<u8>, u32, Size)> {
-    let (vcpus, memory) = (args.smp.unwrap_or(2), args.mem.unwrap_or(Size::mib(1024)));
+    let (vcpus, memory) = (args.smp.unwrap_or(2), args.mem.unwrap_or_else(|| args.board.vm_memory()));
     if let Some(path) = &args.bundle {
         ensure!(!args.devices.any(), "the manifest of a bundle says which devices its VMs have");
         let bundle = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
