@@ -14,10 +14,12 @@ mod arch;
 #[cfg(not(pc))]
 pub mod boot;
 pub mod console;
+mod control;
 mod gaps;
 pub mod heap;
 #[cfg(not(pc))]
 mod layout;
+mod ledger;
 mod logger;
 #[cfg(not(pc))]
 mod machine;
@@ -30,13 +32,16 @@ mod percpu;
 mod platform;
 mod provoke;
 mod ram;
+mod remains;
 pub mod report;
+mod roster;
 mod scale;
 #[cfg(not(pc))]
 mod secondary;
 mod servers;
 #[cfg(not(pc))]
 pub mod tree;
+mod unfit;
 #[cfg(not(pc))]
 pub mod vms;
 mod waiting;

@@ -2,9 +2,16 @@
 
 use crate::waiting::Waiting;
 use space::{Space, SpaceError};
-use stage2::{Format, Invalidate, Kick, Quiescence};
+use stage2::{Format, Invalidate, Kick, Quiescence, Section};
 use types::{Cpu, Ipa, Range};
-use vm::{Ram, RamError};
+use vm::{Populate, Ram, RamError, VmConfig};
+
+/// Whether a guest is loaded for the first time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Load {
+    First,
+    Again,
+}
 
 /// A space, as the CPU that loads a guest into it reaches it.
 pub(crate) struct SpaceRam<'a, F: Format, K, C, I> {
@@ -30,6 +37,27 @@ fn told(error: SpaceError) -> RamError {
         | SpaceError::Attached
         | SpaceError::NoVmids
         | SpaceError::Dying => RamError::NotRam { at: Ipa::new(0) },
+    }
+}
+
+impl<F: Format, K: Kick, C: Cpu, I: Invalidate> SpaceRam<'_, F, K, C, I> {
+    /// Prepares the memory of a guest that is off: contents that it had are discarded, and where its configuration says so,
+    /// all of it is there from the start.
+    pub(crate) fn prepare(&self, config: &VmConfig, load: Load) -> Result<(), SpaceError> {
+        let Self { space, waiting, cpu, tlb } = *self;
+        let mut section = waiting.enter(cpu.id());
+        if load == Load::Again {
+            space.reset(&mut section, cpu, tlb)?;
+            while space.drain(&mut section, cpu) {
+                section.pass(); // nobody runs this guest, so whoever looks at its tables will soon have done
+            }
+        }
+        if config.populate == Populate::Ahead {
+            for range in config.memory() {
+                space.populate(&mut section, cpu, tlb, range)?;
+            }
+        }
+        Ok(())
     }
 }
 

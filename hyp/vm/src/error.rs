@@ -228,15 +228,15 @@ pub enum BadVm {
         /// The machine's main memory, in bytes.
         memory: u64,
     },
-    /// The device tree could not be made.
-    DeviceTree,
+    /// What its kernel is told could not be made: a device tree, or start information.
+    Start,
     /// Its memory could not be written.
     Ram(RamError),
 }
 
 impl Error {
     /// Makes the error of one machine.
-    pub(crate) fn vm(name: &str, fault: BadVm) -> Self {
+    pub fn vm(name: &str, fault: BadVm) -> Self {
         Self::Vm { vm: name.into(), fault }
     }
 }
@@ -340,9 +340,9 @@ impl fmt::Display for BadVm {
             Self::NoRoom { part, bytes, memory } => {
                 write!(f, "no room for its {part} ({bytes} bytes) in {} MiB of main memory", memory >> 20)
             }
-            Self::DeviceTree => {
-                f.write_str("its device tree cannot be made: the command line is too long or has a zero byte")
-            }
+            Self::Start => f.write_str(
+                "what its kernel is told cannot be made: the command line is too long or has a zero byte",
+            ),
             Self::Ram(error) => write!(f, "it cannot be loaded: {error}"),
         }
     }

@@ -72,7 +72,7 @@ impl Pace {
                 return;
             }
             let turn = self.turn.fetch_add(1, Relaxed) as usize;
-            let on = || hypervisor.roster.iter().filter(|guest| !guest.vm.is_off());
+            let on = || hypervisor.ledger.roster.iter().filter(|guest| !guest.vm.is_off());
             let Some(guest) = on().nth(turn % on().count().max(1)) else { return };
             let mut ranges = guest.vm.config().memory();
             let regions = guest.vm.config().regions.len() + 1;

@@ -1,29 +1,28 @@
 //! A virtual machine with its memory, and how it is loaded.
 
 use super::exercise::Exercise;
-use super::{Format, Hypervisor, Load, tracing};
+use super::{Format, Hypervisor, tracing};
 use crate::Machine;
+use crate::ledger::{Began, Others, Standing};
 use crate::outlet::Outlet;
-use crate::ram::SpaceRam;
+use crate::ram::{Load, SpaceRam};
+use crate::remains::Remains;
+use crate::roster::Listed;
+use crate::unfit::Unfit;
 use aarch64::cpu::Core;
 use aarch64::guest::controls::Identity;
 use aarch64::guest::tlb::{Stage2, Tag, before_tables_change, forget_sibling};
 use aarch64::sysreg::{MIDR_EL1, Readable};
 use alloc::boxed::Box;
-use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use frames::{Frames, Owner};
+use frames::Owner;
 use log::debug;
-use space::{Progress, Region, Space, SpaceError, table_budget};
-use stage2::{Format as _, Presence, Quiescence, Section};
+use space::{Region, Space, SpaceError, table_budget};
+use stage2::{Format as _, Presence, Quiescence};
 use types::{Cpu, CpuId, CpuSet, Height, Pa, Range};
 use vm::sched::{Left, Siblings};
 use vm::service::{Churn, borrowed_window};
-use vm::{
-    Error, GicModel, GicVersion, Granted, IdBits, Largest, Populate, Start, TimerIntids, Vcpu, Vm, VmConfig,
-};
+use vm::{GicModel, GicVersion, Granted, IdBits, Largest, Start, TimerIntids, Vcpu, Vm, VmConfig};
 
 /// A virtual machine with its memory.
 pub(super) struct Guest {
@@ -36,83 +35,7 @@ pub(super) struct Guest {
     siblings: Siblings,
     /// Its place in the roster.
     pub(super) number: u16,
-    /// Whether it counts among those that are on.
-    on: AtomicBool,
-    /// Whether its vCPUs are to give up their seats, for good.
-    leaving: AtomicBool,
-}
-
-/// Whether a guest was on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Began {
-    /// It was off.
-    Now,
-    /// It was on.
-    Before,
-}
-
-/// What is left of a guest whose vCPUs are out: its memory.
-pub(super) struct Remains {
-    space: space::Remains<'static, Format>,
-    owner: Owner,
-    memory: u64,
-}
-
-impl Remains {
-    /// Gives back one step's worth.
-    pub(super) fn step(&mut self, core: &Core<'_>) -> Progress {
-        trace::make_room();
-        let progress = self.space.step(core);
-        trace::rests();
-        if progress == Progress::Done {
-            tracing::space_is_gone(self.owner);
-        }
-        progress
-    }
-
-    /// Goes on to what is known of a guest whose memory has gone back.
-    pub(super) const fn gone(&self) -> Gone {
-        Gone { owner: self.owner, memory: self.memory, checked: 0, left: 0 }
-    }
-}
-
-/// How many frames' records are looked at in one step.
-const STEP: u64 = 16 << 10;
-
-/// What is known of a guest that is gone: whose its frames were. None may be its any more.
-pub(super) struct Gone {
-    owner: Owner,
-    memory: u64,
-    /// The records that have been looked at.
-    checked: u64,
-    /// The frames that are its still.
-    left: u64,
-}
-
-impl Gone {
-    /// Looks at one step's worth of records.
-    pub(super) fn check(&mut self, frames: &Frames) -> Progress {
-        let Some(found) = frames.owned_by(self.owner, self.checked, STEP) else { return Progress::Done };
-        self.left += found;
-        self.checked += STEP;
-        Progress::More
-    }
-
-    /// One that had nothing, for tests.
-    #[cfg(test)]
-    pub(super) const fn of_nobody() -> Self {
-        Self { owner: Owner(1), memory: 0, checked: 0, left: 0 }
-    }
-
-    /// Returns how many frames have not come back.
-    pub(super) const fn left(&self) -> u64 {
-        self.left
-    }
-
-    /// Returns the bytes of memory that the guest had.
-    pub(super) const fn memory(&self) -> u64 {
-        self.memory
-    }
+    standing: Standing,
 }
 
 // A guest is moved into its box over the stack of the boot CPU, more than once where nothing is optimised away.
@@ -137,32 +60,15 @@ impl Tag for Tagged<'_> {
     }
 }
 
-/// Why a guest cannot be made or loaded.
-#[derive(Debug)]
-pub(super) enum Unfit {
-    /// The manifest asks for what cannot be.
-    Config(Error),
-    /// Its memory cannot be had.
-    Space {
-        /// The guest's name.
-        name: String,
-        /// What is wrong.
-        error: SpaceError,
-    },
-}
+impl Listed for Guest {
+    type Format = Format;
 
-impl fmt::Display for Unfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(error) => error.fmt(f),
-            Self::Space { name, error } => write!(f, "virtual machine \"{name}\": {error}"),
-        }
+    fn config(&self) -> &VmConfig {
+        self.vm.config()
     }
-}
 
-impl From<Error> for Unfit {
-    fn from(error: Error) -> Self {
-        Self::Config(error)
+    fn number(&self) -> u16 {
+        self.number
     }
 }
 
@@ -183,7 +89,7 @@ impl Guest {
         let regions: Vec<Range> =
             memory.iter().copied().chain(borrows).chain(interface.map(|region| region.range)).collect();
         let geometry = hypervisor.layout.geometry();
-        let unfit = |error| Unfit::Space { name: config.name.clone(), error };
+        let unfit = |error| Unfit::space(&config.name, error);
         let mut space = space(hypervisor, Owner(number + 1), &regions).map_err(unfit)?;
         space.limit_leaves(match config.largest {
             Largest::Page => Height::PAGE,
@@ -212,36 +118,30 @@ impl Guest {
             churn: Churn::default(),
             siblings: Siblings::new(),
             number,
-            on: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
+            standing: Standing::new(),
         })
     }
 
     /// Counts the guest among those that are on, before it is loaded and started.
     pub(super) fn begin(&self, hypervisor: &Hypervisor) -> Began {
-        if self.on.swap(true, Relaxed) {
-            return Began::Before;
-        }
-        hypervisor.on.fetch_add(1, Relaxed);
-        Began::Now
+        self.standing.begin(&hypervisor.ledger)
     }
 
     /// Notes that the guest is off for good, or until it is started anew. The last one turns off the machine.
     pub(super) fn finish(&self, hypervisor: &Hypervisor) {
-        if self.on.swap(false, Relaxed) {
-            hypervisor.guest_is_off();
+        if self.standing.finish(&hypervisor.ledger) == Others::None {
+            hypervisor.all_are_off();
         }
     }
 
     /// Tells whether it is on.
     pub(super) fn is_on(&self) -> bool {
-        self.on.load(Relaxed)
+        self.standing.is_on()
     }
 
     /// Has the CPUs that the guest's vCPUs belong to let go of them, each by itself. The guest is off, and stays so.
     pub(super) fn dismiss(&self, core: &Core<'_>) {
-        // Relaxed: who is nudged sees it with the nudge.
-        self.leaving.store(true, Relaxed);
+        self.standing.dismiss();
         for vcpu in self.vm.vcpus() {
             self.vm.nudge(vcpu, core);
         }
@@ -249,19 +149,19 @@ impl Guest {
 
     /// Tells whether its vCPUs are to give up their seats.
     pub(super) fn is_leaving(&self) -> bool {
-        self.leaving.load(Relaxed)
+        self.standing.is_leaving()
     }
 
     /// Takes the guest apart, which is the caller's alone: no vCPU of it has a seat. What it had is in no TLB any more.
     #[inline(never)] // likewise
-    pub(super) fn take_apart(self, hypervisor: &Hypervisor, core: &Core<'_>) -> Remains {
+    pub(super) fn take_apart(self, hypervisor: &Hypervisor, core: &Core<'_>) -> Remains<Format> {
         self.finish(hypervisor);
         let Self { vm, space, presence, .. } = self;
         let (owner, tag) = (space.owner(), space.tag().last());
         let tlb = tlb(hypervisor, core, &tag, space.root(), &presence);
         let space = (*space).start_destroy(&mut hypervisor.waiting.enter(core.id()), &tlb);
         let memory = vm.config().frames_bytes();
-        Remains { space, owner, memory }
+        Remains::new(space, owner, memory)
     }
 
     /// Returns how this guest's translations are invalidated by `cpu`, which is the one that runs this.
@@ -311,21 +211,8 @@ impl Guest {
     pub(super) fn load(&self, hypervisor: &Hypervisor, core: &Core<'_>, load: Load) -> Result<Start, Unfit> {
         let config = self.vm.config();
         let tlb = self.tlb(hypervisor, core);
-        let unfit = |error| Unfit::Space { name: config.name.clone(), error };
-        let mut section = hypervisor.waiting.enter(core.id());
-        if load == Load::Again {
-            self.space.reset(&mut section, core, &tlb).map_err(unfit)?;
-            while self.space.drain(&mut section, core) {
-                section.pass(); // nobody runs this guest, so whoever looks at its tables will soon have done
-            }
-        }
-        if config.populate == Populate::Ahead {
-            for range in config.memory() {
-                self.space.populate(&mut section, core, &tlb, range).map_err(unfit)?;
-            }
-        }
-        drop(section);
         let ram = SpaceRam { space: &self.space, waiting: &hypervisor.waiting, cpu: core, tlb: &tlb };
+        ram.prepare(config, load).map_err(|error| Unfit::space(&config.name, error))?;
         let start = self.vm.load(&ram, &hypervisor.seed())?;
         debug!("{}: starts at {:#x}, device tree at {:#x}", config.name, start.entry, start.argument);
         Ok(start)

@@ -11,13 +11,12 @@
 //! Neighbours: `vm` says what a guest sees and which vCPU is to run, `space` what is behind its addresses, `aarch64` enters and leaves it.
 
 mod churn;
-mod control;
 mod exercise;
 mod guest;
 mod input;
 mod interrupt;
 mod lists;
-mod roster;
+mod making;
 mod seats;
 mod service;
 mod sharing;
@@ -27,8 +26,11 @@ mod tracing;
 mod turn;
 mod view;
 
+use crate::ledger::Ledger;
 use crate::percpu::PerCpu;
-use crate::{Machine, fatal, noted, outlet, platform, report, secondary, waiting};
+use crate::ram::Load;
+use crate::roster::MOST_GUESTS;
+use crate::{Machine, control, fatal, noted, outlet, platform, report, secondary, waiting};
 use aarch64::barrier::{dsb_sy, relax, wfi};
 use aarch64::cpu::Core;
 use aarch64::errata::Action;
@@ -42,15 +44,15 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use churn::Pace;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use frames::Owner;
 use guest::{Guest, Tagged};
 use input::{Input, Switch};
 use lists::{Lists, Timers};
 use log::{info, warn};
+use making::Here;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use roster::{Life, Roster};
 use seats::{Desk, Seat};
 use service::Engine;
 use shift::Shifts;
@@ -60,8 +62,8 @@ use spin::mutex::SpinMutex;
 use stage2::Kick;
 use tracing::Teller;
 use types::sync::relax_by;
-use types::{Cpu, CpuId, Height, Range, Ticks, Vmid};
-use vm::{Isa, Limits, Role, Seed, VmConfig};
+use types::{Cpu, CpuId, Height, Ticks, Vmid};
+use vm::{Isa, Limits, Role, Seed};
 use vmsa::{Granule4K, Layout, Vmsa};
 
 /// The format of every guest's tables.
@@ -70,15 +72,7 @@ type Format = Vmsa<Granule4K>;
 /// All guests, and what they share.
 struct Hypervisor {
     machine: &'static Machine,
-    roster: Roster,
-    /// What a controller makes guests of.
-    templates: Vec<VmConfig>,
-    /// Bytes of memory that no guest has been promised.
-    spare: AtomicU64,
-    /// Guests made of templates, those of them that are gone, and frames that have not come back from them.
-    made: AtomicU64,
-    ended: AtomicU64,
-    leaked: AtomicU64,
+    ledger: Ledger<Guest>,
     /// Tables that map nothing, for CPUs whose guest has gone.
     nowhere: Option<Box<Space<'static, Format>>>,
     /// Where each CPU's vCPUs come in, by the CPU's number.
@@ -100,8 +94,6 @@ struct Hypervisor {
     engine: Engine,
     teller: Teller,
     pace: Pace,
-    /// Guests that are on.
-    on: AtomicUsize,
     /// The system counter at the first entry to a guest; 0 before.
     first_entry: AtomicU64,
     random: SpinMutex<ChaCha20Rng>,
@@ -118,13 +110,6 @@ impl Kick for Kicks {
             interface::send(IntId::KICK, mpidr);
         }
     }
-}
-
-/// Whether a guest is loaded for the first time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Load {
-    First,
-    Again,
 }
 
 /// Runs this CPU's part of the virtual machines. Called on every CPU, once the machine is complete.
@@ -206,12 +191,7 @@ impl Hypervisor {
         let configs = vm::configure(machine.bundle, &limits).unwrap_or_else(|error| fatal!("{error}"));
         let mut hypervisor = Box::new(Self {
             machine,
-            roster: Roster::new(),
-            templates: Vec::new(),
-            spare: AtomicU64::new(limits.free),
-            made: AtomicU64::new(0),
-            ended: AtomicU64::new(0),
-            leaked: AtomicU64::new(0),
+            ledger: Ledger::new(limits.free),
             nowhere: None,
             desks: machine.cpus().map(Desk::new).collect(),
             waiting: waiting::of(machine.options.wait, Kicks(machine)),
@@ -228,11 +208,10 @@ impl Hypervisor {
             engine: Engine::default(),
             teller: Teller::new(),
             pace: Pace::new(),
-            on: AtomicUsize::new(0),
             first_entry: AtomicU64::new(0),
             random: SpinMutex::new(ChaCha20Rng::from_seed(machine.entropy)),
         });
-        let owner = Owner(roster::MOST_GUESTS + 1);
+        let owner = Owner(MOST_GUESTS + 1);
         hypervisor.nowhere = guest::space(&hypervisor, owner, &[]).ok();
         if configs.len() > 1 {
             outlet::expect_several();
@@ -240,12 +219,12 @@ impl Hypervisor {
         }
         for config in configs {
             if config.role == Role::Template {
-                hypervisor.templates.push(config);
+                hypervisor.ledger.templates.push(config);
                 continue;
             }
-            hypervisor.add(config);
+            control::add(&Here(&hypervisor, core), config);
         }
-        let guests: Vec<_> = hypervisor.roster.iter().collect();
+        let guests: Vec<_> = hypervisor.ledger.roster.iter().collect();
         for guest in &guests {
             guest.begin(&hypervisor);
         }
@@ -259,23 +238,6 @@ impl Hypervisor {
             }
         }
         hypervisor
-    }
-
-    /// Makes a guest that starts with the machine.
-    fn add(&self, config: VmConfig) {
-        let name = config.name.clone();
-        let cpus = config.cpus.len();
-        let bytes = config.frames_bytes();
-        let megabytes = config.memory().map(Range::len).sum::<u64>() >> 20;
-        let Some(number) = self.roster.claim() else {
-            fatal!("there are more than {} VMs", roster::MOST_GUESTS)
-        };
-        match Guest::new(self, CpuId::BOOT, number, config) {
-            Ok(guest) => self.roster.settle(number, Life::Here(Arc::new(guest))),
-            Err(error) => fatal!("{error}"),
-        };
-        self.spare.fetch_sub(bytes, Relaxed); // the manifest's check has counted them
-        info!("{name}: {cpus} vCPUs, {megabytes} MiB");
     }
 
     /// Returns what names tables that map nothing, under the VMID that is nobody's.
@@ -301,14 +263,12 @@ impl Hypervisor {
         Seed { rng, kaslr: random.next_u64() }
     }
 
-    /// Notes that a guest is off for good. The last one turns off the machine.
-    fn guest_is_off(&self) {
-        if self.on.fetch_sub(1, Relaxed) == 1 {
-            statistics::print(self);
-            view::write(self);
-            noted::end();
-            report::end(self.machine.options.end);
-        }
+    /// Turns off the machine: the last guest is off.
+    fn all_are_off(&self) {
+        statistics::print(self);
+        view::write(self);
+        noted::end();
+        report::end(self.machine.options.end);
     }
 
     /// Gives each vCPU of `guest` a seat at the CPU that it belongs to, and has that CPU look. Tells whether there were
@@ -334,7 +294,7 @@ impl Hypervisor {
 
     /// Returns the guest that console input goes to: the one that was chosen, or the first that is on where that is off.
     fn listener(&self) -> Option<Arc<Guest>> {
-        let mut on = self.roster.iter().filter(|guest| guest.is_on());
+        let mut on = self.ledger.roster.iter().filter(|guest| guest.is_on());
         let first = on.next()?;
         let chosen = outlet::listener();
         if first.number == chosen {
@@ -348,7 +308,7 @@ impl Hypervisor {
     /// Gives the input to the next guest that is on.
     fn next_listener(&self) {
         let chosen = outlet::listener();
-        let on = || self.roster.iter().filter(|guest| guest.is_on());
+        let on = || self.ledger.roster.iter().filter(|guest| guest.is_on());
         if let Some(next) = on().find(|guest| guest.number > chosen).or_else(|| on().next()) {
             outlet::give_input(next.number);
             info!("the input goes to {}", next.vm.config().name);

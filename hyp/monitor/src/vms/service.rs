@@ -40,7 +40,7 @@ type GuestMemory<'m, 'q, 'h> =
 impl Engine {
     /// Notes that `core`, which runs this, serves from now on. It will walk every guest's tables.
     pub(super) fn join(&self, hypervisor: &Hypervisor, core: &Core<'_>) {
-        for guest in hypervisor.roster.iter() {
+        for guest in hypervisor.ledger.roster.iter() {
             let mut section = hypervisor.waiting.enter(core.id());
             guest.space.admit(&mut section, Features::of_this_cpu().bbm);
         }
@@ -81,7 +81,7 @@ impl Engine {
         let first = self.first.load(Relaxed) as u16;
         let mut left = Left::Nothing;
         for behind in [false, true] {
-            for guest in hypervisor.roster.iter().filter(|guest| (guest.number < first) == behind) {
+            for guest in hypervisor.ledger.roster.iter().filter(|guest| (guest.number < first) == behind) {
                 match step_of(&guest, hypervisor, core, company) {
                     Left::Some => {
                         self.first.store(u64::from(guest.number) + 1, Relaxed);

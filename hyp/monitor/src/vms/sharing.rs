@@ -3,9 +3,9 @@
 //! Neighbours: `vm` knows what the calls mean, and whose turn it is; the roster knows the other guest, and keeps it meanwhile.
 
 use super::guest::Guest;
-use super::roster::Handle;
 use super::service::Answered;
 use super::{Format, Hypervisor, Tagged};
+use crate::roster::Handle;
 use aarch64::cpu::Core;
 use aarch64::guest::tlb::Stage2;
 use abi::Status;
@@ -45,7 +45,7 @@ fn answer(
     core: &Core<'_>,
     regs: &mut CallRegs,
 ) -> Answered {
-    let number = hypervisor.roster.handle_of(guest).0;
+    let number = hypervisor.ledger.roster.handle_of(guest).0;
     match service.begin_sharing(number, regs) {
         Wants::Nothing => {}
         Wants::Offers { from } => find(hypervisor, number, from, regs),
@@ -57,7 +57,7 @@ fn answer(
                 let other = party(other, its, its_number, &its_tlb);
                 share(&mut section, core, &me, &other, regs);
             };
-            let there = hypervisor.roster.here(Handle(other));
+            let there = hypervisor.ledger.roster.here(Handle(other));
             match there.as_ref().and_then(|other| Some((other, other.vm.service()?))) {
                 Some((there, its)) => run(there, its, other),
                 None => service.without(regs),
@@ -69,14 +69,14 @@ fn answer(
 
 /// Looks for an offer to the guest whose number is `to`.
 fn find(hypervisor: &Hypervisor, to: u64, (machine, place): (u64, usize), regs: &mut CallRegs) {
-    let found = hypervisor.roster.iter().find_map(|guest| {
+    let found = hypervisor.ledger.roster.iter().find_map(|guest| {
         let at = u64::from(guest.number);
         let from = match at.cmp(&machine) {
             core::cmp::Ordering::Less => return None,
             core::cmp::Ordering::Equal => place,
             core::cmp::Ordering::Greater => 0,
         };
-        let number = hypervisor.roster.handle_of(&guest).0;
+        let number = hypervisor.ledger.roster.handle_of(&guest).0;
         Some((at, guest.vm.service()?.find_offer(number, to, from)?))
     });
     answer_find(found, regs);
@@ -85,19 +85,19 @@ fn find(hypervisor: &Hypervisor, to: u64, (machine, place): (u64, usize), regs: 
 /// Ends all offers of a guest that has stopped, and all offers to it: what it borrowed goes back, and what it lent comes back.
 /// Passes quiescent points, and waits for CPUs that do a step of one of them.
 pub(super) fn end(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>) {
-    let number = hypervisor.roster.handle_of(guest).0;
+    let number = hypervisor.ledger.roster.handle_of(guest).0;
     if let Some(service) = guest.vm.service() {
         while let Ending::Next { offer, to } = service.next_to_end(None) {
-            let other = hypervisor.roster.here(Handle(to));
+            let other = hypervisor.ledger.roster.here(Handle(to));
             match other.as_deref() {
                 Some(other) => end_one(hypervisor, core, (guest, number), (other, to), offer),
                 None => drop_one(hypervisor, core, service, offer),
             }
         }
     }
-    for other in hypervisor.roster.iter() {
+    for other in hypervisor.ledger.roster.iter() {
         let Some(service) = other.vm.service() else { continue };
-        let its = hypervisor.roster.handle_of(&other).0;
+        let its = hypervisor.ledger.roster.handle_of(&other).0;
         while let Ending::Next { offer, .. } = service.next_to_end(Some(number)) {
             end_one(hypervisor, core, (&other, its), (guest, number), offer);
         }
@@ -121,7 +121,7 @@ fn end_one(
             if let Ended::GivenUp { status, bytes } = end_for_good(&mut section, core, &owner, &other, offer)
             {
                 error!("{bytes:#x} bytes that were lent do not come back: {status:?}");
-                hypervisor.leaked.fetch_add(bytes / FRAME_SIZE, Relaxed);
+                hypervisor.ledger.leaked.fetch_add(bytes / FRAME_SIZE, Relaxed);
             }
         }
         // Who is not granted the calls has accepted nothing.

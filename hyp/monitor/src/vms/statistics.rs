@@ -29,7 +29,7 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
     writeln!(to, "CPUs: {}, each with {}", machine.affinities.len(), machine.features)?;
     writeln!(to, "invalidation: {}", style_name(hypervisor.style))?;
     writeln!(to, "waiting for readers: {}", machine.options.wait.name())?;
-    for guest in hypervisor.roster.iter() {
+    for guest in hypervisor.ledger.roster.iter() {
         let name = &guest.vm.config().name;
         let mut total = 0;
         for reason in ExitReason::ALL {
@@ -98,12 +98,7 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
     }
     writeln!(to, "kicks to invalidate: {}", issued.kicks.load(Relaxed))?;
     writeln!(to, "VMID rollovers: {}", hypervisor.vmids.rollovers())?;
-    let ended = hypervisor.ended.load(Relaxed);
-    if !hypervisor.templates.is_empty() {
-        writeln!(to, "VMs made: {}", hypervisor.made.load(Relaxed))?;
-        writeln!(to, "VMs ended: {ended}")?;
-        writeln!(to, "frames of theirs that have not come back: {}", hypervisor.leaked.load(Relaxed))?;
-    }
+    hypervisor.ledger.write(to)?;
     let frames = machine.frames.stats();
     writeln!(
         to,

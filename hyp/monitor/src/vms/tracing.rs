@@ -5,9 +5,9 @@
 //! space that is there is told of, a bounded part by each call ([`Teller`]). What others do to it meanwhile is recorded.
 
 use super::guest::Guest;
-use super::roster::Handle;
 use super::{Format, Hypervisor, IPA_BITS};
 use crate::options::To;
+use crate::roster::Handle;
 use crate::{Machine, console, noted};
 use aarch64::cpu::Core;
 use aarch64::guest::tlb::Style;
@@ -97,13 +97,6 @@ pub(super) fn shape(hypervisor: &Hypervisor) -> (u64, u64) {
 pub(super) fn space_is_made(hypervisor: &Hypervisor, space: &Space<'static, Format>) {
     if trace::is_on() {
         noted::space(Kind::Space, space, shape(hypervisor));
-    }
-}
-
-/// Notes that a space is gone.
-pub(super) fn space_is_gone(owner: Owner) {
-    if trace::is_on() {
-        trace::note(Kind::SpaceGone, 0, [0, owner.0.into(), 0]);
     }
 }
 
@@ -225,8 +218,11 @@ pub(super) fn answer(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, re
 }
 
 fn start(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, cursor: u64) -> (Status, u64) {
-    let me = hypervisor.roster.handle_of(guest).0;
-    let next = match hypervisor.teller.begins(me, cursor, |by| hypervisor.roster.here(Handle(by)).is_some()) {
+    let me = hypervisor.ledger.roster.handle_of(guest).0;
+    let next = match hypervisor
+        .teller
+        .begins(me, cursor, |by| hypervisor.ledger.roster.here(Handle(by)).is_some())
+    {
         Step::Answered(status) => return (status, cursor),
         Step::Begin => {
             begin(hypervisor, core);
@@ -254,7 +250,7 @@ fn begin(hypervisor: &Hypervisor, core: &Core<'_>) {
 /// Tells of the first guest at `place` or behind, from `ipa` on, which is an address of the one at `place`. Returns the cursor
 /// to go on from; `None` where there is no such guest.
 fn tell(hypervisor: &Hypervisor, core: &Core<'_>, place: u16, ipa: Ipa) -> Option<u64> {
-    let guest = hypervisor.roster.iter().find(|guest| guest.number >= place)?;
+    let guest = hypervisor.ledger.roster.iter().find(|guest| guest.number >= place)?;
     let ipa = if guest.number == place { ipa } else { Ipa::new(0) };
     let space = &guest.space;
     let section = hypervisor.waiting.enter(core.id());

@@ -1,12 +1,14 @@
 //! A vCPU's turns on its CPU: prepare, enter, answer, until it is over.
 
-use super::control;
 use super::guest::Guest;
 use super::interrupt::{self, Taken};
 use super::lists::Lists;
+use super::making::Here;
 use super::seats::{Registers, Seat};
 use super::service::{self, Answered};
-use super::{Hypervisor, Load, sharing};
+use super::{Hypervisor, sharing};
+use crate::control;
+use crate::ram::Load;
 use aarch64::barrier::relax;
 use aarch64::cpu::Core;
 use aarch64::guest::exit::{Abort, Direction, Doing, Exit, IpaKnown, SysRegAccess, Transfer, Vector};
@@ -277,7 +279,7 @@ impl<'s> Turns<'s> {
         if sharing::call(self.guest, self.hypervisor, self.cpu, self.context.call_regs()) == Answered::Yes {
             return Intent::Run;
         }
-        if control::call(self.guest, self.hypervisor, self.cpu, self.context.call_regs()) == Answered::Yes {
+        if control::call(self.guest, &Here(self.hypervisor, self.cpu), self.context.call_regs()) {
             return Intent::Run;
         }
         match self.guest.vm.call(self.vcpu, self.cpu, self.context.call_regs()) {

@@ -4,8 +4,9 @@
 //! Without the word on the command line nothing is set aside, and nobody is interrupted for it.
 
 use super::guest::Guest;
-use super::{Hypervisor, roster, tracing};
+use super::{Hypervisor, tracing};
 use crate::Machine;
+use crate::roster::MOST_GUESTS;
 use aarch64::sysreg::{CNTPCT_EL0, Readable};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use log::{info, warn};
@@ -19,7 +20,7 @@ const _: () = assert!(frames::MAX_BANKS == BANKS);
 /// Begins the view where the command line asks for it.
 pub(super) fn start_if_asked(machine: &Machine) -> Option<View> {
     let key = machine.options.view?;
-    let places = u64::from(roster::MOST_GUESTS);
+    let places = u64::from(MOST_GUESTS);
     let bytes = view::bytes(places);
     let Ok(memory) = machine.frames.carve_out(bytes) else {
         warn!("no view: no {} KiB of memory in one piece for it", bytes >> 10);
@@ -70,8 +71,8 @@ fn write_all(hypervisor: &Hypervisor, view: &View) {
         view.put(header::BANKS + 3 * n, &[memory.start().get(), memory.len(), records.get()]);
     }
     // Who is not here any more has left a place behind.
-    (0..roster::MOST_GUESTS).for_each(|number| view.put_at(number.into(), place::OWNER, &[0]));
-    for guest in hypervisor.roster.iter() {
+    (0..MOST_GUESTS).for_each(|number| view.put_at(number.into(), place::OWNER, &[0]));
+    for guest in hypervisor.ledger.roster.iter() {
         write_guest(hypervisor, &guest, view);
     }
 }

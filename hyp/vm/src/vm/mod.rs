@@ -119,9 +119,9 @@ impl Vm {
     pub fn load(&self, ram: &(impl Ram + ?Sized), seed: &Seed) -> Result<Start, Error> {
         let fault = |fault| Error::vm(&self.config.name, fault);
         let dtb = dtb::build(&self.config, self.gic.version(), &self.placement, seed)
-            .map_err(|_| fault(BadVm::DeviceTree))?;
+            .map_err(|_| fault(BadVm::Start))?;
         if dtb.len() as u64 > self.placement.dtb.len() {
-            return Err(fault(BadVm::DeviceTree));
+            return Err(fault(BadVm::Start));
         }
         let initrd = self.config.initrd.map_or(&[][..], |file| file.bytes);
         image::load(&self.placement, initrd, &dtb, ram).map_err(|error| fault(BadVm::Ram(error)))?;

@@ -3,17 +3,23 @@
 
 use super::super::seats::Seat;
 use super::*;
+use crate::control::{call, find};
+use crate::roster::Handle;
 use crate::{Described, Machine};
 use aarch64::effect;
 use aarch64::features::Features;
 use aarch64::gic::{Distributor, GicV2};
 use aarch64::mmu::Map;
+use abi::{Status, control};
+use alloc::boxed::Box;
+use alloc::format;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
 use frames::{DirectMap, Frames, Order, Owner, Run, Usage};
 use spin::Mutex;
 use std::collections::BTreeMap;
 use types::{FRAME_SIZE, Pa, PaRange};
-use vm::{Intent, Line, ListRegisters, Next, Sleep, Timer};
+use vm::{CallRegs, Intent, Line, ListRegisters, Next, Sleep, Timer};
 
 const RAM: u64 = 0x8000_0000;
 /// The CPUs' numbers.
@@ -151,12 +157,17 @@ impl Rig {
         rig
     }
 
+    /// The hypervisor on the boot CPU.
+    fn here(&self) -> Here<'_, 'static> {
+        Here(&self.hypervisor, &self.cores[0])
+    }
+
     /// Makes a call of the controller's, on the boot CPU.
     fn call(&self, function: u32, argument: u64) -> (Status, u64) {
-        let controller = self.hypervisor.roster.iter().next().expect("it is here");
+        let controller = self.hypervisor.ledger.roster.iter().next().expect("it is here");
         let mut regs: CallRegs = [0; 18];
         (regs[0], regs[1]) = (function.into(), argument);
-        assert_eq!(call(&controller, &self.hypervisor, &self.cores[0], &mut regs), Answered::Yes);
+        assert!(call(&*controller, &self.here(), &mut regs));
         let status = Status::of(regs[0]).expect("a status");
         assert!(abi::answers::may(function, status), "{function:#x}: {status:?}");
         (status, regs[1])
@@ -256,13 +267,13 @@ fn a_machine_is_made_runs_and_ends_and_its_handle_is_nobodys() {
 fn who_is_no_controller_has_no_such_calls_and_a_controller_no_others() {
     let rig = Rig::new(64 << 20);
     let handle = Handle(rig.makes(SMALL));
-    let guest = find(&rig.hypervisor, handle).expect("it is here");
+    let guest = find(&rig.here(), handle).expect("it is here");
     let mut regs: CallRegs = [0; 18];
     regs[0] = control::CREATE.into();
-    assert_eq!(call(&guest, &rig.hypervisor, &rig.cores[0], &mut regs), Answered::No);
+    assert!(!call(&*guest, &rig.here(), &mut regs));
     regs[0] = u64::from(control::STATE) + 1;
-    let controller = rig.hypervisor.roster.iter().next().expect("it is here");
-    assert_eq!(call(&controller, &rig.hypervisor, &rig.cores[0], &mut regs), Answered::No);
+    let controller = rig.hypervisor.ledger.roster.iter().next().expect("it is here");
+    assert!(!call(&*controller, &rig.here(), &mut regs));
 }
 
 #[test]
@@ -271,8 +282,8 @@ fn numbers_that_name_nothing_are_invalid() {
     for template in [3, 1 << 32, u64::MAX] {
         assert_eq!(rig.call(control::CREATE, template), (Status::InvalidParameter, 0));
     }
-    let own = rig.hypervisor.roster.iter().next().expect("it is here");
-    let own = rig.hypervisor.roster.handle_of(&own).0; // of no template
+    let own = rig.hypervisor.ledger.roster.iter().next().expect("it is here");
+    let own = rig.hypervisor.ledger.roster.handle_of(&own).0; // of no template
     for function in [control::START, control::STOP, control::RESET, control::DESTROY, control::STATE] {
         for handle in [0, 5, own, u64::MAX] {
             assert_eq!(
@@ -287,11 +298,11 @@ fn numbers_that_name_nothing_are_invalid() {
 #[test]
 fn memory_that_is_promised_to_others_is_not_promised_again() {
     let mut rig = Rig::new(64 << 20);
-    let spare = rig.hypervisor.spare.load(Relaxed);
+    let spare = rig.hypervisor.ledger.spare.load(Relaxed);
     let first = rig.makes(LARGE);
     assert_eq!(rig.call(control::CREATE, LARGE), (Status::NoMemory, 0));
     let (_, last) = rig.ends(first);
-    assert_eq!((last, rig.hypervisor.spare.load(Relaxed)), (Status::Success, spare));
+    assert_eq!((last, rig.hypervisor.ledger.spare.load(Relaxed)), (Status::Success, spare));
     rig.makes(LARGE);
 }
 
@@ -300,9 +311,10 @@ fn a_cpu_has_so_many_seats_and_who_finds_none_leaves_nothing_behind() {
     let mut rig = Rig::new(64 << 20);
     let first = rig.makes(CROWD);
     let second = rig.makes(CROWD);
-    let (spare, guests) = (rig.hypervisor.spare.load(Relaxed), rig.hypervisor.machine.frames.stats().guest);
+    let (spare, guests) =
+        (rig.hypervisor.ledger.spare.load(Relaxed), rig.hypervisor.machine.frames.stats().guest);
     assert_eq!(rig.call(control::CREATE, CROWD), (Status::NoRoom, 0), "64 seats for each CPU");
-    assert_eq!(rig.hypervisor.spare.load(Relaxed), spare);
+    assert_eq!(rig.hypervisor.ledger.spare.load(Relaxed), spare);
     assert_eq!(rig.hypervisor.machine.frames.stats().guest, guests);
     for handle in [first, second] {
         assert_eq!(rig.ends(handle).1, Status::Success);
@@ -313,7 +325,7 @@ fn a_cpu_has_so_many_seats_and_who_finds_none_leaves_nothing_behind() {
 #[test]
 fn a_roster_has_so_many_places() {
     let rig = Rig::new(64 << 20);
-    let taken = core::iter::from_fn(|| rig.hypervisor.roster.claim()).count();
+    let taken = core::iter::from_fn(|| rig.hypervisor.ledger.roster.claim()).count();
     assert!(taken > 100);
     assert_eq!(rig.call(control::CREATE, SMALL), (Status::NoRoom, 0));
 }
@@ -369,10 +381,10 @@ fn the_end_of_a_machine_that_is_on_waits_for_its_cpus_and_holds_others_off() {
     }
     rig.cpus_run();
     // Somebody else does a step.
-    let (number, life) = rig.hypervisor.roster.take(Handle(handle)).expect("it is there");
+    let (number, life) = rig.hypervisor.ledger.roster.take(Handle(handle)).expect("it is there");
     assert_eq!(rig.call(control::DESTROY, handle).0, Status::Busy);
     assert_eq!(rig.state(handle), control::state::ENDING);
-    rig.hypervisor.roster.settle(number, life);
+    rig.hypervisor.ledger.roster.settle(number, life);
     let (answers, last) = rig.ends(handle);
     assert!(answers.iter().all(|status| *status == Status::Continue), "{answers:?}");
     assert_eq!(last, Status::Success);
@@ -382,11 +394,11 @@ fn the_end_of_a_machine_that_is_on_waits_for_its_cpus_and_holds_others_off() {
 fn a_frame_that_has_not_come_back_is_said_to_be_missing() {
     let mut rig = Rig::new(64 << 20);
     let handle = rig.makes(SMALL);
-    let owner = find(&rig.hypervisor, Handle(handle)).expect("it is here").space.owner();
+    let owner = find(&rig.here(), Handle(handle)).expect("it is here").space.owner();
     let run = rig.hypervisor.machine.frames.allocate(Order::FRAME, Usage::Guest(owner)).expect("it is free");
     let lost = run.into_pa();
     assert_eq!(rig.ends(handle).1, Status::Broken);
-    assert_eq!(rig.hypervisor.leaked.load(Relaxed), 1);
+    assert_eq!(rig.hypervisor.ledger.leaked.load(Relaxed), 1);
     assert_eq!(rig.call(control::STATE, handle).0, Status::InvalidParameter, "it is gone all the same");
     rig.hypervisor.machine.frames.give_back(lost, Order::FRAME).expect("it was taken");
 }

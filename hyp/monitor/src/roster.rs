@@ -10,50 +10,63 @@
 //! find it so and come back. A guest that is here is kept by whoever has got it from [`Roster::find`] or
 //! [`Roster::iter`], so that its end waits for them.
 
-use super::guest::{Gone, Guest, Remains};
+use crate::remains::{Gone, Remains};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use spin::mutex::SpinMutex;
-use vm::Role;
+use stage2::Format;
+use vm::{Role, VmConfig};
 
 /// The most virtual machines at a time.
-pub(super) const MOST_GUESTS: u16 = 128;
+pub(crate) const MOST_GUESTS: u16 = 128;
+
+/// A guest, as its place knows it.
+pub(crate) trait Listed {
+    /// The format of its tables.
+    type Format: Format;
+
+    /// Returns what the manifest says of it.
+    fn config(&self) -> &VmConfig;
+
+    /// Returns the number of its place.
+    fn number(&self) -> u16;
+}
 
 /// How far a guest is in its life.
-pub(super) enum Life {
+pub(crate) enum Life<G: Listed> {
     /// There is none.
     Free,
     /// A CPU makes it, or does a step of its end.
     InHand,
     /// It is there.
-    Here(Arc<Guest>),
+    Here(Arc<G>),
     /// Its space is condemned, and its vCPUs are on their way out.
-    Leaving(Arc<Guest>),
+    Leaving(Arc<G>),
     /// Its vCPUs are out, and its memory goes back.
-    Remains(Box<Remains>),
+    Remains(Box<Remains<G::Format>>),
     /// Its memory has gone back; whether all of it has is looked at.
     Gone(Gone),
 }
 
 /// A guest's place, and which guest's it is.
-struct Place {
-    life: Life,
+struct Place<G: Listed> {
+    life: Life<G>,
     /// How many guests have had this place.
     times: u32,
 }
 
 /// What a handle leads to.
-pub(super) enum Found {
+pub(crate) enum Found<G> {
     /// A guest.
-    Here(Arc<Guest>),
+    Here(Arc<G>),
     /// One whose end has begun.
     Ending,
 }
 
 /// What a controller knows a guest by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Handle(pub(super) u64);
+pub(crate) struct Handle(pub(crate) u64);
 
 impl Handle {
     const fn new(number: u16, times: u32) -> Self {
@@ -70,19 +83,19 @@ impl Handle {
 }
 
 /// All places.
-pub(super) struct Roster {
-    places: Vec<SpinMutex<Place>>,
+pub(crate) struct Roster<G: Listed> {
+    places: Vec<SpinMutex<Place<G>>>,
 }
 
-impl Roster {
+impl<G: Listed> Roster<G> {
     /// Makes a roster of free places.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let place = |_| SpinMutex::new(Place { life: Life::Free, times: 0 });
         Self { places: (0..MOST_GUESTS).map(place).collect() }
     }
 
     /// Claims a free place for a guest that is to be made, and returns its number; `None` where none is free.
-    pub(super) fn claim(&self) -> Option<u16> {
+    pub(crate) fn claim(&self) -> Option<u16> {
         (0..MOST_GUESTS).zip(&self.places).find_map(|(number, place)| {
             let mut place = place.lock();
             matches!(place.life, Life::Free).then(|| {
@@ -94,7 +107,7 @@ impl Roster {
     }
 
     /// Puts what became of a guest in its place, which the caller has in hand. Returns the guest's handle.
-    pub(super) fn settle(&self, number: u16, life: Life) -> Handle {
+    pub(crate) fn settle(&self, number: u16, life: Life<G>) -> Handle {
         let Some(place) = self.places.get(usize::from(number)) else { return Handle(0) };
         let mut place = place.lock();
         place.life = life;
@@ -102,11 +115,11 @@ impl Roster {
     }
 
     /// Looks at the place of a guest that was made of a template: nobody's handle is that of another one.
-    fn look<R>(&self, handle: Handle, then: impl FnOnce(&mut Life) -> Option<R>) -> Option<R> {
+    fn look<R>(&self, handle: Handle, then: impl FnOnce(&mut Life<G>) -> Option<R>) -> Option<R> {
         let mut place = self.places.get(usize::from(handle.number()))?.lock();
         let is_made = match &place.life {
             Life::Free => false,
-            Life::Here(guest) => guest.vm.config().role == Role::Template,
+            Life::Here(guest) => guest.config().role == Role::Template,
             Life::InHand | Life::Leaving(_) | Life::Remains(_) | Life::Gone(_) => true,
         };
         let is_its = is_made && u64::from(place.times) == handle.times();
@@ -114,13 +127,13 @@ impl Roster {
     }
 
     /// Returns the handle of a guest that is here, whether it was made of a template or not: what other guests know it by.
-    pub(super) fn handle_of(&self, guest: &Guest) -> Handle {
-        let times = self.places.get(usize::from(guest.number)).map_or(0, |place| place.lock().times);
-        Handle::new(guest.number, times)
+    pub(crate) fn handle_of(&self, guest: &G) -> Handle {
+        let times = self.places.get(usize::from(guest.number())).map_or(0, |place| place.lock().times);
+        Handle::new(guest.number(), times)
     }
 
     /// Returns the guest of this handle, if it is here, whether it was made of a template or not.
-    pub(super) fn here(&self, handle: Handle) -> Option<Arc<Guest>> {
+    pub(crate) fn here(&self, handle: Handle) -> Option<Arc<G>> {
         let place = self.places.get(usize::from(handle.number()))?.lock();
         match &place.life {
             Life::Here(guest) if u64::from(place.times) == handle.times() => Some(Arc::clone(guest)),
@@ -129,7 +142,7 @@ impl Roster {
     }
 
     /// Finds a guest; `None` where the handle is nobody's.
-    pub(super) fn find(&self, handle: Handle) -> Option<Found> {
+    pub(crate) fn find(&self, handle: Handle) -> Option<Found<G>> {
         self.look(handle, |life| match life {
             Life::Here(guest) => Some(Found::Here(Arc::clone(guest))),
             Life::Free | Life::InHand | Life::Leaving(_) | Life::Remains(_) | Life::Gone(_) => {
@@ -140,12 +153,12 @@ impl Roster {
 
     /// Takes a guest in hand, for a step of its end; `None` where the handle is nobody's. The caller settles it again,
     /// unless it is in somebody else's hand.
-    pub(super) fn take(&self, handle: Handle) -> Option<(u16, Life)> {
+    pub(crate) fn take(&self, handle: Handle) -> Option<(u16, Life<G>)> {
         self.look(handle, |life| Some((handle.number(), core::mem::replace(life, Life::InHand))))
     }
 
     /// Goes through the guests that are here.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Arc<Guest>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Arc<G>> {
         self.places.iter().filter_map(|place| match &place.lock().life {
             Life::Here(guest) => Some(Arc::clone(guest)),
             Life::Free | Life::InHand | Life::Leaving(_) | Life::Remains(_) | Life::Gone(_) => None,
@@ -156,16 +169,34 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmsa::{Granule4K, Vmsa};
+
+    /// A guest that nothing is known of but its configuration.
+    struct Nobody(VmConfig);
+
+    impl Listed for Nobody {
+        type Format = Vmsa<Granule4K>;
+
+        fn config(&self) -> &VmConfig {
+            &self.0
+        }
+
+        fn number(&self) -> u16 {
+            0
+        }
+    }
+
+    type Places = Roster<Nobody>;
 
     /// Claims a place for a guest, and has it be gone, but for the last look.
-    fn gone(roster: &Roster) -> Handle {
+    fn gone(roster: &Places) -> Handle {
         let number = roster.claim().expect("a place is free");
         roster.settle(number, Life::Gone(Gone::of_nobody()))
     }
 
     #[test]
     fn each_claim_is_another_place_until_none_is_free() {
-        let roster = Roster::new();
+        let roster = Places::new();
         let claimed: Vec<u16> = core::iter::from_fn(|| roster.claim()).collect();
         assert!(claimed.iter().copied().eq(0..MOST_GUESTS));
         roster.settle(7, Life::Free);
@@ -175,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_handle_is_one_guests_and_never_anothers() {
-        let roster = Roster::new();
+        let roster = Places::new();
         let first = gone(&roster);
         assert!(matches!(roster.find(first), Some(Found::Ending)));
         assert!(roster.here(first).is_none());
@@ -193,7 +224,7 @@ mod tests {
 
     #[test]
     fn who_finds_a_guest_in_hand_leaves_it_there() {
-        let roster = Roster::new();
+        let roster = Places::new();
         let handle = gone(&roster);
         let (number, life) = roster.take(handle).expect("it is there");
         assert!(matches!(life, Life::Gone(_)));
@@ -206,7 +237,7 @@ mod tests {
 
     #[test]
     fn one_of_two_that_reach_for_a_guest_at_once_gets_it() {
-        let roster = Roster::new();
+        let roster = Places::new();
         let handle = gone(&roster);
         let got: usize = std::thread::scope(|scope| {
             let reach = || matches!(roster.take(handle), Some((_, Life::Gone(_))));
