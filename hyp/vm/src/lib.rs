@@ -44,7 +44,7 @@ pub use gic::{GicModel, GicVersion, TimerIntids};
 pub use host::{Console, Line, ListRegisters, Ram, RamError, Timer};
 pub use manifest::{DeviceKind, Granted, Isa, Largest, Limits, Populate, Role, VmConfig, configure};
 pub use pl011::{Room, Taken};
-pub use power::{Start, Why};
+pub use power::{NotOff, Power, PowerStates, Start, Step, Why};
 pub use stats::ExitReason;
 pub use sysreg::{SysAccess, SysOutcome};
 pub use vcpu::{MAX_VCPUS, Vcpu, affinity, index_of};

@@ -41,9 +41,12 @@ enum Phase {
 
 /// The state of a vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Power {
+pub enum Power<S = Start> {
+    /// It has not been turned on, or has gone off.
     Off,
-    OnPending(Start),
+    /// It has been turned on, and its CPU has not started it yet.
+    OnPending(S),
+    /// It runs.
     On,
     /// On, and on its way off.
     Leaving,
@@ -51,11 +54,11 @@ pub(crate) enum Power {
 
 /// What a vCPU's own CPU finds to do about its power.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Step {
+pub enum Step<S = Start> {
     /// Nothing.
     None,
     /// Start it.
-    Start(Start),
+    Start(S),
     /// Turn it off; others are still on.
     Off,
     /// Turn it off; it was the last, and the machine has stopped.
@@ -64,30 +67,36 @@ pub(crate) enum Step {
 
 /// Why a vCPU cannot be turned on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum NotOff {
+pub enum NotOff {
     /// It is on, or the machine stops and will not turn it on.
     On,
     /// It is being turned on.
     Pending,
 }
 
-/// The power states of one machine.
+/// The power states of one machine. `S` says how a vCPU starts.
 #[derive(Debug)]
-pub(crate) struct PowerStates {
+pub struct PowerStates<S = Start> {
     phase: Phase,
-    vcpus: [Power; MAX_VCPUS],
+    vcpus: [Power<S>; MAX_VCPUS],
     /// How many vCPUs are not off.
     live: usize,
 }
 
-impl PowerStates {
+impl<S: Copy + PartialEq> Default for PowerStates<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S: Copy + PartialEq> PowerStates<S> {
     /// Makes the states of a machine that is off.
-    pub(crate) const fn new() -> Self {
+    pub const fn new() -> Self {
         Self { phase: Phase::Off, vcpus: [Power::Off; MAX_VCPUS], live: 0 }
     }
 
     /// Turns the machine on, with vCPU 0. Tells whether it was off.
-    pub(crate) fn start(&mut self, start: Start) -> bool {
+    pub fn start(&mut self, start: S) -> bool {
         if self.phase != Phase::Off {
             return false;
         }
@@ -98,7 +107,7 @@ impl PowerStates {
     }
 
     /// Asks for a stop. Tells whether this is the first to ask: then every vCPU is to be told.
-    pub(crate) fn stop(&mut self, why: Why) -> bool {
+    pub fn stop(&mut self, why: Why) -> bool {
         let first = self.phase == Phase::Running;
         if first {
             self.phase = Phase::Stopping(why);
@@ -107,7 +116,10 @@ impl PowerStates {
     }
 
     /// Turns on vCPU `index`.
-    pub(crate) fn turn_on(&mut self, index: usize, start: Start) -> Result<(), NotOff> {
+    ///
+    /// # Errors
+    /// [`NotOff`] where it is on, or about to be.
+    pub fn turn_on(&mut self, index: usize, start: S) -> Result<(), NotOff> {
         match self.vcpus[index] {
             Power::On | Power::Leaving => Err(NotOff::On),
             Power::OnPending(_) => Err(NotOff::Pending),
@@ -121,14 +133,14 @@ impl PowerStates {
     }
 
     /// Notes that vCPU `index` wants to be off. Its next step turns it off.
-    pub(crate) fn leave(&mut self, index: usize) {
+    pub fn leave(&mut self, index: usize) {
         if self.vcpus[index] == Power::On {
             self.vcpus[index] = Power::Leaving;
         }
     }
 
     /// Turns off vCPU `index`, which is not off. The last one turns off the machine.
-    fn turn_off(&mut self, index: usize) -> Step {
+    fn turn_off(&mut self, index: usize) -> Step<S> {
         self.vcpus[index] = Power::Off;
         self.live -= 1;
         if self.live != 0 {
@@ -143,7 +155,7 @@ impl PowerStates {
     }
 
     /// Tells vCPU `index`'s own CPU what to do next.
-    pub(crate) fn step(&mut self, index: usize) -> Step {
+    pub fn step(&mut self, index: usize) -> Step<S> {
         match (self.phase, self.vcpus[index]) {
             (Phase::Stopping(_), Power::On | Power::OnPending(_)) | (_, Power::Leaving) => {
                 self.turn_off(index)
@@ -157,12 +169,12 @@ impl PowerStates {
     }
 
     /// Returns the state of vCPU `index`.
-    pub(crate) const fn of(&self, index: usize) -> Power {
+    pub const fn of(&self, index: usize) -> Power<S> {
         self.vcpus[index]
     }
 
     /// Tells whether the machine is off.
-    pub(crate) fn is_off(&self) -> bool {
+    pub fn is_off(&self) -> bool {
         self.phase == Phase::Off
     }
 }
