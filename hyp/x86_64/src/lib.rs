@@ -24,5 +24,6 @@ pub mod local;
 pub mod mmu;
 pub mod mtrr;
 pub mod pic;
+pub mod registers;
 pub mod time;
 pub mod vmx;

@@ -253,9 +253,13 @@ impl Vmcs {
         self.set(guest::PML_INDEX, FIRST_LISTED);
     }
 
-    /// Returns where it is.
-    pub const fn region(&self) -> Pa {
-        self.region
+    /// Ends it, on the CPU that it was made on: from here on that CPU keeps nothing of it, and the region may be used for
+    /// something else. It must not be entered again.
+    pub fn end(&self) {
+        // SAFETY: `new`'s caller has said that the region is a VMCS of this CPU.
+        if let Err(fail) = unsafe { vmclear(self.region) } {
+            debug_assert!(false, "the CPU refuses to clear a VMCS: {fail:?}");
+        }
     }
 
     fn set(&self, field: u32, value: u64) {
