@@ -40,6 +40,11 @@ pub fn halt() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
+/// Waits for an interrupt, as the other architecture's instruction of that name does.
+pub fn wfi() {
+    halt();
+}
+
 /// Stops this CPU for good.
 pub fn park() -> ! {
     loop {

@@ -28,9 +28,6 @@ pub(crate) trait Listed {
 
     /// Returns what the manifest says of it.
     fn config(&self) -> &VmConfig;
-
-    /// Returns the number of its place.
-    fn number(&self) -> u16;
 }
 
 /// How far a guest is in its life.
@@ -126,13 +123,15 @@ impl<G: Listed> Roster<G> {
         if is_its { then(&mut place.life) } else { None }
     }
 
-    /// Returns the handle of a guest that is here, whether it was made of a template or not: what other guests know it by.
-    pub(crate) fn handle_of(&self, guest: &G) -> Handle {
-        let times = self.places.get(usize::from(guest.number())).map_or(0, |place| place.lock().times);
-        Handle::new(guest.number(), times)
+    /// Returns the handle of the guest in place `number`, whether it was made of a template or not: what other guests know it by.
+    #[cfg(not(pc))]
+    pub(crate) fn handle_of(&self, number: u16) -> Handle {
+        let times = self.places.get(usize::from(number)).map_or(0, |place| place.lock().times);
+        Handle::new(number, times)
     }
 
     /// Returns the guest of this handle, if it is here, whether it was made of a template or not.
+    #[cfg(not(pc))]
     pub(crate) fn here(&self, handle: Handle) -> Option<Arc<G>> {
         let place = self.places.get(usize::from(handle.number()))?.lock();
         match &place.life {
@@ -179,10 +178,6 @@ mod tests {
 
         fn config(&self) -> &VmConfig {
             &self.0
-        }
-
-        fn number(&self) -> u16 {
-            0
         }
     }
 

@@ -288,17 +288,25 @@ pub(crate) fn with_kernel_on(built: &Built, wanted: Wanted<'_>) -> Result<Prepar
     let mut vm = run::vm("guest", smp, memory, wanted.append);
     vm.hypercalls = wanted.hypercalls.then(|| run::GRANTED.to_owned());
     // Where a PC's other CPUs start.
-    vm.region = vec![bundle::Region { start: 0, size: Size::mib(2) }];
-    let (bundle, manifest) = bundle::of_one(One { vm, kernel: wanted.kernel, initrd: None })?;
-    let machine = Machine {
-        cpu: wanted.cpu,
-        cpus: smp,
-        memory: manifest.memory().plus(OVERHEAD),
-        append: wanted.hypervisor,
-        bundle: Some(&bundle),
-        trace: wanted.trace,
-    };
-    Prepared::new(built, &machine)
+    vm.region = vec![LOW];
+    let one = One { vm, kernel: wanted.kernel, initrd: None };
+    with_vms(built, vec![one], (wanted.cpu, smp), wanted.hypervisor, wanted.trace)
+}
+
+/// The memory that a VM with several vCPUs has beside its main memory: where a PC's other CPUs start.
+pub(crate) const LOW: bundle::Region = bundle::Region { start: 0, size: Size::mib(2) };
+
+/// Makes the machine that runs these VMs on so many CPUs of a model.
+pub(crate) fn with_vms(
+    built: &Built,
+    vms: Vec<One<'_>>,
+    (cpu, cpus): (&str, u32),
+    append: &str,
+    trace: Option<&Path>,
+) -> Result<Prepared> {
+    let (bundle, manifest) = bundle::of(vms)?;
+    let memory = manifest.memory().plus(OVERHEAD);
+    Prepared::new(built, &Machine { cpu, cpus, memory, append, bundle: Some(&bundle), trace })
 }
 
 #[cfg(test)]

@@ -150,8 +150,13 @@ const PC_PAYLOADS: [&str; 2] = ["pc", DRIVES];
 
 /// Builds the payloads of x86-64 boards.
 pub(crate) fn build_pc() -> Result<Vec<Payload>> {
+    PC_PAYLOADS.iter().map(|name| build_for_pc(name)).collect()
+}
+
+/// Builds a payload of x86-64 boards.
+pub(crate) fn build_for_pc(name: &str) -> Result<Payload> {
     setup::ensure(&[Need::Rust, Need::Pc])?;
-    PC_PAYLOADS.iter().map(|name| Ok(Payload(cargo::build_for(PC_TARGET, PC_PACKAGE, name)?))).collect()
+    Ok(Payload(cargo::build_for(PC_TARGET, PC_PACKAGE, name)?))
 }
 
 /// Returns those payloads that `name` means, with a boot argument that selects tests.

@@ -14,8 +14,8 @@ use guest_tests::cpu::give_way;
 use guest_tests::machine::{self, Host};
 use guest_tests::rng::Rng;
 use guest_tests::service::{Answer, call};
-use guest_tests::timer::micros;
-use guest_tests::{NotPassed, Verdict, check, guest_tests, read_sysreg, same, skip};
+use guest_tests::timer::{micros, now};
+use guest_tests::{NotPassed, Verdict, check, guest_tests, same, skip};
 
 guest_tests! {
     "control":
@@ -29,6 +29,9 @@ guest_tests! {
 const BRIEF: u64 = 0;
 /// Runs until it is ended.
 const STAYS: u64 = 1;
+
+/// Whether a CPU has one vCPU at most, on this architecture. There the two templates share a CPU.
+const ONE_EACH: bool = cfg!(target_arch = "x86_64");
 
 /// How often a step is made again, or a state looked at, before that counts as a failure.
 const PATIENCE: u32 = 10_000_000;
@@ -121,6 +124,10 @@ fn machines_come_up_and_end_one_after_the_other() -> Verdict {
     while now() < until {
         give_way();
     }
+    if ONE_EACH {
+        expect("CREATE where a CPU is taken", BRIEF, Status::NoRoom, call(control::CREATE, &[BRIEF])?)?;
+        end_anew(sleeper)?;
+    }
     let mut last = None;
     for _ in 0..count() {
         let handle = create(BRIEF)?;
@@ -132,8 +139,13 @@ fn machines_come_up_and_end_one_after_the_other() -> Verdict {
         destroy(handle)?;
         expect("STATE of who is gone", handle, Status::InvalidParameter, call(control::STATE, &[handle])?)?;
     }
-    expect("the status of RESET", sleeper, Status::Success, call(control::RESET, &[sleeper])?)?;
-    destroy(sleeper)
+    if ONE_EACH { Ok(()) } else { end_anew(sleeper) }
+}
+
+/// Ends a machine that has just begun anew.
+fn end_anew(handle: u64) -> Verdict {
+    expect("the status of RESET", handle, Status::Success, call(control::RESET, &[handle])?)?;
+    destroy(handle)
 }
 
 fn machines_end_in_the_middle_of_anything() -> Verdict {
@@ -168,14 +180,10 @@ fn machines_are_made_until_there_is_no_room_and_all_come_back() -> Verdict {
         handles[made] = answer.x[0];
         made += 1;
     };
-    check!(made > 1, "no more than {made} machines");
+    check!(made > 1 || ONE_EACH && made == 1, "no more than {made} machines");
     check!(matches!(refused, Status::NoMemory | Status::NoRoom), "refused with {refused:?} after {made}");
     for &handle in &handles[..made] {
         destroy(handle)?;
     }
     destroy(create(BRIEF)?)
-}
-
-fn now() -> u64 {
-    read_sysreg!("cntvct_el0")
 }

@@ -13,10 +13,12 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use guest_tests::cell::BootCell;
 use guest_tests::list::List;
 use guest_tests::machine::{self, Host};
+#[cfg(target_arch = "aarch64")]
+use guest_tests::partner;
 use guest_tests::ram::{self, Ram};
 use guest_tests::region::MAX_HOLES;
 use guest_tests::service::call;
-use guest_tests::{Verdict, cpu, guest_tests, partner, same, skip, smp};
+use guest_tests::{Verdict, cpu, guest_tests, same, skip, smp};
 
 guest_tests! {
     "visitor":
@@ -75,5 +77,8 @@ fn it_does_what_another_machine_asks_of_it() -> Verdict {
         skip!("nobody asks");
     }
     let Some(&free) = free().iter().find(|piece| piece.pages() >= 4) else { skip!("too little memory") };
-    partner::serve(free)
+    #[cfg(target_arch = "aarch64")]
+    return partner::serve(free);
+    #[cfg(target_arch = "x86_64")]
+    guest_tests::fail!("{free:?} cannot be lent on this architecture");
 }

@@ -66,10 +66,6 @@ impl Listed for Guest {
     fn config(&self) -> &VmConfig {
         self.vm.config()
     }
-
-    fn number(&self) -> u16 {
-        self.number
-    }
 }
 
 impl Guest {

@@ -45,7 +45,7 @@ fn answer(
     core: &Core<'_>,
     regs: &mut CallRegs,
 ) -> Answered {
-    let number = hypervisor.ledger.roster.handle_of(guest).0;
+    let number = hypervisor.ledger.roster.handle_of(guest.number).0;
     match service.begin_sharing(number, regs) {
         Wants::Nothing => {}
         Wants::Offers { from } => find(hypervisor, number, from, regs),
@@ -76,7 +76,7 @@ fn find(hypervisor: &Hypervisor, to: u64, (machine, place): (u64, usize), regs: 
             core::cmp::Ordering::Equal => place,
             core::cmp::Ordering::Greater => 0,
         };
-        let number = hypervisor.ledger.roster.handle_of(&guest).0;
+        let number = hypervisor.ledger.roster.handle_of(guest.number).0;
         Some((at, guest.vm.service()?.find_offer(number, to, from)?))
     });
     answer_find(found, regs);
@@ -85,7 +85,7 @@ fn find(hypervisor: &Hypervisor, to: u64, (machine, place): (u64, usize), regs: 
 /// Ends all offers of a guest that has stopped, and all offers to it: what it borrowed goes back, and what it lent comes back.
 /// Passes quiescent points, and waits for CPUs that do a step of one of them.
 pub(super) fn end(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>) {
-    let number = hypervisor.ledger.roster.handle_of(guest).0;
+    let number = hypervisor.ledger.roster.handle_of(guest.number).0;
     if let Some(service) = guest.vm.service() {
         while let Ending::Next { offer, to } = service.next_to_end(None) {
             let other = hypervisor.ledger.roster.here(Handle(to));
@@ -97,7 +97,7 @@ pub(super) fn end(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>) {
     }
     for other in hypervisor.ledger.roster.iter() {
         let Some(service) = other.vm.service() else { continue };
-        let its = hypervisor.ledger.roster.handle_of(&other).0;
+        let its = hypervisor.ledger.roster.handle_of(other.number).0;
         while let Ending::Next { offer, .. } = service.next_to_end(Some(number)) {
             end_one(hypervisor, core, (&other, its), (guest, number), offer);
         }

@@ -218,7 +218,7 @@ pub(super) fn answer(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, re
 }
 
 fn start(guest: &Guest, hypervisor: &Hypervisor, core: &Core<'_>, cursor: u64) -> (Status, u64) {
-    let me = hypervisor.ledger.roster.handle_of(guest).0;
+    let me = hypervisor.ledger.roster.handle_of(guest.number).0;
     let next = match hypervisor
         .teller
         .begins(me, cursor, |by| hypervisor.ledger.roster.here(Handle(by)).is_some())

@@ -117,10 +117,16 @@ impl PerCpu {
         self.entering.set(Some(entering));
     }
 
+    /// Says that this CPU enters no guest any more: from here on the handler of kicks knows of none.
+    pub(super) fn leaves(&self) {
+        self.entering.set(None);
+        compiler_fence(SeqCst); // the handler runs on this CPU: the program's order is enough
+    }
+
     /// Says that this CPU is about to look for the last time at what is wanted of it, and to enter its guest then.
     pub(super) fn commit(&self) {
         self.committed.store(true, Relaxed);
-        compiler_fence(SeqCst); // the handler runs on this CPU: the program's order is enough
+        compiler_fence(SeqCst); // as above
     }
 
     /// Says that it is not any more.

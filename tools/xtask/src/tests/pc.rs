@@ -5,10 +5,12 @@ use super::cases::Cases;
 use super::reports::reported;
 use crate::board::{self, Board};
 use crate::bochs::{self, Built, Linux, Machine, Prepared, Wanted};
+use crate::bundle::{One, Vm};
 use crate::console::{Console, Trouble};
 use crate::paths;
-use crate::payload::{DRIVES, PC_MEMORY, Payload, build_pc, counts_within};
+use crate::payload::{DRIVES, PC_MEMORY, Payload, build_for_pc, build_pc, counts_within};
 use crate::report::Report;
+use crate::run;
 use crate::size::Size;
 use anyhow::{Context, Result, bail, ensure};
 use regex::Regex;
@@ -23,6 +25,10 @@ const LINUX_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// The CPUs that Linux has.
 const LINUX_CPUS: u32 = 2;
+
+/// The payload beside which a controller makes VMs, and how many of each kind it makes in turn.
+const ACCOMPANIED: &str = "pc";
+const MACHINES: u64 = 8;
 
 /// The models, with the way of waiting for readers: with accessed and dirty flags, and one that is newer.
 const MODELS: [(&str, &str); 2] = [("corei7_haswell_4770", "epoch"), ("corei7_icelake_u", "rendezvous")];
@@ -48,6 +54,12 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
             for (cpu, wait) in MODELS {
                 let name = format!("payload {} on {board}: {cpu}, wait={wait}", payload.name());
                 let hypervisor = format!("log=info wait={wait}");
+                if payload.name() == ACCOMPANIED && cpu == LISTS {
+                    let name = format!("{name}; beside it others come and go");
+                    let prepared = || accompanied(&built, cpu, payload, &hypervisor);
+                    cases.boot(&name, prepared, all_pass);
+                    continue;
+                }
                 let prepared = || bochs::with_kernel(driven(board, cpu, payload, &hypervisor));
                 cases.boot_and_count(&name, prepared, |console| {
                     let counts = counts_within(console, bochs::PATIENCE)?;
@@ -138,6 +150,44 @@ fn driven<'a>(board: Board, cpu: &'a str, payload: &'a Payload, hypervisor: &'a 
         hypervisor,
         trace: None,
     }
+}
+
+/// The machine on which beside a payload, whose vCPUs have the first two CPUs, another one makes VMs on the last two and ends
+/// them.
+fn accompanied(built: &Built, cpu: &str, payload: &Payload, hypervisor: &str) -> Result<Prepared> {
+    let on = |name: &str, cpus: &[u32], memory, role: &str, cmdline: &str| {
+        let vm = run::vm(name, cpus.len() as u32, memory, Some(cmdline.to_owned()));
+        let (cpus, role) = (Some(cpus.to_vec()), Some(role.to_owned()));
+        Vm { cpus, role, region: vec![bochs::LOW], ..vm }
+    };
+    let [control, visitor] = ["control", "visitor"].map(build_for_pc);
+    let (control, visitor) = (control?, visitor?);
+    let (small, machines) = (Size::mib(8), format!("machines={MACHINES}"));
+    let vms = [
+        (on(ACCOMPANIED, &[0, 1], PC_MEMORY, "guest", ""), payload.file()),
+        (on("control", &[2], Size::mib(16), "controller", &machines), control.file()),
+        (on("brief", &[3, 4], small, "template", ""), visitor.file()),
+        (on("stays", &[4], small, "template", "stay"), visitor.file()),
+    ];
+    let vms = vms.map(|(vm, kernel)| One { vm, kernel, initrd: None });
+    bochs::with_vms(built, vms.into(), (cpu, 5), hypervisor, None)
+}
+
+/// Waits until all VMs are off, and looks at what their tests and the hypervisor say.
+fn all_pass(console: &mut Console) -> Result<()> {
+    console.end(Some(bochs::PATIENCE))?;
+    for name in [ACCOMPANIED, "control"] {
+        let line = Regex::new(&format!(r"(?m)^{name}\| (\d+) passed, (\d+) failed\r?$"))?;
+        let counts =
+            line.captures(console.log()).with_context(|| format!("{name} has not said how it went"))?;
+        ensure!(&counts[1] != "0" && &counts[2] == "0", "{}", &counts[0]);
+    }
+    let number = |name: &str| statistic(console.log(), name);
+    let (made, ended) = (number("VMs made")?, number("VMs ended")?);
+    ensure!(ended > 2 * MACHINES && made >= ended, "{made} VMs made, {ended} ended");
+    ensure!(number("frames of theirs that have not come back")? == 0, "frames have not come back");
+    ensure!(!console.log().contains("FAIL "), "a visitor has failed");
+    Ok(())
 }
 
 /// Reads one of the statistics of a machine that has ended.

@@ -283,7 +283,7 @@ fn numbers_that_name_nothing_are_invalid() {
         assert_eq!(rig.call(control::CREATE, template), (Status::InvalidParameter, 0));
     }
     let own = rig.hypervisor.ledger.roster.iter().next().expect("it is here");
-    let own = rig.hypervisor.ledger.roster.handle_of(&own).0; // of no template
+    let own = rig.hypervisor.ledger.roster.handle_of(own.number).0; // of no template
     for function in [control::START, control::STOP, control::RESET, control::DESTROY, control::STATE] {
         for handle in [0, 5, own, u64::MAX] {
             assert_eq!(

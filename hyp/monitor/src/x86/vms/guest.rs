@@ -2,22 +2,25 @@
 
 use super::super::machine::{Entering, PerCpu};
 use super::{Format, Hypervisor, primary, tracing};
+use crate::ledger::{Began, Others, Standing};
 use crate::outlet::Outlet;
-use crate::ram::SpaceRam;
+use crate::ram::{Load, SpaceRam};
+use crate::remains::Remains;
+use crate::roster::Listed;
+use crate::unfit::Unfit;
 use alloc::boxed::Box;
-use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use frames::Owner;
+use frames::{FrameError, Order, Owner, Run, Usage};
 use log::debug;
 use space::{Region, Space, SpaceError, table_budget};
 use spin::mutex::SpinMutex;
 use stage2::{Bbm, Presence, Quiescence};
 use types::{Cpu, Height, Range};
+use vm::error::{BadVm, Error};
 use vm::image::{self, Placement};
 use vm::service::{Company, Left, Memory, Service};
-use vm::{Granted, Largest, Populate, RamError, Role, VmConfig, pvh};
+use vm::{Granted, Largest, Power, PowerStates, Role, Step, VmConfig, Why, pvh};
 use x86_64::apic::Mode;
 use x86_64::cpu::Core;
 use x86_64::vmx::tlb::Tlb;
@@ -80,38 +83,31 @@ pub(super) struct Guest {
     pub(super) listed: AtomicU64,
     pub(super) service: Option<Box<Service>>,
     pub(super) outlet: Outlet,
-    /// How each vCPU is to start, until its CPU takes that.
-    starts: Vec<SpinMutex<Option<Start>>>,
-    /// Which vCPUs have been started, a bit each.
-    started: AtomicU64,
+    power: SpinMutex<PowerStates<Start>>,
+    vcpus: Vec<Own>,
     /// Its place among the guests.
     pub(super) number: u16,
     /// The page of the local APIC, which a guest that has the machine gets once all its vCPUs have started.
     apic: Option<Region>,
     /// Whether it has it.
     open: AtomicBool,
-    off: AtomicBool,
+    standing: Standing,
     exits: [AtomicU64; Reason::ALL.len()],
 }
 
-/// Why a guest cannot be made or loaded.
-#[derive(Debug)]
-pub(super) enum Unfit {
-    /// The manifest asks for what cannot be.
-    Vm { name: String, fault: vm::error::BadVm },
-    /// Its memory cannot be had.
-    Space { name: String, error: SpaceError },
-    /// What it starts with has no room: its command line is too long.
-    Start { name: String },
+/// The frames of a vCPU.
+pub(super) struct Own {
+    /// Its VMCS.
+    pub(super) vmcs: Run<'static>,
+    /// Where the hardware lists written pages.
+    pub(super) list: Option<Run<'static>>,
 }
 
-impl fmt::Display for Unfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Vm { name, fault } => write!(f, "virtual machine \"{name}\": {fault}"),
-            Self::Space { name, error } => write!(f, "virtual machine \"{name}\": {error}"),
-            Self::Start { name } => write!(f, "virtual machine \"{name}\": its command line is too long"),
-        }
+impl Listed for Guest {
+    type Format = Format;
+
+    fn config(&self) -> &VmConfig {
+        &self.config
     }
 }
 
@@ -124,10 +120,9 @@ impl Guest {
         number: u16,
         config: VmConfig,
     ) -> Result<Self, Unfit> {
-        let name = || config.name.clone();
-        let placement = image::plan(&config).map_err(|fault| Unfit::Vm { name: name(), fault })?;
+        let placement = image::plan(&config).map_err(|fault| Error::vm(&config.name, fault))?;
         let memory: Vec<Range> = config.memory().collect();
-        let unfit = |error| Unfit::Space { name: name(), error };
+        let unfit = |error| Unfit::space(&config.name, error);
         let regions: Vec<Region> = match config.role {
             Role::Primary => primary::regions(hypervisor.machine, config.memory),
             _ => memory.iter().copied().map(Region::ram).collect(),
@@ -149,6 +144,14 @@ impl Guest {
             space.add_region(&mut section, region).map_err(unfit)?;
         }
         drop(section);
+        let lists = config.role != Role::Primary && hypervisor.machine.capabilities.has_pml();
+        let own = || -> Result<Own, FrameError> {
+            let frame = || hypervisor.machine.frames.allocate(Order::FRAME, Usage::Monitor);
+            Ok(Own { vmcs: frame()?, list: lists.then(frame).transpose()? })
+        };
+        let vcpus = config.cpus.iter().map(|_| own()).collect::<Result<_, _>>();
+        let vcpus =
+            vcpus.map_err(|_| unfit(SpaceError::OutOfMemory { ipa: config.main_memory().start() }))?;
         let service = match config.hypercalls {
             Granted::Nothing => None,
             granted => Some(Box::new(Service::new(memory.into_iter(), granted, &[]))),
@@ -158,16 +161,16 @@ impl Guest {
             placement,
             space,
             presence: Box::default(),
-            lists: config.role != Role::Primary && hypervisor.machine.capabilities.has_pml(),
+            lists,
             listed: AtomicU64::new(0),
             service,
             outlet,
-            starts: config.cpus.iter().map(|_| SpinMutex::new(None)).collect(),
-            started: AtomicU64::new(1),
+            power: SpinMutex::default(),
+            vcpus,
             number,
             open: AtomicBool::new(apic.is_none()),
             apic,
-            off: AtomicBool::new(false),
+            standing: Standing::new(),
             exits: Default::default(),
             config,
         })
@@ -199,69 +202,128 @@ impl Guest {
         }
     }
 
-    /// As [`Guest::tlb`], for a CPU that runs it for ever.
-    pub(super) fn entering(
-        &'static self,
-        hypervisor: &'static Hypervisor,
-        this: &'static PerCpu,
-    ) -> Entering {
-        self.tlb(hypervisor, &this.core)
+    /// As [`Guest::tlb`], for a CPU that runs a vCPU of it.
+    ///
+    /// # Safety
+    /// The guest stays for as long as what is returned is used.
+    pub(super) unsafe fn entering(&self, hypervisor: &'static Hypervisor, this: &'static PerCpu) -> Entering {
+        let presence: *const Presence = &*self.presence;
+        // SAFETY: the caller's promise.
+        let presence = unsafe { &*presence };
+        Entering { presence, cpu: &this.core, issued: &hypervisor.issued, ..self.tlb(hypervisor, &this.core) }
     }
 
-    /// Puts kernel, start information and initial file system into its memory, and says how its first vCPU starts.
+    /// Counts the guest among those that are on, before it is loaded and started.
+    pub(super) fn begin(&self, hypervisor: &Hypervisor) -> Began {
+        self.standing.begin(&hypervisor.ledger)
+    }
+
+    /// Notes that the guest is off for good, or until it is started anew. The last one turns off the machine.
+    pub(super) fn finish(&self, hypervisor: &Hypervisor) {
+        if self.standing.finish(&hypervisor.ledger) == Others::None {
+            hypervisor.all_are_off();
+        }
+    }
+
+    /// Tells whether it is on.
+    pub(super) fn is_on(&self) -> bool {
+        self.standing.is_on()
+    }
+
+    /// Condemns its space, and has the CPUs that its vCPUs belong to let go of them, each by itself. It is off, and stays so.
+    pub(super) fn dismiss(&self, hypervisor: &Hypervisor, this: &PerCpu) {
+        self.space.condemn(&mut hypervisor.waiting.enter(this.core.id()));
+        self.standing.dismiss();
+        self.ring_all(hypervisor, this);
+    }
+
+    /// Tells whether its vCPUs are to give up their CPUs.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.standing.is_leaving()
+    }
+
+    /// Takes the guest apart, which is the caller's alone: no CPU has a vCPU of it. What it had is in no TLB any more.
     #[inline(never)] // likewise
-    pub(super) fn load(&self, hypervisor: &Hypervisor, this: &PerCpu) -> Result<(), Unfit> {
-        let name = || self.config.name.clone();
-        if self.config.role == Role::Primary {
-            let esi = primary::load(hypervisor.machine, &self.config, &self.placement)
-                .ok_or_else(|| Unfit::Start { name: name() })?;
-            let entry = self.placement.entry.get() as u32;
-            self.start(0, Start::Flat { entry, ebx: 0, esi });
-            return Ok(());
+    pub(super) fn take_apart(self, hypervisor: &Hypervisor, this: &PerCpu) -> Remains<Format> {
+        self.finish(hypervisor);
+        let memory = self.config.frames_bytes();
+        let Self { space, presence, lists, .. } = self;
+        let (owner, eptp) = (space.owner(), hypervisor.layout.eptp(space.root()));
+        let (cpu, issued) = (&this.core, &hypervisor.issued);
+        let tlb = Tlb { eptp, kind: hypervisor.layout.invept(), cpu, presence: &presence, lists, issued };
+        let space = (*space).start_destroy(&mut hypervisor.waiting.enter(this.core.id()), &tlb);
+        Remains::new(space, owner, memory)
+    }
+
+    /// Returns the frames of a vCPU.
+    pub(super) fn own(&self, vcpu: usize) -> Option<&Own> {
+        self.vcpus.get(vcpu)
+    }
+
+    /// Puts kernel, start information and initial file system into the memory of a guest that is off, and says how its first
+    /// vCPU starts. Where it had contents, they are discarded first.
+    #[inline(never)] // likewise
+    pub(super) fn load(&self, hypervisor: &Hypervisor, this: &PerCpu, load: Load) -> Result<Start, Unfit> {
+        let config = &self.config;
+        let of_vm = |fault| Error::vm(&config.name, fault);
+        let entry = self.placement.entry.get() as u32;
+        if config.role == Role::Primary {
+            let esi = primary::load(hypervisor.machine, config, &self.placement);
+            return Ok(Start::Flat { entry, ebx: 0, esi: esi.ok_or_else(|| of_vm(BadVm::Start))? });
         }
         let tlb = self.tlb(hypervisor, &this.core);
-        if self.config.populate == Populate::Ahead {
-            let mut section = hypervisor.waiting.enter(this.core.id());
-            for range in self.config.memory() {
-                let populated = self.space.populate(&mut section, &this.core, &tlb, range);
-                populated.map_err(|error| Unfit::Space { name: name(), error })?;
-            }
-        }
         let ram = SpaceRam { space: &self.space, waiting: &hypervisor.waiting, cpu: &this.core, tlb: &tlb };
-        let start = pvh::start_information(&self.config, &self.placement);
-        let start = start.ok_or_else(|| Unfit::Start { name: name() })?;
-        let initrd = self.config.initrd.map_or(&[][..], |file| file.bytes);
-        let ram_fault = |error: RamError| Unfit::Vm { name: name(), fault: vm::error::BadVm::Ram(error) };
-        image::load(&self.placement, initrd, &start, &ram).map_err(ram_fault)?;
+        ram.prepare(config, load).map_err(|error| Unfit::space(&config.name, error))?;
+        let start = pvh::start_information(config, &self.placement).ok_or_else(|| of_vm(BadVm::Start))?;
+        let initrd = config.initrd.map_or(&[][..], |file| file.bytes);
+        image::load(&self.placement, initrd, &start, &ram).map_err(|error| of_vm(BadVm::Ram(error)))?;
         // Main memory and what is in it are below 4 GiB: the image's checks have found it inside the memory.
-        let entry = self.placement.entry.get() as u32;
-        let ebx = self.placement.dtb.start().get() as u32;
-        self.start(0, Start::Flat { entry, ebx, esi: 0 });
-        Ok(())
+        Ok(Start::Flat { entry, ebx: self.placement.dtb.start().get() as u32, esi: 0 })
     }
 
-    /// Says how a vCPU is to start. Its CPU is to be rung for.
-    pub(super) fn start(&self, vcpu: usize, start: Start) {
-        if let Some(slot) = self.starts.get(vcpu) {
-            *slot.lock() = Some(start);
+    /// Turns the machine on, with its first vCPU. It is loaded. Does nothing where it is not off.
+    pub(super) fn turn_on(&self, hypervisor: &Hypervisor, this: &PerCpu, start: Start) {
+        let is_new = self.power.lock().start(start);
+        if let Some(cpu) = self.config.cpus.first().filter(|_| is_new) {
+            hypervisor.ring(this, *cpu);
         }
     }
 
-    /// Claims the right to start a vCPU. Tells whether nobody had.
-    pub(super) fn claim_start(&self, vcpu: usize) -> bool {
-        let bit = 1_u64.checked_shl(vcpu as u32).unwrap_or(0);
-        bit != 0 && self.started.fetch_or(bit, Relaxed) & bit == 0
+    /// Has a vCPU start that has not. Tells whether it will.
+    pub(super) fn turn_on_vcpu(
+        &self,
+        hypervisor: &Hypervisor,
+        this: &PerCpu,
+        vcpu: usize,
+        start: Start,
+    ) -> bool {
+        let Some(cpu) = self.config.cpus.get(vcpu) else { return false };
+        let is_new = self.power.lock().turn_on(vcpu, start).is_ok();
+        if is_new {
+            hypervisor.ring(this, *cpu);
+        }
+        is_new
     }
 
-    /// Takes how a vCPU is to start, if it is to.
-    pub(super) fn take_start(&self, vcpu: usize) -> Option<Start> {
-        self.starts.get(vcpu)?.lock().take()
+    /// Stops the machine: every vCPU leaves it and goes off. Returns at once. Does nothing where it stops already, or is off.
+    pub(super) fn stop(&self, hypervisor: &Hypervisor, this: &PerCpu, why: Why) {
+        if self.power.lock().stop(why) {
+            self.ring_all(hypervisor, this);
+        }
     }
 
-    /// Tells whether somebody has claimed to start a vCPU.
+    fn ring_all(&self, hypervisor: &Hypervisor, this: &PerCpu) {
+        self.config.cpus.iter().for_each(|cpu| hypervisor.ring(this, *cpu));
+    }
+
+    /// Tells a vCPU's own CPU what to do next about its power.
+    pub(super) fn step(&self, vcpu: usize) -> Step<Start> {
+        self.power.lock().step(vcpu)
+    }
+
+    /// Tells whether a vCPU has been started.
     pub(super) fn is_started(&self, vcpu: usize) -> bool {
-        let bit = 1_u64.checked_shl(vcpu as u32).unwrap_or(0);
-        self.started.load(Relaxed) & bit != 0
+        self.power.lock().of(vcpu) != Power::Off
     }
 
     /// Tells whether all vCPUs have been started.
@@ -284,25 +346,6 @@ impl Guest {
             debug!("{}: the APIC is not given yet: {error}", self.config.name);
             self.open.store(false, Relaxed);
         }
-    }
-
-    /// Tells whether it is off.
-    pub(super) fn is_off(&self) -> bool {
-        self.off.load(Relaxed)
-    }
-
-    /// Stops it for good: its vCPUs are not entered again once their CPUs have left them.
-    pub(super) fn stop(&self, hypervisor: &Hypervisor, this: &PerCpu) {
-        if self.off.swap(true, Relaxed) {
-            return;
-        }
-        for cpu in &self.config.cpus {
-            hypervisor.ring(this, *cpu);
-        }
-        if let Some(service) = &self.service {
-            self.with_memory(hypervisor, this, |memory| service.end(memory));
-        }
-        hypervisor.guest_is_off();
     }
 
     /// Runs `act` with its memory on the CPU that runs this, in a section.

@@ -1,14 +1,18 @@
 //! Building virtual machines, and running them.
 //!
-//! The boot CPU reads the bundle and makes every guest; then each CPU runs the vCPU that belongs to it, for ever. A vCPU has
-//! a CPU to itself: what of its state the CPU keeps (floating point, the MSRs of system calls) is never somebody else's.
+//! The boot CPU reads the bundle, makes every guest, and gives each vCPU its place at the CPU that it belongs to; a controller
+//! makes further ones. Each CPU runs the vCPU that has come to it until the end of its guest, and then waits for another. A
+//! vCPU has a CPU to itself meanwhile: what of its state the CPU keeps (floating point, the MSRs of system calls) is reset
+//! where the next one starts.
 //!
 //! Neighbours: `space` is what is behind a guest's addresses, `vm` reads the bundle and serves the calls, `x86_64` enters
 //! and leaves.
 
 mod cpuid;
+mod desk;
 mod guest;
 mod linear;
+mod making;
 mod msr;
 mod primary;
 mod statistics;
@@ -16,24 +20,32 @@ mod tracing;
 mod turn;
 
 use super::machine::{Machine, PerCpu};
+use crate::ledger::Ledger;
+use crate::ram::Load;
 use crate::servers::Servers;
-use crate::{fatal, noted, outlet, report, waiting};
+use crate::{control, fatal, noted, outlet, report, waiting};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use desk::Desk;
 use ept::{Ept, Layout};
+use frames::{Order, Usage};
 use guest::Guest;
-use log::info;
+use making::Here;
 use spin::Once;
 use stage2::Kick;
 use turn::Turn;
-use types::{Cpu, CpuId, Range, Ticks};
+use types::{Cpu, CpuId, Pa, Ticks};
 use vm::service::Left;
 use vm::{Granted, Role};
 use x86_64::apic::Apic;
 use x86_64::instr::{rdtsc, wait_for_change};
 use x86_64::pic::mask_all;
 use x86_64::vmx::tlb::Issued;
+use x86_64::vmx::vmcs::Has;
 
 /// The format of every guest's tables.
 type Format = Ept;
@@ -58,7 +70,10 @@ impl Kick for Kicks {
 /// All guests, and what they share.
 struct Hypervisor {
     machine: &'static Machine,
-    guests: Vec<&'static Guest>,
+    ledger: Ledger<Guest>,
+    bitmaps: Bitmaps,
+    /// The place of each CPU's vCPU, by the CPU's number.
+    desks: Vec<Desk>,
     waiting: Box<waiting::Waiting<Kicks>>,
     layout: Layout,
     issued: Issued,
@@ -66,10 +81,53 @@ struct Hypervisor {
     servers: Servers,
     /// What a CPU that has nothing to do watches, by its number.
     bells: Vec<AtomicU32>,
-    /// Guests that are on.
-    on: AtomicUsize,
     /// The time-stamp counter at the first entry to a guest; 0 before.
     first_entry: AtomicU64,
+}
+
+/// What makes registers and ports of guests exits, a bit each. Of all vCPUs of a kind.
+struct Bitmaps {
+    /// Registers of a guest that has the machine, and of one that has nothing.
+    registers: [Pa; 2],
+    /// Ports of a guest that has the machine.
+    ports: [Pa; 2],
+}
+
+impl Bitmaps {
+    fn new(machine: &Machine) -> Self {
+        let frame = || {
+            let run = machine.frames.allocate(Order::FRAME, Usage::Monitor);
+            run.map_or_else(|error| fatal!("no memory for guests: {error}"), frames::Run::into_pa)
+        };
+        let filled = |bytes: &[u8; msr::BITMAP]| {
+            let at = frame();
+            // SAFETY: the frame is ours.
+            unsafe { write_bytes(at, bytes) };
+            at
+        };
+        Self {
+            registers: [Has::Machine, Has::Nothing].map(|has| filled(&msr::bitmap(has))),
+            ports: turn::port_bitmaps().each_ref().map(filled),
+        }
+    }
+
+    fn registers(&self, has: Has) -> Pa {
+        let [machine, nothing] = self.registers;
+        match has {
+            Has::Machine => machine,
+            Has::Nothing => nothing,
+        }
+    }
+}
+
+/// Writes a frame.
+///
+/// # Safety
+/// The frame is mapped and the caller's.
+unsafe fn write_bytes(frame: Pa, bytes: &[u8; msr::BITMAP]) {
+    let to = core::ptr::with_exposed_provenance_mut::<u8>(frame.get() as usize);
+    // SAFETY: the caller's promise.
+    unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
 }
 
 static HYPERVISOR: Once<Box<Hypervisor>> = Once::new();
@@ -82,10 +140,7 @@ pub(super) fn run(this: &'static PerCpu) -> ! {
         HYPERVISOR.wait()
     };
     hypervisor.servers.join(this.core.id());
-    match hypervisor.seat(this.core.id()) {
-        Some((guest, vcpu)) => Turn::new(hypervisor, this, guest, vcpu).run(),
-        None => hypervisor.idle(this),
-    }
+    hypervisor.serve_for_ever(this)
 }
 
 impl Hypervisor {
@@ -99,64 +154,57 @@ impl Hypervisor {
         tracing::start_if_asked(machine); // from the first entry of the first table on
         let mut hypervisor = Box::new(Self {
             machine,
-            guests: Vec::new(),
+            ledger: Ledger::new(for_guests(machine)),
+            bitmaps: Bitmaps::new(machine),
+            desks: machine.cpus().map(|_| Desk::new()).collect(),
             waiting: waiting::of(machine.options.wait, Kicks(machine, this.apic)),
             layout,
             issued: Issued::default(),
             servers: Servers::default(),
             bells: machine.cpus().map(|_| AtomicU32::new(0)).collect(),
-            on: AtomicUsize::new(0),
             first_entry: AtomicU64::new(0),
         });
         if configs.len() > 1 {
             outlet::expect_several();
         }
         for config in configs {
-            let config = config.clone();
-            let name = config.name.clone();
-            if !matches!(config.role, Role::Guest | Role::Primary) {
-                fatal!("virtual machine \"{name}\": this architecture has no controllers and no templates");
-            }
             if config.hypercalls == Granted::Trace {
-                fatal!("virtual machine \"{name}\": this architecture has no trace");
+                fatal!("virtual machine \"{}\": this architecture has no trace by calls", config.name);
             }
-            for (vcpu, cpu) in config.cpus.iter().enumerate() {
-                let taken = config.cpus[..vcpu].contains(cpu) || hypervisor.seat(*cpu).is_some();
-                if taken {
-                    fatal!("virtual machine \"{name}\": CPU {} is another vCPU's already", cpu.index());
+            match config.role {
+                Role::Template => hypervisor.ledger.templates.push(config.clone()),
+                Role::Guest | Role::Controller | Role::Primary => {
+                    control::add(&Here(&hypervisor, this), config.clone());
                 }
             }
-            let bytes = config.memory().map(Range::len).sum::<u64>();
-            let vcpus = config.vcpus();
-            let number = hypervisor.guests.len() as u16;
-            let guest =
-                Guest::new(&hypervisor, this, number, config).unwrap_or_else(|error| fatal!("{error}"));
-            hypervisor.guests.push(Box::leak(Box::new(guest)));
-            info!("{name}: {vcpus} vCPUs, {} MiB", bytes >> 20);
         }
         if configs.iter().all(|config| config.role != Role::Primary) {
             // SAFETY: no guest has the machine's devices, and the hypervisor takes no interrupts.
             unsafe { mask_all() };
         }
-        hypervisor.on.store(hypervisor.guests.len(), Relaxed);
-        for guest in &hypervisor.guests {
-            guest.load(&hypervisor, this).unwrap_or_else(|error| fatal!("{error}"));
+        let guests: Vec<_> = hypervisor.ledger.roster.iter().collect();
+        for guest in &guests {
+            guest.begin(&hypervisor);
+        }
+        for guest in guests {
+            match guest.load(&hypervisor, this, Load::First) {
+                Ok(start) => guest.turn_on(&hypervisor, this, start),
+                Err(error) => fatal!("{error}"),
+            }
+            if !hypervisor.seat(&guest, this) {
+                fatal!(
+                    "virtual machine \"{}\": a CPU of its vCPUs is another vCPU's already",
+                    guest.config().name
+                );
+            }
         }
         hypervisor
-    }
-
-    /// Returns whose vCPU belongs to a CPU.
-    fn seat(&self, cpu: CpuId) -> Option<(&'static Guest, usize)> {
-        self.guests.iter().find_map(|guest| {
-            let vcpu = guest.config().cpus.iter().position(|other| *other == cpu)?;
-            Some((*guest, vcpu))
-        })
     }
 
     /// Has a CPU look at what it has to do, whether it runs its guest or has nothing to do.
     fn ring(&self, this: &PerCpu, cpu: CpuId) {
         if let Some(bell) = self.bells.get(cpu.index()) {
-            bell.fetch_add(1, Relaxed);
+            bell.fetch_add(1, Release); // who sees it sees what it is about
         }
         if cpu != this.core.id() {
             this.core.kick(cpu);
@@ -184,13 +232,21 @@ impl Hypervisor {
     }
 
     fn bell(&self, this: &PerCpu) -> u32 {
-        self.bells.get(this.core.id().index()).map_or(0, |bell| bell.load(Relaxed))
+        self.bells.get(this.core.id().index()).map_or(0, |bell| bell.load(Acquire))
     }
 
-    /// Has nothing to do, for ever.
-    fn idle(&self, this: &PerCpu) -> ! {
+    /// Runs the vCPU that comes to this CPU, until its guest's end, and then the next; serves others where there is none.
+    fn serve_for_ever(&'static self, this: &'static PerCpu) -> ! {
         loop {
             let seen = self.bell(this);
+            let desk = self.desk(this.core.id());
+            if let Some((guest, vcpu)) = desk.and_then(Desk::show_in) {
+                Turn::new(self, this, alloc::sync::Arc::clone(&guest), vcpu).run();
+                // The place first: who finds the guest gone may make another one.
+                desk.into_iter().for_each(Desk::free);
+                drop(guest);
+                continue;
+            }
             self.serve_if_asked(this);
             self.sleep_unless_asked(this, seen);
         }
@@ -207,7 +263,7 @@ impl Hypervisor {
         let (company, _) = self.servers.company(me);
         let mut left = Left::Nothing;
         for _ in 0..STEPS {
-            let steps = self.guests.iter().map(|guest| guest.serve(self, this, company));
+            let steps = self.ledger.roster.iter().map(|guest| guest.serve(self, this, company));
             left = steps.fold(Left::Nothing, |left, of_this| match (left, of_this) {
                 (Left::Some, _) | (_, Left::Some) => Left::Some,
                 (Left::Later, _) | (_, Left::Later) => Left::Later,
@@ -237,12 +293,16 @@ impl Hypervisor {
         self.first_entry.load(Relaxed).saturating_sub(self.machine.started)
     }
 
-    /// Notes that a guest is off for good. The last one turns off the machine.
-    fn guest_is_off(&self) {
-        if self.on.fetch_sub(1, Relaxed) == 1 {
-            noted::end();
-            statistics::print(self);
-            report::end(self.machine.options.end);
-        }
+    /// Turns off the machine: the last guest is off.
+    fn all_are_off(&self) {
+        noted::end();
+        statistics::print(self);
+        report::end(self.machine.options.end);
     }
+}
+
+/// Returns the bytes that guests may have in all: what is free, less what tables of pages for all of it would take.
+fn for_guests(machine: &Machine) -> u64 {
+    let free = machine.frames.stats().free * types::FRAME_SIZE;
+    free - free / 256
 }

@@ -22,7 +22,7 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
     writeln!(to, "time to guest entry: {}.{:06} s", micros / 1_000_000, micros % 1_000_000)?;
     writeln!(to, "CPUs: {}", machine.lines.len())?;
     writeln!(to, "waiting for readers: {}", machine.options.wait.name())?;
-    for guest in &hypervisor.guests {
+    for guest in hypervisor.ledger.roster.iter() {
         let name = &guest.config().name;
         let mut total = 0;
         for (reason, called) in Reason::ALL {
@@ -58,5 +58,6 @@ fn write_all(hypervisor: &Hypervisor, to: &mut impl Write) -> fmt::Result {
     ] {
         writeln!(to, "{kind}: {}", count.load(Relaxed))?;
     }
+    hypervisor.ledger.write(to)?;
     writeln!(to, "[mz END]")
 }

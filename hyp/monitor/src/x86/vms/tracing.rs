@@ -40,3 +40,8 @@ pub(super) fn loads_tables(eptp: u64) {
         trace::note(Kind::Vttbr, 0, [eptp, 0, 0]);
     }
 }
+
+/// Notes that this CPU runs no guest any more with the tables that it had.
+pub(super) fn leaves_tables() {
+    loads_tables(0);
+}

@@ -10,32 +10,33 @@
 //! is about to enter, it forgets there what was taken away, and has the guest leave at once.
 
 mod apic;
+mod calls;
 mod port;
+mod power;
+mod registers;
+
+pub(super) use port::bitmaps as port_bitmaps;
 
 use super::super::machine::{Entering, PerCpu, write_word};
 use super::guest::{Guest, Reason};
-use super::msr::{self, Command};
-use super::{Hypervisor, cpuid, tracing};
+use super::msr;
+use super::{Hypervisor, tracing, write_bytes};
 use crate::report;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::sync::atomic::Ordering::Relaxed;
-use frames::{Order, Usage};
-use log::{debug, error, info, warn};
+use frames::Run;
+use log::{debug, error, warn};
 use space::{Outcome, SpaceError};
 use stage2::Quiescence;
-use types::{Cpu, CpuId, FRAME_SIZE, Fault, Pa, Range};
+use types::{Cpu, CpuId, FRAME_SIZE, Fault, Range};
 use vm::apic::LocalApic;
-use vm::service::After;
-use vm::{CallRegs, Role};
-use x86::vmx::vmcs::guest as field;
-use x86_64::instr::{let_nmis_in, rdtsc, take_nmi, xsetbv};
-use x86_64::vmx::exit::{Controlled, Exit, stack_pointer};
+use vm::{Role, Why};
+use x86_64::instr::{let_nmis_in, rdtsc, take_nmi};
+use x86_64::vmx::exit::Exit;
 use x86_64::vmx::refused::{Refused, State};
 use x86_64::vmx::vmcs::{Event, Has, Leave, Setup, Start, Vmcs};
 
-/// The calls that end a machine: PSCI's numbers (Arm DEN 0022, 5.1), for want of any of this architecture's.
-const SYSTEM_OFF: u32 = 0x8400_0008;
-const SYSTEM_RESET: u32 = 0x8400_0009;
 /// How many lines about one vCPU go to the log.
 const LINES: u32 = 20;
 
@@ -43,11 +44,12 @@ const LINES: u32 = 20;
 pub(super) struct Turn {
     hypervisor: &'static Hypervisor,
     this: &'static PerCpu,
-    guest: &'static Guest,
+    guest: Arc<Guest>,
     /// Its number.
     vcpu: usize,
     vmcs: Vmcs,
-    tlb: &'static Entering,
+    /// In a place of its own: the handler of kicks uses it.
+    tlb: Box<Entering>,
     /// What of the machine its guest has.
     has: Has,
     /// Whether it has been started.
@@ -77,22 +79,20 @@ impl Turn {
     pub(super) fn new(
         hypervisor: &'static Hypervisor,
         this: &'static PerCpu,
-        guest: &'static Guest,
+        guest: Arc<Guest>,
         vcpu: usize,
     ) -> Self {
-        let tlb: &'static Entering = Box::leak(Box::new(guest.entering(hypervisor, this)));
+        // SAFETY: this has the guest, and the handler forgets it before this lets go of it.
+        let tlb = Box::new(unsafe { guest.entering(hypervisor, this) });
         tracing::loads_tables(tlb.eptp);
-        this.enters(tlb);
+        let entering: *const Entering = &*tlb;
+        // SAFETY: likewise; it is in its box until then.
+        this.enters(unsafe { &*entering });
         let has = match guest.config().role {
             Role::Primary => Has::Machine,
             _ => Has::Nothing,
         };
-        let (bitmap, ports) = (frame(hypervisor), [frame(hypervisor), frame(hypervisor)]);
-        // SAFETY: the frames are ours.
-        unsafe {
-            write_bytes(bitmap, &msr::bitmap(has));
-            ports.iter().zip(port::bitmaps()).for_each(|(frame, bits)| write_bytes(*frame, &bits));
-        }
+        let Some(own) = guest.own(vcpu) else { panic!("a vCPU {vcpu} that there is not has come in") };
         let capabilities = hypervisor.machine.capabilities;
         let setup = Setup {
             capabilities,
@@ -100,12 +100,12 @@ impl Turn {
             // Each vCPU has its own, from 1 on.
             vpid: 1 + guest.number * vm::MAX_VCPUS as u16 + vcpu as u16,
             has,
-            msr_bitmap: bitmap,
-            list: guest.lists.then(|| frame(hypervisor)),
-            port_bitmaps: ports,
+            msr_bitmap: hypervisor.bitmaps.registers(has),
+            list: own.list.as_ref().map(Run::pa),
+            port_bitmaps: hypervisor.bitmaps.ports,
         };
-        let region = frame(hypervisor);
-        // SAFETY: the frames are ours, the first zeroed but for its revision; the tables are this guest's.
+        let region = own.vmcs.pa();
+        // SAFETY: the frames are this vCPU's, the first zeroed but for its revision; the tables are this guest's.
         let vmcs = unsafe {
             write_bytes(region, &[0; msr::BITMAP]);
             write_word(region, capabilities.revision);
@@ -127,20 +127,22 @@ impl Turn {
         }
     }
 
-    /// Takes turns, for ever.
-    pub(super) fn run(mut self) -> ! {
+    /// Takes turns, until the guest's end.
+    pub(super) fn run(mut self) {
+        let mut looked = None;
         loop {
             let seen = self.hypervisor.bell(self.this);
             self.hypervisor.serve_if_asked(self.this);
-            if let Some(start) = self.guest.take_start(self.vcpu).filter(|_| !self.guest.is_off()) {
-                debug!("{}: vCPU {} starts", self.name(), self.vcpu);
-                self.start(start);
-                self.hypervisor.entered();
+            if looked.replace(seen) != Some(seen) {
+                self.look_at_power();
+                if self.guest.is_leaving() {
+                    return; // it was off before
+                }
             }
             if self.runs == Runs::Halted && self.apic.is_due(rdtsc()) && self.vmcs.takes_interrupts() {
                 self.runs = Runs::On;
             }
-            if !matches!(self.runs, Runs::On | Runs::Awaits) || self.guest.is_off() {
+            if !matches!(self.runs, Runs::On | Runs::Awaits) {
                 match self.apic.deadline().filter(|_| self.runs == Runs::Halted) {
                     Some(deadline) => self.hypervisor.sleep_until(self.this, seen, deadline),
                     None => self.hypervisor.sleep_unless_asked(self.this, seen),
@@ -228,19 +230,12 @@ impl Turn {
         self.has == Has::Nothing && self.hypervisor.machine.capabilities.has_timer()
     }
 
-    /// Puts the vCPU into the state that it starts in.
-    fn start(&mut self, start: Start) {
-        self.vmcs.start(&self.hypervisor.machine.capabilities, start);
-        self.apic = LocalApic::default();
-        self.runs = if start == Start::WaitForStartUp { Runs::Awaits } else { Runs::On };
-    }
-
     /// Reports a bug: an entry that the CPU has refused.
     fn refused(&self, refused: Refused) -> ! {
         panic!("{}: vCPU {} cannot be entered: {refused}\n{}", self.name(), self.vcpu, State::read())
     }
 
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         &self.guest.config().name
     }
 
@@ -259,7 +254,7 @@ impl Turn {
     /// Stops the machine because of what this vCPU did.
     fn fail(&mut self, about: core::fmt::Arguments<'_>) {
         error!("{}: vCPU {} {about} (at {:#x}): stopped", self.name(), self.vcpu, self.vmcs.rip());
-        self.guest.stop(self.hypervisor, self.this);
+        self.guest.stop(self.hypervisor, self.this, Why::Failure);
     }
 
     /// Resets the machine because of what this vCPU did, which has it.
@@ -332,7 +327,7 @@ impl Turn {
     /// Answers a fault of the second stage.
     fn violation(&mut self, fault: &Fault) {
         let section = self.hypervisor.waiting.enter_here(self.this.core.id());
-        let outcome = self.guest.space.fault(&section, &self.this.core, self.tlb, fault);
+        let outcome = self.guest.space.fault(&section, &self.this.core, &*self.tlb, fault);
         section.leave_here();
         match outcome {
             Ok(Outcome::Mapped | Outcome::Allowed | Outcome::AlreadyMapped) => {}
@@ -360,149 +355,15 @@ impl Turn {
     /// Gives back tables in which nothing is mapped any more. Tells whether there were any.
     fn prune(&self) -> bool {
         let mut section = self.hypervisor.waiting.enter(self.this.core.id());
-        self.guest.space.prune_all(&mut section, self.tlb).unwrap_or(false)
-    }
-
-    /// Answers a call: the function in RAX, arguments in RDI, RSI, RDX, RCX, R8 and R9; status and results in RAX, RDI, RSI,
-    /// RDX, RCX and R8. User space has none.
-    fn call(&mut self) {
-        if self.vmcs.privilege() != 0 {
-            self.vmcs.inject(Event::Undefined);
-            return;
-        }
-        self.vmcs.skip();
-        let r = &self.vmcs.registers;
-        let mut regs: CallRegs = [0; 18];
-        regs[..7].copy_from_slice(&[r.rax, r.rdi, r.rsi, r.rdx, r.rcx, r.r8, r.r9]);
-        match regs[0] as u32 {
-            SYSTEM_OFF | SYSTEM_RESET => {
-                info!("{} is off", self.name());
-                self.guest.stop(self.hypervisor, self.this);
-                return;
-            }
-            function => match &self.guest.service {
-                Some(service) if vm::service::is_call(function) => self.serve(service, &mut regs),
-                _ => {
-                    if vm::call::answer(&mut regs).is_none() {
-                        regs[0] = abi::NOT_SUPPORTED as u64;
-                    }
-                }
-            },
-        }
-        let r = &mut self.vmcs.registers;
-        [r.rax, r.rdi, r.rsi, r.rdx, r.rcx, r.r8] = [regs[0], regs[1], regs[2], regs[3], regs[4], regs[5]];
-    }
-
-    /// Serves a call on the guest's memory. Another CPU makes a transfer that comes of it.
-    fn serve(&self, service: &vm::service::Service, regs: &mut CallRegs) {
-        let after = self.guest.with_memory(self.hypervisor, self.this, |memory| service.call(memory, regs));
-        if after == After::Serve {
-            self.hypervisor.ask_to_serve(self.this);
-        }
-    }
-
-    fn cpuid(&mut self) {
-        let cr4 = self.vmcs.get(field::CR4);
-        let r = &mut self.vmcs.registers;
-        let (leaf, subleaf) = (r.rax as u32, r.rcx as u32);
-        let [eax, ebx, ecx, edx] = match self.has {
-            Has::Machine => cpuid::answer_for_machine(leaf, subleaf, cr4),
-            Has::Nothing => cpuid::answer(leaf, subleaf, (self.vcpu, self.guest.config().cpus.len()), cr4),
-        };
-        (r.rax, r.rbx, r.rcx, r.rdx) = (eax.into(), ebx.into(), ecx.into(), edx.into());
-        if leaf == 1 && self.has_timer() {
-            self.vmcs.registers.rcx |= u64::from(cpuid::DEADLINE_TIMER);
-        }
-        self.vmcs.skip();
-    }
-
-    fn rdmsr(&mut self) {
-        let register = self.vmcs.registers.rcx as u32;
-        let of_timer = || self.apic.read(register).ok().filter(|_| self.has_timer());
-        let value = msr::read(register, self.vcpu).filter(|_| self.has == Has::Nothing);
-        match value.or_else(of_timer) {
-            Some(value) => {
-                self.vmcs.registers.rax = value & 0xffff_ffff;
-                self.vmcs.registers.rdx = value >> 32;
-                self.vmcs.skip();
-            }
-            None => {
-                self.complain(format_args!("read MSR {register:#x}, which it has not"));
-                self.vmcs.inject(Event::GeneralProtection);
-            }
-        }
-    }
-
-    fn wrmsr(&mut self) {
-        let r = &self.vmcs.registers;
-        let (register, value) = (r.rcx as u32, r.rdx << 32 | r.rax & 0xffff_ffff);
-        if self.has == Has::Machine && msr::stays(register, value) {
-            self.vmcs.skip();
-            return;
-        }
-        if self.has_timer() && self.apic.write(register, value).is_ok() {
-            self.vmcs.skip();
-            return;
-        }
-        let is_command = register == msr::ICR && self.has == Has::Nothing;
-        let command = if is_command { msr::command(value) } else { None };
-        match command {
-            Some((vcpu, command)) => {
-                self.command(vcpu, command);
-                self.vmcs.skip();
-            }
-            None => {
-                self.complain(format_args!("wrote MSR {register:#x}, which it has not"));
-                self.vmcs.inject(Event::GeneralProtection);
-            }
-        }
-    }
-
-    /// Carries out a command to another vCPU. One that runs already is left alone.
-    fn command(&self, vcpu: usize, command: Command) {
-        let cpu = self.guest.config().cpus.get(vcpu);
-        if let (Some(&cpu), Command::StartUp(page)) = (cpu, command)
-            && self.guest.claim_start(vcpu)
-        {
-            self.guest.start(vcpu, Start::Page(page));
-            self.hypervisor.ring(self.this, cpu);
-        }
-    }
-
-    fn xsetbv(&mut self) {
-        let r = &self.vmcs.registers;
-        let (register, value) = (r.rcx as u32, r.rdx << 32 | r.rax & 0xffff_ffff);
-        if register == 0 && self.vmcs.privilege() == 0 && msr::is_xcr0(value, msr::xcr0_supported()) {
-            // SAFETY: boot has set CR4.OSXSAVE where the CPU has it, and the value is one that it takes.
-            unsafe { xsetbv(value) };
-            self.vmcs.skip();
-        } else {
-            self.vmcs.inject(Event::GeneralProtection);
-        }
-    }
-
-    fn write_control(&mut self, register: Controlled, from: u8) {
-        let value = self.vmcs.registers.by_number(from).map_or_else(stack_pointer, |value| *value);
-        if self.vmcs.write_shadow(register, value, &self.hypervisor.machine.capabilities) {
-            self.vmcs.skip();
-        } else {
-            self.vmcs.inject(Event::GeneralProtection);
-        }
+        self.guest.space.prune_all(&mut section, &*self.tlb).unwrap_or(false)
     }
 }
 
-/// Takes a frame for good.
-fn frame(hypervisor: &Hypervisor) -> Pa {
-    let run = hypervisor.machine.frames.allocate(Order::FRAME, Usage::Monitor);
-    run.map_or_else(|error| crate::fatal!("no memory for a vCPU: {error}"), frames::Run::into_pa)
-}
-
-/// Writes a frame.
-///
-/// # Safety
-/// The frame is mapped and the caller's.
-unsafe fn write_bytes(frame: Pa, bytes: &[u8; msr::BITMAP]) {
-    let to = core::ptr::with_exposed_provenance_mut::<u8>(frame.get() as usize);
-    // SAFETY: the caller's promise.
-    unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+impl Drop for Turn {
+    /// The CPU forgets all of it that is not in a TLB, before the guest may go.
+    fn drop(&mut self) {
+        self.this.leaves();
+        self.vmcs.end();
+        tracing::leaves_tables();
+    }
 }

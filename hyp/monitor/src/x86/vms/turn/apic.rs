@@ -94,11 +94,9 @@ impl Turn {
         let vcpu = self.guest.config().cpus.iter().position(|other| Some(other.index()) == cpu);
         let Some(vcpu) = vcpu.filter(|vcpu| !self.guest.is_started(*vcpu)) else { return false };
         if let Command::StartUp(page) = command
-            && self.guest.claim_start(vcpu)
+            && self.guest.turn_on_vcpu(self.hypervisor, self.this, vcpu, Start::Page(page))
         {
             debug!("{}: vCPU {} starts vCPU {vcpu} at page {page:#x}", self.name(), self.vcpu);
-            self.guest.start(vcpu, Start::Page(page));
-            self.hypervisor.ring(self.this, self.guest.config().cpus[vcpu]);
             if self.guest.all_started() {
                 self.open();
             }

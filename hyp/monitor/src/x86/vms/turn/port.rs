@@ -20,7 +20,7 @@ const KEYBOARD: u16 = 0x64;
 const CONTROL: u16 = 0x92;
 
 /// Returns the bitmaps of a guest that has the machine: which ports are exits, the lower half's and the upper half's.
-pub(super) fn bitmaps() -> [[u8; msr::BITMAP]; 2] {
+pub(in super::super) fn bitmaps() -> [[u8; msr::BITMAP]; 2] {
     let mut low = [0; msr::BITMAP];
     for port in [KEYBOARD, CONTROL].map(usize::from) {
         low[port / 8] |= 1 << (port % 8);
