@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How many of the console's last lines are shown of a test that failed.
@@ -21,19 +22,50 @@ pub(crate) struct Cases {
     bar: ProgressBar,
     /// When each group began.
     groups: Vec<(String, Instant)>,
+    /// Groups that ran beside these, and how long each took.
+    beside: Vec<(String, Duration)>,
+    /// What there was to say, where it is said later.
+    held: Option<Mutex<Vec<String>>>,
 }
 
 impl Cases {
     /// Starts with no test; boots whose name does not contain `name` will be left out.
     pub(crate) fn new(name: Option<String>) -> Self {
-        Self { summary: Summary::default(), name, bar: ProgressBar::hidden(), groups: Vec::new() }
+        Self {
+            summary: Summary::default(),
+            name,
+            bar: ProgressBar::hidden(),
+            groups: Vec::new(),
+            beside: Vec::new(),
+            held: None,
+        }
+    }
+
+    /// Starts with no test, for a group that runs beside others: what there is to say is said when it has ended
+    /// ([`Self::absorb`]).
+    pub(super) fn held() -> Self {
+        Self { held: Some(Mutex::default()), ..Self::new(None) }
+    }
+
+    /// Says what was held by a group that ended then, and adds the counts.
+    pub(super) fn absorb(&mut self, others: Self, ended: Instant) {
+        self.bar.finish_and_clear();
+        for text in others.held.into_iter().flat_map(|held| held.into_inner().unwrap_or_default()) {
+            self.say(&text);
+        }
+        self.summary.add(others.summary);
+        self.beside
+            .extend(others.groups.into_iter().map(|(title, began)| (title, ended.duration_since(began))));
     }
 
     /// Begins a group of tests; `count` is only for the bar.
     pub(crate) fn group(&mut self, title: &str, count: usize) {
         self.bar.finish_and_clear();
-        println!("== {title}");
+        self.say(&format!("== {title}"));
         self.groups.push((title.to_owned(), Instant::now()));
+        if self.held.is_some() {
+            return;
+        }
         // Where the output is no terminal, the bar draws nothing.
         self.bar = ProgressBar::new(count as u64);
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}") {
@@ -121,13 +153,19 @@ impl Cases {
             for ((title, began), end) in self.groups.iter().zip(ends) {
                 println!("{:5.1} min  {title}", end.duration_since(*began).as_secs_f64() / 60.0);
             }
+            for (title, time) in &self.beside {
+                println!("{:5.1} min  {title}, beside another", time.as_secs_f64() / 60.0);
+            }
         }
         self.summary
     }
 
-    /// Prints above the bar, or plainly where there is none.
+    /// Prints above the bar, or plainly where there is none; or later.
     pub(crate) fn say(&self, text: &str) {
-        self.bar.suspend(|| println!("{text}"));
+        match &self.held {
+            Some(held) => held.lock().unwrap_or_else(PoisonError::into_inner).push(text.to_owned()),
+            None => self.bar.suspend(|| println!("{text}")),
+        }
     }
 }
 
@@ -173,4 +211,24 @@ fn log_file(name: &str) -> Result<PathBuf> {
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
     Ok(dir.join(name.chars().map(plain).collect::<String>() + ".log"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_group_beside_others_has_counted_and_said_is_counted_and_said() {
+        let mut all = Cases::new(None);
+        all.verdict("one", &Ok(String::new()));
+        let mut beside = Cases::held();
+        beside.group("beside", 2);
+        beside.verdict("two", &Ok(String::new()));
+        beside.verdict("three", &Err("wrong".to_owned()));
+        let held = beside.held.as_ref().unwrap().lock().unwrap().clone();
+        assert_eq!(held, ["== beside", "ok   two: ", "FAIL three: wrong"]);
+        all.absorb(beside, Instant::now());
+        assert_eq!((all.summary.passed, all.summary.failed), (2, 1));
+        assert_eq!(all.beside.len(), 1);
+    }
 }

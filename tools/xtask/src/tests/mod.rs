@@ -21,9 +21,11 @@ mod wrong_facts;
 
 use crate::setup::{self, Need};
 use crate::{lab, nightly, trace};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use std::fmt;
+use std::thread;
+use std::time::Instant;
 
 pub(crate) use cases::Cases;
 pub(crate) use summary::{PAYLOAD, Summary};
@@ -96,10 +98,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         _ => Extent::Pairs,
     };
     let mut cases = Cases::new(args.name.clone());
-    for group in Group::value_variants() {
-        if !args.only.is_empty() && !args.only.contains(group) {
-            continue;
-        }
+    let wanted = |group: &Group| args.only.is_empty() || args.only.contains(group);
+    let beside = extent != Extent::Quick && wanted(&Group::Pc) && wanted(&Group::Miri);
+    for group in Group::value_variants().iter().filter(|group| wanted(group)) {
         let result = match group {
             Group::Host => host::run(&mut cases),
             Group::Linux => linux::run(&mut cases, extent),
@@ -118,10 +119,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Reports if extent == Extent::Quick => Ok(()),
             Group::Reports => reports::run(&mut cases),
             Group::Pc if extent == Extent::Quick => Ok(()),
+            Group::Pc if beside => pc_and_miri(&mut cases),
             Group::Pc => pc::run(&mut cases),
             Group::Weaken | Group::Mutants | Group::Miri | Group::Tsan if extent == Extent::Quick => Ok(()),
             Group::Weaken => lab::add::<lab::Orderings>(&mut cases, &lab::Args::ALL),
             Group::Mutants => lab::add::<lab::Mutants>(&mut cases, &lab::Args::ALL),
+            Group::Miri if beside => Ok(()),
             Group::Miri => nightly::add_miri(&mut cases),
             Group::Tsan => nightly::add_tsan(&mut cases),
         };
@@ -136,6 +139,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         0 => Ok(()),
         _ => Err(AlreadySaid.into()),
     }
+}
+
+/// Runs two groups side by side that each have one CPU at work: Bochs and Miri go through instructions one by one.
+fn pc_and_miri(cases: &mut Cases) -> Result<()> {
+    setup::ensure(&[Need::Pc, Need::Nightly])?;
+    thread::scope(|scope| {
+        let miri = scope.spawn(|| {
+            let mut cases = Cases::held();
+            if let Err(error) = nightly::add_miri(&mut cases) {
+                cases.fail("Miri", &error);
+            }
+            (cases, Instant::now())
+        });
+        let result = pc::run(cases);
+        match miri.join() {
+            Ok((others, ended)) => cases.absorb(others, ended),
+            Err(_) => cases.fail("Miri", &anyhow!("the thread that ran it has panicked")),
+        }
+        result
+    })
 }
 
 /// A failure that the last line of the output has told.
