@@ -38,8 +38,9 @@ mod tests {
 
     #[test]
     fn every_order_of_few_is_sorted() {
-        for number in 0..6_u32.pow(6) {
-            let items: Vec<u32> = (0..6).map(|place| number / 6_u32.pow(place) % 6).collect();
+        const FEW: u32 = if cfg!(miri) { 3 } else { 6 };
+        for number in 0..FEW.pow(FEW) {
+            let items: Vec<u32> = (0..FEW).map(|place| number / FEW.pow(place) % FEW).collect();
             for length in 0..=items.len() {
                 let mut sorted = items[..length].to_vec();
                 let mut expected = sorted.clone();
@@ -52,8 +53,9 @@ mod tests {
 
     #[test]
     fn many_are_sorted_by_the_key_and_none_is_lost() {
+        const MANY: u32 = if cfg!(miri) { 100 } else { 5000 };
         let mut seed = 1_u32;
-        let mut items: Vec<(u32, u32)> = (0..5000)
+        let mut items: Vec<(u32, u32)> = (0..MANY)
             .map(|number| {
                 seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 (seed >> 20, number)
@@ -62,6 +64,6 @@ mod tests {
         sort_by_key(&mut items, |item| item.0);
         assert!(items.is_sorted_by_key(|item| item.0));
         items.sort_unstable_by_key(|item| item.1);
-        assert!(items.iter().map(|item| item.1).eq(0..5000));
+        assert!(items.iter().map(|item| item.1).eq(0..MANY));
     }
 }
