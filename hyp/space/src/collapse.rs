@@ -260,8 +260,13 @@ impl<'f, F: Format> Space<'f, F> {
         }
         let Some(lull) = self.tree.lull() else { return Ok(None) };
         self.each_part_of(section, block, |space, ipa, pa, order| {
-            space.bring(cpu, pa, to.wrapping_add(ipa.get() - block.start().get()), order);
-            Ok(())
+            let to = to.wrapping_add(ipa.get() - block.start().get());
+            if mutant("copy-ahead-of-what-has-gone") {
+                space.bring(cpu, pa, to, order);
+                return Ok(());
+            }
+            // Nobody holds on to the part: it may have been unmapped, and its memory be a table by now.
+            space.bring_ahead(cpu, pa, to, order).map_err(|_| MoveError::Busy { ipa })
         })?;
         Ok(Some(Copied { written, lull }))
     }

@@ -208,11 +208,25 @@ impl<'f, F: Format> Space<'f, F> {
 
     /// Copies a block's contents, with what guests wrote past the caches. Nobody reaches the old frames any more.
     pub(crate) fn bring<C: Cpu>(&self, cpu: &C, from: Pa, to: Pa, order: Order) {
+        let copied = self.bring_ahead(cpu, from, to, order);
+        debug_assert_eq!(copied, Ok(()), "a frame that is moved is a guest's");
+    }
+
+    /// As [`Self::bring`], from frames that may go meanwhile. What was copied is for whoever finds out that they have not.
+    ///
+    /// # Errors
+    /// [`FrameError::NotGuest`]: they have gone.
+    pub(crate) fn bring_ahead<C: Cpu>(
+        &self,
+        cpu: &C,
+        from: Pa,
+        to: Pa,
+        order: Order,
+    ) -> Result<(), FrameError> {
         if !mutant("move-without-cleaning-the-source") {
             cpu.clean_and_invalidate(from, order.bytes());
         }
-        let copied = self.frames.copy(from, to, order);
-        debug_assert_eq!(copied, Ok(()), "a frame that is moved is a guest's");
+        self.frames.copy(from, to, order)
     }
 }
 

@@ -245,6 +245,76 @@ fn a_pin_that_comes_during_the_copy_ahead_keeps_a_block_from_being_made() {
     });
 }
 
+/// A CPU beside which others unmap the page that it is about to copy.
+struct Beside<'a>(&'a (dyn Fn() + Sync));
+
+impl StandIn for Beside<'_> {
+    fn number(&self) -> usize {
+        0
+    }
+
+    fn cleans_and_invalidates(&self, _: Pa, _: u64) {
+        (self.0)();
+    }
+}
+
+/// Nobody holds on to a page while it is copied ahead: its memory may be nobody's when the copy begins.
+#[test]
+fn a_part_that_goes_during_the_copy_ahead_keeps_a_block_from_being_made() {
+    for features in MARKS {
+        with_pages(features, true, |machine, space, stay| {
+            let page = range(GUEST, PAGE);
+            let gone = AtomicU64::new(0);
+            let unmap_first = || {
+                if gone.fetch_add(1, Relaxed) == 0 {
+                    let epoch = EntryEpoch::new();
+                    let mut other = epoch.enter(cpu_id(1));
+                    space.discard(&mut other, &FakeCpu::new(1, machine), &Recorder::default(), page).unwrap();
+                }
+            };
+            let (tlb, height) = (Recorder::default(), Height::new(1));
+            let made =
+                space.collapse(stay, &Beside(&unmap_first), &tlb, page.start(), height, Scattered::Gather);
+            assert_eq!(made, Err(MoveError::Busy { ipa: page.start() }));
+            assert_eq!((leaves(space), gone.into_inner()), ([511, 0, 0], 1), "it was left at once");
+            for page in 1..512 {
+                assert_eq!(byte_at(space, stay, GUEST + page * PAGE), page as u8, "page {page}");
+            }
+        });
+    }
+}
+
+/// Takes a page of the block away from the guest, as another CPU does.
+fn discard_page(space: &Space<'_, Format>, page: u64) {
+    let epoch = EntryEpoch::new();
+    let mut stay = epoch.enter(cpu_id(1));
+    let (tlb, page) = (Recorder::default(), range(page, PAGE));
+    assert_eq!(space.discard(&mut stay, &plain(space), &tlb, page), Ok(page.end()));
+}
+
+/// Most often the frame that has gone last is taken next: the page is at the same place, and is another one.
+#[test]
+fn a_part_that_comes_again_after_the_copy_ahead_is_copied_again() {
+    for features in MARKS {
+        for access in [Access::READ, Access::WRITE] {
+            with_pages(features, true, |machine, space, stay| {
+                let (copies, page) = (AtomicU64::new(0), GUEST + 9 * PAGE);
+                let replace_late = || {
+                    if copies.fetch_add(1, Relaxed) == 511 {
+                        discard_page(space, page);
+                        let again = Fault { access, ..fault_at(page) };
+                        let (cpu, epoch) = (FakeCpu::new(1, machine), EntryEpoch::new());
+                        space.fault(&epoch.enter(cpu_id(1)), &cpu, &Recorder::default(), &again).unwrap();
+                    }
+                };
+                let cpu = FakeCpu { moving: Some(&replace_late), ..FakeCpu::new(0, machine) };
+                assert_eq!(collapse(space, stay, &cpu), Ok(Collapsed::Moved));
+                assert_eq!(byte_at(space, stay, page), 0, "what was given back is there again");
+            });
+        }
+    }
+}
+
 /// With a dirty flag of the hardware's, and without.
 const MARKS: [Features; 2] = [Features::HARDWARE_DIRTY, Features::empty()];
 
