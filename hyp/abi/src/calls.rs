@@ -207,6 +207,21 @@ pub const OFFERED: [u32; 21] = [
 /// Every function that is offered besides where the trace is granted.
 pub const OF_THE_TRACE: [u32; 2] = [TRACE_START, TRACE_STOP];
 
+/// The calls on a range: what the manual says once of their arguments holds for all of these.
+pub const ON_RANGES: [u32; 11] = [
+    SURVEY,
+    SELF_CHECK,
+    BALLOON_OUT,
+    BALLOON_IN,
+    PROTECT,
+    SPLIT,
+    COLLAPSE,
+    MOVE,
+    LOG_START,
+    AGE_HARVEST,
+    PIN,
+];
+
 /// Bytes of the buffer that a bitmap is answered in: a bit for each of 65,536 pages.
 pub const BITMAP_BYTES: u64 = 8192;
 /// How many handles of pins a machine has.

@@ -6,21 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const MANUAL: &str = include_str!("../../../docs/hypercalls.md");
 
-/// The calls on a range. What these have in common the manual says once.
-const ON_RANGES: [u32; 11] = [
-    calls::SURVEY,
-    calls::SELF_CHECK,
-    calls::BALLOON_OUT,
-    calls::BALLOON_IN,
-    calls::PROTECT,
-    calls::SPLIT,
-    calls::COLLAPSE,
-    calls::MOVE,
-    calls::LOG_START,
-    calls::AGE_HARVEST,
-    calls::PIN,
-];
-
 /// Returns the rows of tables that have so many cells.
 fn rows(cells: usize) -> impl Iterator<Item = Vec<&'static str>> {
     let rows = MANUAL.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix('|'));
@@ -49,7 +34,8 @@ fn every_call_has_its_number_and_says_whether_it_is_on_a_range() {
         let on_range = row.len() == 4 && row[2] == "yes";
         assert!(found.insert(RANGE_64 | number, (name(row[1]), on_range)).is_none(), "{row:?}");
     }
-    let expected = CALLS.iter().map(|call| (call.function, (call.name, ON_RANGES.contains(&call.function))));
+    let expected =
+        CALLS.iter().map(|call| (call.function, (call.name, calls::ON_RANGES.contains(&call.function))));
     assert_eq!(found, expected.collect());
 }
 
@@ -63,7 +49,7 @@ fn every_call_names_every_status_that_it_may_answer() {
     for call in CALLS {
         let mut answers = found.remove(call.name).unwrap_or_else(|| panic!("{} is not there", call.name));
         answers.insert(Status::Success);
-        if ON_RANGES.contains(&call.function) {
+        if calls::ON_RANGES.contains(&call.function) {
             answers.extend([Status::InvalidParameter, Status::NotMemory, Status::Busy]);
         }
         let expected: BTreeSet<_> = call.answers.iter().copied().collect();

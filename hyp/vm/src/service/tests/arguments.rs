@@ -2,20 +2,6 @@
 
 use super::*;
 
-const ON_RANGES: [u32; 11] = [
-    calls::SURVEY,
-    calls::SELF_CHECK,
-    calls::BALLOON_OUT,
-    calls::BALLOON_IN,
-    calls::PROTECT,
-    calls::SPLIT,
-    calls::COLLAPSE,
-    calls::MOVE,
-    calls::LOG_START,
-    calls::AGE_HARVEST,
-    calls::PIN,
-];
-
 #[test]
 pub(super) fn a_range_that_is_none_is_refused_by_every_call_on_ranges() {
     with_rig(|rig| {
@@ -37,7 +23,7 @@ pub(super) fn a_range_that_is_none_is_refused_by_every_call_on_ranges() {
             (1 << 36, BLOCK, 0),
         ];
         let before = rig.machine.stats();
-        for function in ON_RANGES {
+        for function in calls::ON_RANGES {
             for (cases, status) in [(&invalid[..], Status::InvalidParameter), (&elsewhere, Status::NotMemory)]
             {
                 for &(start, bytes, cursor) in cases {
