@@ -19,10 +19,10 @@ use frames::Owner;
 use log::debug;
 use space::{Region, Space, SpaceError, table_budget};
 use stage2::{Format as _, Presence, Quiescence};
-use types::{Cpu, CpuId, CpuSet, Height, Pa, Range};
+use types::{Cpu, CpuId, CpuSet, Pa, Range};
 use vm::sched::{Left, Siblings};
 use vm::service::{Churn, borrowed_window};
-use vm::{GicModel, GicVersion, Granted, IdBits, Largest, Start, TimerIntids, Vcpu, Vm, VmConfig};
+use vm::{GicModel, GicVersion, Granted, IdBits, Start, TimerIntids, Vcpu, Vm, VmConfig};
 
 /// A virtual machine with its memory.
 pub(super) struct Guest {
@@ -87,11 +87,7 @@ impl Guest {
         let geometry = hypervisor.layout.geometry();
         let unfit = |error| Unfit::space(&config.name, error);
         let mut space = space(hypervisor, Owner(number + 1), &regions).map_err(unfit)?;
-        space.limit_leaves(match config.largest {
-            Largest::Page => Height::PAGE,
-            Largest::Block2M => Height::new(1),
-            Largest::Block1G => Height::new(2),
-        });
+        space.limit_leaves(config.largest.height());
         let mut section = hypervisor.waiting.enter(cpu);
         let memory = memory.into_iter().map(Region::ram);
         for region in memory.chain(borrows.map(Region::borrowed)).chain(interface) {

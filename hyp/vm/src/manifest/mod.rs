@@ -17,7 +17,7 @@ use crate::{
     map,
 };
 use alloc::{string::String, vec::Vec};
-use types::{CpuId, FRAME_SIZE, Ipa, Range};
+use types::{CpuId, FRAME_SIZE, Height, Ipa, Range};
 
 /// The manifest's name in the bundle.
 pub const MANIFEST: &str = "manifest.toml";
@@ -155,6 +155,17 @@ pub enum Largest {
     Block2M,
     /// A block of 1 GiB: whatever fits.
     Block1G,
+}
+
+impl Largest {
+    /// Returns the height of the entries that map as much.
+    pub const fn height(self) -> Height {
+        match self {
+            Self::Page => Height::PAGE,
+            Self::Block2M => Height::new(1),
+            Self::Block1G => Height::new(2),
+        }
+    }
 }
 
 /// Which of the calls on its own memory ([`crate::service`]) a machine may make.

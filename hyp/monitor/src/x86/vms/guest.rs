@@ -16,11 +16,11 @@ use log::debug;
 use space::{Region, Space, SpaceError, table_budget};
 use spin::mutex::SpinMutex;
 use stage2::{Bbm, Presence, Quiescence};
-use types::{Cpu, Height, Range};
+use types::{Cpu, Range};
 use vm::error::{BadVm, Error};
 use vm::image::{self, Placement};
 use vm::service::{Company, Left, Memory, Service};
-use vm::{Granted, Largest, Power, PowerStates, Role, Step, VmConfig, Why, pvh};
+use vm::{Granted, Power, PowerStates, Role, Step, VmConfig, Why, pvh};
 use x86_64::apic::Mode;
 use x86_64::cpu::Core;
 use x86_64::vmx::tlb::Tlb;
@@ -133,11 +133,7 @@ impl Guest {
         };
         let ranges: Vec<Range> = regions.iter().map(|region| region.range).collect();
         let mut space = space(hypervisor, Owner(number + 1), &ranges).map_err(unfit)?;
-        space.limit_leaves(match config.largest {
-            Largest::Page => Height::PAGE,
-            Largest::Block2M => Height::new(1),
-            Largest::Block1G => Height::new(2),
-        });
+        space.limit_leaves(config.largest.height());
         let mut section = hypervisor.waiting.enter(this.core.id());
         let withheld = apic.map(|page| page.range);
         for region in regions.iter().flat_map(|region| primary::without(*region, withheld)) {
