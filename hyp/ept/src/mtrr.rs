@@ -188,14 +188,15 @@ impl Mtrrs {
     fn variables(&self) -> impl Iterator<Item = Variable> + use<'_> {
         let addresses = 1_u64.checked_shl(self.width.into()).unwrap_or(0).wrapping_sub(PAGE);
         let on = self.variable.iter().take(self.count());
-        on.filter(|(_, mask)| MASK::VALID.is_set(*mask)).map(move |(base, mask)| Variable {
-            base: base & mask & addresses,
-            mask: mask & addresses,
-            is_one_piece: {
-                let counts = mask & addresses;
-                counts.wrapping_add(counts & counts.wrapping_neg()) & addresses == 0
-            },
-            what: Type::from_number(BASE::TYPE.read(*base)),
+        on.filter(|(_, mask)| MASK::VALID.is_set(*mask)).map(move |(base, mask)| {
+            let mask = mask & addresses;
+            let is_one_piece = mask.wrapping_add(mask & mask.wrapping_neg()) & addresses == 0;
+            Variable {
+                base: base & mask,
+                mask,
+                is_one_piece,
+                what: Type::from_number(BASE::TYPE.read(*base)),
+            }
         })
     }
 }
