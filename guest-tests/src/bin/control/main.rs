@@ -8,8 +8,8 @@
 #![allow(clippy::result_large_err, reason = "a failed test carries its text, since there is no heap")]
 #![allow(unsafe_code, reason = "the entry symbol is not mangled")]
 
-use abi::Status;
 use abi::control::{self, state};
+use abi::{Status, calls};
 use guest_tests::cpu::give_way;
 use guest_tests::machine::{self, Host};
 use guest_tests::rng::Rng;
@@ -20,6 +20,7 @@ use guest_tests::{NotPassed, Verdict, check, guest_tests, same, skip};
 guest_tests! {
     "control":
     odd_handles_and_templates_are_refused,
+    the_calls_are_offered_where_others_are_too,
     machines_come_up_and_end_one_after_the_other,
     machines_end_in_the_middle_of_anything,
     machines_are_made_until_there_is_no_room_and_all_come_back,
@@ -111,6 +112,17 @@ fn odd_handles_and_templates_are_refused() -> Verdict {
     }
     for template in [2, 3, 1 << 32, u64::MAX] {
         expect("CREATE of no template", template, refused, call(control::CREATE, &[template])?)?;
+    }
+    Ok(())
+}
+
+fn the_calls_are_offered_where_others_are_too() -> Verdict {
+    is_controller()?;
+    if call(calls::FEATURES, &[calls::YIELD.into()])?.status == Status::NotSupported {
+        skip!("this machine has no calls on its memory, and none that says what is offered");
+    }
+    for function in control::ALL {
+        expect("FEATURES", function.into(), Status::Success, call(calls::FEATURES, &[function.into()])?)?;
     }
     Ok(())
 }

@@ -163,9 +163,11 @@ fn accompanied(built: &Built, cpu: &str, payload: &Payload, hypervisor: &str) ->
     let [control, visitor] = ["control", "visitor"].map(build_for_pc);
     let (control, visitor) = (control?, visitor?);
     let (small, machines) = (Size::mib(8), format!("machines={MACHINES}"));
+    let mut controller = on("control", &[2], Size::mib(16), "controller", &machines);
+    controller.hypercalls = Some(run::GRANTED.to_owned());
     let vms = [
         (on(ACCOMPANIED, &[0, 1], PC_MEMORY, "guest", ""), payload.file()),
-        (on("control", &[2], Size::mib(16), "controller", &machines), control.file()),
+        (controller, control.file()),
         (on("brief", &[3, 4], small, "template", ""), visitor.file()),
         (on("stays", &[4], small, "template", "stay"), visitor.file()),
     ];

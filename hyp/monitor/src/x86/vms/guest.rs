@@ -150,7 +150,7 @@ impl Guest {
             vcpus.map_err(|_| unfit(SpaceError::OutOfMemory { ipa: config.main_memory().start() }))?;
         let service = match config.hypercalls {
             Granted::Nothing => None,
-            granted => Some(Box::new(Service::new(memory.into_iter(), granted, &[]))),
+            granted => Some(Box::new(Service::new(memory.into_iter(), granted, besides(config.role)))),
         };
         let outlet = Outlet::new(number, &config.name);
         Ok(Self {
@@ -371,6 +371,14 @@ impl Guest {
     /// Returns how many exits of one kind there were.
     pub(super) fn exits(&self, reason: Reason) -> u64 {
         self.exits[reason as usize].load(Relaxed)
+    }
+}
+
+/// Returns the calls that a machine with this role has besides those on its memory, where it is granted these. Nobody shares.
+const fn besides(role: Role) -> &'static [&'static [u32]] {
+    match role {
+        Role::Controller => &[&abi::control::ALL],
+        Role::Guest | Role::Template | Role::Primary => &[],
     }
 }
 
