@@ -151,6 +151,19 @@ impl Log {
         }
     }
 
+    /// As [`Log::mark`], for a step of a log that may be over: marks where the log that runs is another one than `cursor` is
+    /// of, and somebody else relies on the leaves that the step cleans.
+    pub(crate) fn mark_for_another<F: Format, M: Entries>(
+        &self,
+        memory: &M,
+        cursor: LogCursor,
+        range: Range,
+    ) {
+        if self.of(cursor).is_err() && !mutant("old-arming-takes-marks-along") {
+            self.mark::<F, M>(memory, range);
+        }
+    }
+
     /// Notes that software is about to set the dirty flag of leaves in `range`, in entries that it owns: where the
     /// hardware keeps a list of flags that it has set, it will not list these.
     #[inline(always)]

@@ -1,11 +1,12 @@
 //! Arming a dirty log: blocks are split where pages are wanted, and every mark is taken away.
 //!
 //! Invariant: when the cursor has reached the end, a write to any page of the range sets a mark. What was published
-//! while the arming went on is marked from the start.
+//! while the arming went on is marked from the start. A step that is late, when its log has ended and another one runs, takes
+//! no mark of that one without reporting it there.
 
 use super::{LogCursor, Running};
 use crate::{Space, SpaceError};
-use stage2::{Answer, ChangeError, Entry, Format, Invalidate, Live, Section, WalkEnd, Why};
+use stage2::{Answer, ChangeError, Entry, Format, Invalidate, Live, Section, WalkEnd, Why, span};
 use types::{Height, Ipa, Range};
 
 /// The most blocks that one step of arming splits.
@@ -17,6 +18,8 @@ const PATIENCE: u32 = 16;
 impl<F: Format> Space<'_, F> {
     /// Arms the log that `cursor` is of: one step. Returns where to go on; `None` when every write to the range from now
     /// on is in the answer of a later round.
+    ///
+    /// A step that is repeated forgets what was written in its part since it was done.
     ///
     /// Bounded by 131,072 entries, a table for each of 16 blocks, and 49 invalidations.
     ///
@@ -38,8 +41,13 @@ impl<F: Format> Space<'_, F> {
         let next = if split.is_empty() {
             split.end()
         } else {
-            // What was written before is not asked for.
-            self.tree.harvest(section, tlb, split, &mut |_, _| {}).map_err(|error| at(error, rest))?
+            // What was written before is not asked for, but where this log has ended meanwhile, and the next one runs.
+            self.tree
+                .harvest(section, tlb, split, &mut |ipa, height| {
+                    let leaf = Range::block_around(ipa, span::<F>(height));
+                    self.log.mark_for_another::<F, _>(self.tree.memory(), cursor, leaf);
+                })
+                .map_err(|error| at(error, rest))?
         };
         Ok((next < running.range.end()).then_some(LogCursor { next, ..cursor }))
     }

@@ -232,7 +232,9 @@ impl<F: Format, M: Entries + Pages, P: Fn(Pa) -> bool> Step<'_, F, M, P> {
             let next = self
                 .tree
                 .harvest(section, tlb, rest, &mut |ipa, height| {
-                    add(found, Range::block_around(ipa, span::<F>(height)));
+                    let leaf = Range::block_around(ipa, span::<F>(height));
+                    add(found, leaf);
+                    self.log.mark_for_another::<F, _>(self.tree.memory(), self.running.cursor(), leaf);
                 })
                 .map_err(|error| at(error, group))?;
             rest = Range::new(next, group.end()).map_err(|_| SpaceError::NoLog)?;

@@ -3,8 +3,9 @@
 use super::guest::Hardware;
 use super::*;
 use crate::{DirtySource, Granularity, Leaves, Listed, LogCursor, log_budget};
-use stage2::Section;
+use stage2::{Section, Why};
 use std::sync::Arc;
+use types::CpuSet;
 
 const ALL: u64 = 4 * MIB;
 
@@ -437,6 +438,80 @@ fn a_round_leaves_the_mark_of_who_is_cleaning_still() {
             .unwrap();
         assert_eq!(passes, 1, "the leaf is to the bit what it was");
         assert_eq!(round(space, stay, &hardware, &Leaves), [3], "what was written after the round");
+        assert_eq!(round(space, stay, &hardware, &Leaves), [0; 0]);
+    });
+}
+
+/// A stay, with what others do at its first quiescent point.
+struct Interrupted<'s, 'e> {
+    stay: Stay<'e>,
+    others: Option<Box<dyn FnOnce() + 's>>,
+}
+
+impl<'e> Section for Interrupted<'_, 'e> {
+    type Reading<'s>
+        = <Stay<'e> as Section>::Reading<'s>
+    where
+        Self: 's;
+    type Period = <Stay<'e> as Section>::Period;
+
+    fn cpu(&self) -> CpuId {
+        self.stay.cpu()
+    }
+
+    fn read(&self) -> Self::Reading<'_> {
+        self.stay.read()
+    }
+
+    fn period(&self, readers: CpuSet) -> Self::Period {
+        self.stay.period(readers)
+    }
+
+    fn wait(&mut self, period: Self::Period) {
+        self.stay.wait(period);
+    }
+
+    fn pass(&mut self) {
+        self.stay.pass();
+        if let Some(others) = self.others.take() {
+            others();
+        }
+    }
+}
+
+/// A step that arms a log waits for an entry; meanwhile its log ends, another one begins and is armed, and the guest writes. What
+/// the step cleans then is in the other log's round.
+#[test]
+fn a_late_step_of_arming_takes_no_mark_of_the_next_log() {
+    with_guest(Features::HARDWARE_DIRTY, |machine, space, stay, hardware| {
+        store(machine, space, stay, &hardware, 12);
+        let cursor = space.start_log(stay, &Leaves, all(), Granularity::Pages).unwrap();
+        let epoch = EntryEpoch::new();
+        let elsewhere = epoch.enter(cpu_id(1));
+        space
+            .tree()
+            .open(&elsewhere)
+            .split(&*hardware, Ipa::new(GUEST), Height::PAGE, Why::DirtyLog)
+            .unwrap();
+        let view = space.tree().open(&elsewhere);
+        let taken = view.take_leaf(&*hardware, Ipa::new(GUEST + 9 * PAGE), Height::PAGE).unwrap();
+        let others = EntryEpoch::new();
+        let next_log = || {
+            drop(taken);
+            let mut other = others.enter(cpu_id(2));
+            space.stop_log(&mut other).unwrap();
+            start(space, &mut other, &hardware, &Leaves, Granularity::Pages);
+            store(machine, space, &mut other, &hardware, 12);
+        };
+        let late = EntryEpoch::new();
+        let mut late = Interrupted { stay: late.enter(cpu_id(3)), others: Some(Box::new(next_log)) };
+        let mut step = Ok(Some(cursor));
+        while let Ok(Some(at)) = step {
+            step = space.arm_log(&mut late, &*hardware, at);
+        }
+        assert!(matches!(step, Ok(None) | Err(SpaceError::NoLog)), "{step:?}");
+        assert!(late.others.is_none(), "nobody was waited for");
+        assert_eq!(round(space, stay, &hardware, &Leaves), [12]);
         assert_eq!(round(space, stay, &hardware, &Leaves), [0; 0]);
     });
 }
