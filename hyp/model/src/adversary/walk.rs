@@ -125,7 +125,16 @@ impl<F: Format> State<F> {
         if !self.sets(who, Marks::YOUNG) {
             return Ok(None);
         }
-        Ok(self.flag(words, who, arrival, Marks::YOUNG))
+        match self.flag(words, who, arrival, Marks::YOUNG) {
+            None if self.walks_again(who) => self.arrive_young(words, who, ipa),
+            young => Ok(young),
+        }
+    }
+
+    /// Whether who could not set a flag, since the entry is no longer what was read of it, walks again and decides by what is
+    /// there now. A CPU may fault instead, and be run again; an IOMMU may not.
+    fn walks_again(&self, who: usize) -> bool {
+        self.observers[who].is_device && self.iommu.is_some()
     }
 
     /// Caches a leaf, unless it says that it must not be.
@@ -213,9 +222,10 @@ impl<F: Format> State<F> {
             });
             let Some(dirty) = again.and_then(|arrival| self.flag(words, who, arrival, Marks::DIRTY)) else {
                 self.observers[who].cache.drop_leaf(leaf);
-                // A CPU may fault, and be run again. An IOMMU walks again, and decides by what is there now.
-                let is_device = self.observers[who].is_device && self.iommu.is_some();
-                return if is_device { self.access(words, who, ipa, kind) } else { Ok(Outcome::Faulted) };
+                return match self.walks_again(who) {
+                    true => self.access(words, who, ipa, kind),
+                    false => Ok(Outcome::Faulted),
+                };
             };
             self.observers[who].cache.refresh(leaf, dirty.leaf.raw);
             leaf = dirty.leaf;
