@@ -21,6 +21,7 @@ guest_tests! {
     memory {
         first_write_to_a_page_among_pages,
         first_write_to_a_page_in_blocks,
+        zero_and_clean_by_line,
         protect_and_unmap_1_gib_of_pages,
         protect_and_unmap_1_gib_of_blocks,
     }

@@ -9,11 +9,30 @@ use guest_tests::mmu::PAGE;
 use guest_tests::ram::{self, Ram};
 use guest_tests::region::Region;
 use guest_tests::service::{self, complete, leaves, statistic};
-use guest_tests::{NotPassed, Text, Verdict, machine, same, say, skip};
+use guest_tests::{NotPassed, Text, Verdict, machine, read_sysreg, same, say, skip};
 
 const BLOCK: u64 = 2 << 20;
 const PAGES: u64 = BLOCK / PAGE;
 const GIB: u64 = 1 << 30;
+
+/// Executes instructions on each part of a region, whose size is a multiple of 32 parts.
+macro_rules! every {
+    ($region:expr, $step:expr, $($instruction:literal),+) => {
+        core::arch::asm!(
+            "2:",
+            ".rept 32",
+            $($instruction,)+
+            "add {at}, {at}, {step}",
+            ".endr",
+            "cmp {at}, {end}",
+            "b.lo 2b",
+            at = inout(reg) $region.start => _,
+            end = in(reg) $region.end,
+            step = in(reg) $step,
+            options(nostack),
+        )
+    };
+}
 
 fn take(bytes: u64) -> Result<Ram, NotPassed> {
     ram::take(bytes, BLOCK).ok_or_else(|| NotPassed::Skipped(Text::new(format_args!("too little memory"))))
@@ -65,6 +84,30 @@ pub(crate) fn first_write_to_a_page_in_blocks() -> Verdict {
         let [_, blocks] = leaves(ram.region())?;
         same!("blocks behind first writes", ram.region().start, BLOCKS, blocks);
     }
+    Ok(())
+}
+
+/// What a page of a block cannot come without, on a CPU that may read past its caches: its lines zeroed, and cleaned.
+pub(crate) fn zero_and_clean_by_line() -> Verdict {
+    const BLOCKS: u64 = 8;
+    let ram = take(BLOCKS * BLOCK)?;
+    for page in ram.words().chunks_exact((PAGE / 8) as usize) {
+        page[0].store(1, Relaxed);
+    }
+    let zeroed = 4u64 << (read_sysreg!("dczid_el0") & 0xf);
+    let line = 4u64 << (read_sysreg!("ctr_el0") >> 16 & 0xf);
+    let start = now();
+    // SAFETY: the test's own memory, and nobody looks at its words meanwhile.
+    unsafe {
+        if zeroed == line {
+            every!(ram.region(), line, "dc zva, {at}", "dc cvac, {at}");
+        } else {
+            every!(ram.region(), zeroed, "dc zva, {at}");
+            every!(ram.region(), line, "dc cvac, {at}");
+        }
+    }
+    cost("zero-and-clean", now() - start, BLOCKS * PAGES);
+    same!("a word of a page that was zeroed", ram.region().start, 0, ram.words()[0].load(Relaxed));
     Ok(())
 }
 

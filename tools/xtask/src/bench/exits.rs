@@ -49,7 +49,7 @@ enum Counts {
 }
 
 /// A row: the payload's name for it, ours, what is counted, and at most how many instructions that may be.
-const ROWS: [(&str, &str, Counts, Option<f64>); 12] = [
+const ROWS: [(&str, &str, Counts, Option<f64>); 13] = [
     ("hypercall", "hypercall", Counts::All, Some(300.0)),
     ("id-register", "trapped id register", Counts::All, Some(350.0)),
     ("distributor-read", "GIC distributor read", Counts::All, Some(500.0)),
@@ -58,6 +58,7 @@ const ROWS: [(&str, &str, Counts, Option<f64>); 12] = [
     ("virtual-timer", "virtual timer interrupt, beyond bare", Counts::Beyond, Some(600.0)),
     ("first-write-page", "first write to a page, mapped with 4K", Counts::All, Some(900.0)),
     ("first-write-block", "first write to a page, mapped with 2M", Counts::All, Some(110.0)),
+    ("zero-and-clean", "the least of that: DC ZVA and DC CVAC, a page", Counts::All, None),
     ("protect-pages", "protect 1 GiB mapped with 4K, an entry", Counts::All, None),
     ("unmap-pages", "unmap 1 GiB mapped with 4K, an entry", Counts::All, None),
     ("protect-blocks", "protect 1 GiB mapped with 2M, an entry", Counts::All, None),
