@@ -37,6 +37,8 @@ pub(super) struct Holdings {
     pub(super) outside: BTreeSet<Ipa>,
     /// Pages that have come with a gift that is under way still.
     gifts: BTreeSet<Ipa>,
+    /// The frame that a page found last in a table that was out of reach: it moves with the table.
+    strays: BTreeMap<Ipa, Pa>,
 }
 
 impl<F: Format> State<F> {
@@ -210,6 +212,9 @@ impl<F: Format> State<F> {
                 frame.contents = words.contents(pa).unwrap_or(0);
                 frame.since = Some(now);
                 frame.leaving = Some(now);
+                if let Some(holdings) = &mut self.holdings {
+                    holdings.strays.insert(page, pa);
+                }
             }
         }
         Ok(())
@@ -317,7 +322,8 @@ impl<F: Format> State<F> {
             return Ok(());
         }
         let is_borrowed = attrs.owner == Owner::Borrowed;
-        let before = self.moved_from(errand, page).filter(|_| !is_borrowed);
+        let before = self.strayed(errand, page).or_else(|| self.moved_from(errand, page));
+        let before = before.filter(|_| !is_borrowed);
         if before.is_none() && is_outside {
             let what = format!("{page:?} is mapped after its region was removed");
             return Err(Crime::at(Breach::MappedOutside, at, what));
@@ -337,6 +343,19 @@ impl<F: Format> State<F> {
         let moves = matches!(errand, Some(Errand::Move | Errand::Gather | Errand::Collapse));
         let old = self.current(page).filter(|_| moves)?;
         Some((old, *self.frames.get(old)?))
+    }
+
+    /// Returns what a page has that is moved with the table in which it was published out of reach, where what it had before
+    /// has left.
+    fn strayed(&self, errand: Option<Errand>, page: Ipa) -> Option<(Pa, Frame)> {
+        let is_there = |pa: Pa| self.frames.get(pa).is_some_and(|frame| frame.leaving.is_none());
+        let collapses = matches!(errand, Some(Errand::Gather | Errand::Collapse));
+        if !collapses || self.current(page).is_some_and(is_there) {
+            return None;
+        }
+        let pa = *self.holdings.as_ref()?.strays.get(&page)?;
+        let frame = *self.frames.get(pa)?;
+        (frame.home == Some(page) && frame.leaving.is_some()).then_some((pa, frame))
     }
 
     /// A page comes to a frame from the one that it had, or from none.
