@@ -102,10 +102,11 @@ impl Caches {
 
     /// Cleans every line of `start..end` to the point of coherency.
     fn clean_lines(&self, start: u64, end: u64) {
-        match self.cleaning {
-            Cleaning::Alone => lines(start, end, self.data_line, clean_to_coherency),
-            Cleaning::AndInvalidate => lines(start, end, self.data_line, clean_and_invalidate),
-        }
+        let what = match self.cleaning {
+            Cleaning::Alone => Sweep::Clean,
+            Cleaning::AndInvalidate => Sweep::CleanAndInvalidate,
+        };
+        sweep(start & !(self.data_line - 1), end, self.data_line, what);
     }
 
     /// Tells whether a guest's accesses can go past the caches.
@@ -153,7 +154,8 @@ impl Caches {
     /// guest's accesses are always cacheable there is nothing to do. Nobody else reaches the memory meanwhile.
     pub fn clean_and_invalidate(&self, pa: Pa, bytes: u64) {
         if self.clean == Clean::ToCoherency {
-            lines(pa.get(), pa.get().saturating_add(bytes), self.data_line, clean_and_invalidate);
+            let end = pa.get().saturating_add(bytes);
+            sweep(pa.get() & !(self.data_line - 1), end, self.data_line, Sweep::CleanAndInvalidate);
             if keeps(99) {
                 dsb_ish(); // O99: no stale line is left before the first read
             }
@@ -230,7 +232,6 @@ macro_rules! by_address {
 
 #[cfg(not(target_os = "none"))]
 use crate::effect::Effect;
-by_address!(clean_to_coherency, "dc cvac", |at| Effect::Dc("cvac", at));
 by_address!(clean_and_invalidate, "dc civac", |at| Effect::Dc("civac", at));
 by_address!(clean_to_unification, "dc cvau", |at| Effect::Dc("cvau", at));
 by_address!(invalidate_fetch, "ic ivau", |at| Effect::Ic("ivau", Some(at)));
@@ -245,30 +246,45 @@ fn invalidate_all_fetch() {
     crate::effect::record(Effect::Ic("ialluis", None));
 }
 
-/// What [`sweep`] does to each block.
+/// What [`sweep`] does to each block, or line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sweep {
     Zero,
     ZeroAndClean,
+    Clean,
+    CleanAndInvalidate,
 }
 
-/// Zeroes `start..end`, whole frames, block by block. 32 blocks a turn where a frame has as many: the loop itself then
-/// costs a sixteenth of an instruction a block, of which an operand without an offset makes an addition the third.
+/// Sweeps over `start..end`, which begins with a block. 32 blocks a turn as long as there are as many: the loop itself then
+/// costs a sixteenth of an instruction a block, of which an operand without an offset makes an addition the last.
 #[cfg(target_os = "none")]
 fn sweep(start: u64, end: u64, block: u64, what: Sweep) {
     macro_rules! turns {
-        ($blocks:literal, $($instruction:literal),+) => {
-            // SAFETY: the caller of `zero` owns the memory, of which `end - start` is a multiple of a turn.
+        ($($instruction:literal),+) => {
+            // SAFETY: the caller of `zero` owns the memory, of which `end - start` is a multiple of a block; cleaning
+            // changes nothing in memory. Nothing before `start` or from the block of `end` on is touched.
             unsafe {
                 core::arch::asm!(
+                    "sub {last}, {end}, {turn}",
+                    "cmp {at}, {last}",
+                    "b.gt 3f",
                     "2:",
-                    concat!(".rept ", $blocks),
+                    ".rept 32",
                     $($instruction,)+
                     "add {at}, {at}, {block}",
                     ".endr",
+                    "cmp {at}, {last}",
+                    "b.le 2b",
+                    "3:",
                     "cmp {at}, {end}",
-                    "b.lo 2b",
+                    "b.hs 4f",
+                    $($instruction,)+
+                    "add {at}, {at}, {block}",
+                    "b 3b",
+                    "4:",
                     at = inout(reg) start => _,
+                    last = out(reg) _,
+                    turn = in(reg) block * 32,
                     end = in(reg) end,
                     block = in(reg) block,
                     options(nostack),
@@ -279,21 +295,24 @@ fn sweep(start: u64, end: u64, block: u64, what: Sweep) {
     if start >= end {
         return;
     }
-    match (block * 32 <= FRAME_SIZE, what) {
-        (true, Sweep::Zero) => turns!("32", "dc zva, {at}"),
-        (true, Sweep::ZeroAndClean) => turns!("32", "dc zva, {at}", "dc cvac, {at}"),
-        (false, Sweep::Zero) => turns!("1", "dc zva, {at}"),
-        (false, Sweep::ZeroAndClean) => turns!("1", "dc zva, {at}", "dc cvac, {at}"),
+    match what {
+        Sweep::Zero => turns!("dc zva, {at}"),
+        Sweep::ZeroAndClean => turns!("dc zva, {at}", "dc cvac, {at}"),
+        Sweep::Clean => turns!("dc cvac, {at}"),
+        Sweep::CleanAndInvalidate => turns!("dc civac, {at}"),
     }
 }
 
 #[cfg(not(target_os = "none"))]
 fn sweep(start: u64, end: u64, block: u64, what: Sweep) {
+    let operations: &[&str] = match what {
+        Sweep::Zero => &["zva"],
+        Sweep::ZeroAndClean => &["zva", "cvac"],
+        Sweep::Clean => &["cvac"],
+        Sweep::CleanAndInvalidate => &["civac"],
+    };
     lines(start, end, block, |at| {
-        crate::effect::record(Effect::Dc("zva", at));
-        if what == Sweep::ZeroAndClean {
-            clean_to_coherency(at);
-        }
+        operations.iter().for_each(|operation| crate::effect::record(Effect::Dc(operation, at)));
     });
 }
 
