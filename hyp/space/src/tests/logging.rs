@@ -283,7 +283,7 @@ fn what_was_not_split_by_a_log_or_is_uneven_by_now_stays_as_it_is() {
         store(machine, space, stay, &hardware, 0);
         store(machine, space, stay, &hardware, 512);
         let view = space.tree().open(&*stay);
-        view.split(&*hardware, Ipa::new(GUEST), Height::PAGE, stage2::Why::Pin).unwrap();
+        view.split(&*hardware, Ipa::new(GUEST), Height::PAGE, Why::Pin).unwrap();
         start(space, stay, &hardware, &Leaves, Granularity::Pages);
         space.stop_log(stay).unwrap();
         space.discard(stay, &plain(space), &*hardware, range(GUEST + BLOCK, PAGE)).unwrap();
