@@ -323,7 +323,7 @@ fn a_folio_in_the_place_of_another_is_not_parted_by_who_is_late() {
             assert_eq!(word.put(), Ok(Remaining::Some));
         }
         let let_go = |words: &[Record; 2], freed: &AtomicUsize, n: usize, span| {
-            words[n].unpin(span, Hold::Write).expect("it was pinned");
+            let _ = words[n].unpin(span, Hold::Write).expect("it was pinned");
             full_barrier(23);
             for word in &words[n..] {
                 if unheld(word, words).is_some() && freed.fetch_add(1, AcqRel) == 1 {

@@ -29,7 +29,6 @@ mod holders;
 mod interleaved;
 mod kept;
 mod layout;
-mod lock;
 mod moves;
 mod order;
 mod pool;

@@ -3,14 +3,13 @@
 use crate::bank::{Frame, Memory};
 use crate::kept::Kept;
 use crate::layout::Layout;
-use crate::lock::Lock;
 use crate::pool::Pool;
 use crate::requests::Requests;
 use crate::stock::{STOCK, Stocks};
 use crate::{DirectMap, FrameError, Kind, Order, Owner, PaRange, Record, Run, Word};
 use core::fmt;
 use core::ptr::NonNull;
-use types::sync::{Touch, touch};
+use types::sync::{Mutex, Touch, touch};
 use types::{CpuId, Pa};
 
 /// What a run is allocated for.
@@ -83,7 +82,7 @@ const DRAINS: u32 = 16;
 /// nobody who holds it waits for anything. Faults on single pages pass by it, by their CPU's stock.
 pub struct Frames {
     memory: Memory,
-    pool: Lock<Pool>,
+    pool: Mutex<Pool>,
     pub(crate) kept: Kept,
     stocks: Stocks,
     pub(crate) requests: Requests,
@@ -125,7 +124,7 @@ impl Frames {
         }
         Ok(Self {
             memory,
-            pool: Lock::new(pool),
+            pool: Mutex::new(pool),
             kept: Kept::new(),
             stocks: Stocks::new(),
             requests: Requests::new(),

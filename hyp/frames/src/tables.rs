@@ -1,13 +1,12 @@
 //! One space's tables: where `stage2` looks into them, and where new ones come from.
 
 use crate::entry::Entry;
-use crate::lock::Lock;
 use crate::reserve::Reserve;
 use crate::{DirectMap, Frames, Kind, Order, Owner, Usage};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use stage2::{Entries, FreshTable, IdleTable, NoPages, Pages, Purpose, TablePa, TableSize};
-use types::sync::mutant;
+use types::sync::{Mutex, mutant};
 use types::{FRAME_SIZE, Pa};
 
 /// The tables of one space, within a budget of frames.
@@ -29,14 +28,14 @@ pub struct Tables<'f> {
     limit: u32,
     /// Frames in tables and in reserve.
     used: AtomicU32,
-    reserve: Lock<Reserve>,
+    reserve: Mutex<Reserve>,
 }
 
 impl<'f> Tables<'f> {
     /// Makes an empty set of tables of `owner`, each of `page` but for the root, that may grow to `limit` frames of
     /// 4 KiB, with the root and what is in reserve.
-    pub const fn new(frames: &'f Frames, owner: Owner, page: Order, limit: u32) -> Self {
-        let reserve = Lock::new(Reserve::new());
+    pub fn new(frames: &'f Frames, owner: Owner, page: Order, limit: u32) -> Self {
+        let reserve = Mutex::new(Reserve::new());
         Self { frames, map: frames.map(), owner, page, limit, used: AtomicU32::new(0), reserve }
     }
 

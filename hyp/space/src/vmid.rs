@@ -19,26 +19,8 @@
 //! is invalidated, or its first walk sees the new entries.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-#[cfg(loom)]
-use types::sync::Mutex;
-use types::sync::{AtomicU64, full_barrier, met, mutant, o, window};
+use types::sync::{AtomicU64, Mutex, full_barrier, met, mutant, o, window};
 use types::{CpuId, MAX_CPUS, Vmid};
-
-/// Waits as every loop here does that waits for another CPU: a scheduler of a test knows of it.
-#[cfg(not(loom))]
-#[derive(Debug)]
-struct Patience;
-
-#[cfg(not(loom))]
-impl spin::RelaxStrategy for Patience {
-    #[inline(always)]
-    fn relax() {
-        types::sync::spin_loop();
-    }
-}
-
-#[cfg(not(loom))]
-type Mutex<T> = spin::mutex::SpinMutex<T, Patience>;
 
 /// The CPUs that there is a place for. A model checker's threads are few, and its atomics large.
 const SEATS: usize = if cfg!(loom) { 2 } else { MAX_CPUS };

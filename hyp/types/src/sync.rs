@@ -20,27 +20,8 @@ pub use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicU
 #[cfg(loom)]
 mod checked;
 
-/// A lock that the model checker knows, with the face of the spin lock that stands in its place elsewhere: a thread that
-/// spun for the other's turn would never see it.
-#[cfg(loom)]
-#[derive(Debug)]
-pub struct Mutex<T>(loom::sync::Mutex<T>);
-
-#[cfg(loom)]
-impl<T> Mutex<T> {
-    /// Makes the lock, free.
-    pub fn new(value: T) -> Self {
-        Self(loom::sync::Mutex::new(value))
-    }
-
-    /// Takes the lock, when it is free.
-    ///
-    /// # Panics
-    /// Where its last holder has panicked.
-    pub fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
-        self.0.lock().expect("its holder did not panic")
-    }
-}
+mod mutex;
+pub use mutex::Mutex;
 
 use core::sync::atomic::Ordering;
 #[cfg(not(loom))]
