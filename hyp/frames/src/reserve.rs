@@ -55,7 +55,7 @@ impl Reserve {
     /// Takes back a page that was drawn for nothing. Returns it where it is no longer due: its block has gone.
     pub(crate) fn restore(&mut self, map: DirectMap, page: Pa) -> Option<Pa> {
         self.due += 1;
-        if self.is_short() {
+        if self.is_short() || mutant("restored-for-a-block-that-has-gone") {
             self.push(map, page);
             return None;
         }
@@ -95,3 +95,6 @@ impl Reserve {
         Some(page)
     }
 }
+
+#[cfg(all(test, loom))]
+mod interleaved;

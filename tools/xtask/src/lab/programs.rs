@@ -22,7 +22,7 @@ pub(crate) struct Model {
 pub(crate) const LOOM: &[Model] = &[
     Model { package: "mezzanine-vm", what: "doorbell, inbox", tests: &["--lib", "loom_tests"] },
     Model { package: "mezzanine-space", what: "VMIDs, regions, dirty log", tests: &["--lib", "interleaved"] },
-    Model { package: "mezzanine-frames", what: "pins", tests: &["--lib", "interleaved"] },
+    Model { package: "mezzanine-frames", what: "pins, split reserve", tests: &["--lib", "interleaved"] },
     Model { package: "mezzanine-stage2", what: "tables", tests: &["--test", "loom*"] },
 ];
 
