@@ -95,7 +95,7 @@ impl World {
 
     /// Makes one call at random. Returns what it was on each page.
     fn call(&self, section: &mut Stay<'_>, dice: &mut Dice) -> Steps {
-        match dice.roll(16) {
+        match dice.roll(17) {
             0..4 => self.map(section, dice),
             4..6 => self.unmap(section, place(dice)),
             6 => self.protect(section, place(dice), access(dice)),
@@ -116,6 +116,7 @@ impl World {
             12 => self.harvest(section, place(dice)),
             13 => self.write(section, place(dice).start()),
             14 => self.take(section, place(dice).start()),
+            15 => self.claim(section, dice),
             _ => self.see(section, place(dice)),
         }
     }
@@ -135,6 +136,25 @@ impl World {
                     (page, Step::Map(Mapped { pa: frame + page * PAGE, access: attrs.access, is_dirty }))
                 })
                 .collect(),
+            Err(MapError::Occupied { ipa, .. }) => vec![(ipa.get() / PAGE, Step::Occupied)],
+            Err(MapError::Busy { .. }) => Steps::new(),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    /// As a fault does: the entry is its own for a moment, and then it publishes, or lets it be.
+    fn claim(&self, section: &Stay<'_>, dice: &mut Dice) -> Steps {
+        let height = [Height::PAGE, BLOCK_HEIGHT][dice.roll(2) as usize];
+        let ipa = Ipa::new(place(dice).start().get()).align_down(span::<Tiny>(height));
+        let frame = self.next_frame.fetch_add(1, Ordering::Relaxed) * PAGES * PAGE;
+        match self.tree.open(section).claim(ipa, height, Why::Alignment) {
+            Ok(_) if dice.roll(4) == 0 => Steps::new(),
+            Ok(claim) => {
+                let range = claim.range();
+                claim.publish(&Slow, Pa::new(frame + ipa.get()), Attrs::RAM);
+                let mapped = |page| Mapped { pa: frame + page * PAGE, access: Access::RWX, is_dirty: true };
+                pages(range).map(|page| (page, Step::Map(mapped(page)))).collect()
+            }
             Err(MapError::Occupied { ipa, .. }) => vec![(ipa.get() / PAGE, Step::Occupied)],
             Err(MapError::Busy { .. }) => Steps::new(),
             Err(other) => panic!("{other:?}"),

@@ -132,6 +132,29 @@ fn two_faults_on_one_page_make_one_mapping() {
     });
 }
 
+/// As a fault of a space does it: in two steps, between which the entry is one CPU's own.
+#[test]
+fn two_claims_of_one_page_make_one_mapping() {
+    check(|| {
+        let world = World::new();
+        let claim = |world: &World, n: usize, pa: u64| {
+            let section = world.epoch.enter(cpu(n));
+            let view = world.tree.open(&section);
+            let claim = view.claim(Ipa::new(0), Height::PAGE, Why::Alignment);
+            claim.map(|claim| claim.publish(&Instant, Pa::new(pa), Attrs::RAM)).is_ok()
+        };
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || claim(&world, 1, 0x9000))
+        };
+        let mine = claim(&world, 0, 0x8000);
+        let other = other.join().unwrap();
+        assert!(mine != other, "{mine} {other}");
+        assert_eq!(world.at(0), Some(if mine { 0x8000 } else { 0x9000 }));
+        assert_eq!(world.tree.memory().in_use(), 2, "the loser's table went back");
+    });
+}
+
 #[test]
 fn two_faults_on_neighbouring_pages_both_succeed() {
     check(|| {
