@@ -40,6 +40,8 @@ mod scale;
 mod secondary;
 mod servers;
 #[cfg(not(pc))]
+mod sharing;
+#[cfg(not(pc))]
 pub mod tree;
 mod unfit;
 #[cfg(not(pc))]

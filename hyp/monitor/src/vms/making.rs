@@ -1,4 +1,4 @@
-//! Making, running and ending guests, as a controller's calls ask for it on this architecture.
+//! Making, running and ending guests, as a controller's calls ask for it on this architecture, and lending between them.
 
 use super::guest::Guest;
 use super::{Format, Hypervisor};
@@ -6,12 +6,15 @@ use crate::control::Maker;
 use crate::ledger::{Began, Ledger};
 use crate::ram::Load;
 use crate::remains::Remains;
+use crate::sharing::Lender;
 use crate::unfit::Unfit;
 use aarch64::cpu::Core;
 use alloc::sync::Arc;
 use frames::Frames;
-use stage2::Quiescence;
+use space::Space;
+use stage2::{Invalidate, Quiescence};
 use types::Cpu;
+use vm::service::Service;
 use vm::{VmConfig, Why};
 
 /// The hypervisor, and the CPU that runs this.
@@ -69,6 +72,28 @@ impl Maker for Here<'_, '_> {
 
     fn take_apart(&self, guest: Guest) -> Remains<Format> {
         guest.take_apart(self.0, self.1)
+    }
+}
+
+impl Lender for Here<'_, '_> {
+    fn waiting(&self) -> &impl Quiescence {
+        &*self.0.waiting
+    }
+
+    fn place(&self, guest: &Guest) -> u16 {
+        guest.number
+    }
+
+    fn service<'g>(&self, guest: &'g Guest) -> Option<&'g Service> {
+        guest.vm.service()
+    }
+
+    fn space<'g>(&self, guest: &'g Guest) -> &'g Space<'static, Format> {
+        &guest.space
+    }
+
+    fn tlb<'g>(&'g self, guest: &'g Guest) -> impl Invalidate {
+        guest.tlb(self.0, self.1)
     }
 }
 

@@ -19,7 +19,6 @@ mod lists;
 mod making;
 mod seats;
 mod service;
-mod sharing;
 mod shift;
 mod statistics;
 mod tracing;

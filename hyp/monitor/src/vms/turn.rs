@@ -1,14 +1,14 @@
 //! A vCPU's turns on its CPU: prepare, enter, answer, until it is over.
 
+use super::Hypervisor;
 use super::guest::Guest;
 use super::interrupt::{self, Taken};
 use super::lists::Lists;
 use super::making::Here;
 use super::seats::{Registers, Seat};
 use super::service::{self, Answered};
-use super::{Hypervisor, sharing};
-use crate::control;
 use crate::ram::Load;
+use crate::{control, sharing};
 use aarch64::barrier::relax;
 use aarch64::cpu::Core;
 use aarch64::guest::exit::{Abort, Direction, Doing, Exit, IpaKnown, SysRegAccess, Transfer, Vector};
@@ -176,7 +176,7 @@ impl<'s> Turns<'s> {
 
     fn ended(&mut self, why: Why) {
         service::end(self.guest, self.hypervisor, self.cpu);
-        sharing::end(self.guest, self.hypervisor, self.cpu);
+        sharing::end(self.guest, &Here(self.hypervisor, self.cpu));
         match why {
             Why::Reset => {
                 debug!("{} restarts", self.name());
@@ -276,10 +276,10 @@ impl<'s> Turns<'s> {
             }
             Answered::No => {}
         }
-        if sharing::call(self.guest, self.hypervisor, self.cpu, self.context.call_regs()) == Answered::Yes {
-            return Intent::Run;
-        }
-        if control::call(self.guest, &Here(self.hypervisor, self.cpu), self.context.call_regs()) {
+        let here = Here(self.hypervisor, self.cpu);
+        if sharing::call(self.guest, &here, self.context.call_regs())
+            || control::call(self.guest, &here, self.context.call_regs())
+        {
             return Intent::Run;
         }
         match self.guest.vm.call(self.vcpu, self.cpu, self.context.call_regs()) {
