@@ -39,7 +39,6 @@ mod scale;
 #[cfg(not(pc))]
 mod secondary;
 mod servers;
-#[cfg(not(pc))]
 mod sharing;
 #[cfg(not(pc))]
 pub mod tree;

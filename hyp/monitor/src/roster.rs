@@ -124,14 +124,12 @@ impl<G: Listed> Roster<G> {
     }
 
     /// Returns the handle of the guest in place `number`, whether it was made of a template or not: what other guests know it by.
-    #[cfg(not(pc))]
     pub(crate) fn handle_of(&self, number: u16) -> Handle {
         let times = self.places.get(usize::from(number)).map_or(0, |place| place.lock().times);
         Handle::new(number, times)
     }
 
     /// Returns the guest of this handle, if it is here, whether it was made of a template or not.
-    #[cfg(not(pc))]
     pub(crate) fn here(&self, handle: Handle) -> Option<Arc<G>> {
         let place = self.places.get(usize::from(handle.number()))?.lock();
         match &place.life {

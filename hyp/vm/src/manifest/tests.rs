@@ -121,6 +121,11 @@ fn what_a_pc_does_not_have_is_refused_and_not_ignored() {
     ] {
         assert_eq!(configure_with(&pc, &manifest).unwrap_err().to_string(), format!("VM \"a\": {says}"));
     }
+    for limits in [LIMITS, pc] {
+        let window = vm("[[vm.region]]\nstart = 0x1000_0000\nsize = \"2M\"");
+        let error = configure_with(&limits, &window).unwrap_err().to_string();
+        assert!(error.contains("the window for what others lend"), "{error}");
+    }
     let error = configure_with(&LIMITS, &primary("")).unwrap_err().to_string();
     assert!(error.contains("role = \"primary\": it must be one of"), "{error}");
 }

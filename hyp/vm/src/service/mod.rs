@@ -37,7 +37,7 @@ pub use sharing::{
 };
 
 use crate::call::CallRegs;
-use crate::manifest::Granted;
+use crate::manifest::{Granted, Role};
 use abi::{Status, calls};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -91,18 +91,23 @@ pub const fn is_call(function: u32) -> bool {
     abi::RANGE_64 <= function && function < calls::END
 }
 
+/// Returns the calls that a machine with this role has besides those on its memory. Who has the machine neither lends nor
+/// gives: devices reach its memory by DMA, at the machine's own addresses.
+const fn besides(role: Role) -> &'static [&'static [u32]] {
+    match role {
+        Role::Controller => &[&abi::share::ALL, &abi::control::ALL],
+        Role::Guest | Role::Template => &[&abi::share::ALL],
+        Role::Primary => &[],
+    }
+}
+
 impl Service {
-    /// Makes the service of a machine with this memory. The machine has the functions in `besides`, too: the caller answers
-    /// them, and they are offered here.
-    pub fn new(
-        ram: impl Iterator<Item = Range>,
-        granted: Granted,
-        besides: &'static [&'static [u32]],
-    ) -> Self {
+    /// Makes the service of a machine with this memory. What its role has besides the caller answers, and it is offered here.
+    pub fn new(ram: impl Iterator<Item = Range>, granted: Granted, role: Role) -> Self {
         Self {
             ram: ram.collect(),
             granted,
-            besides,
+            besides: besides(role),
             handles: SpinMutex::new(Handles::new()),
             transfers: Transfers::new(),
             loans: Loans::default(),

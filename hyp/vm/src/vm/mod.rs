@@ -40,7 +40,7 @@ use crate::{
     gic::{self, Gic, GicModel, SgiGroups},
     host::{Console, Line, Ram, Timer},
     image::{self, Placement},
-    manifest::{Granted, Role, VmConfig},
+    manifest::{Granted, VmConfig},
     pl011::Pl011,
     power::{PowerStates, Start},
     service::Service,
@@ -69,14 +69,6 @@ pub struct Vm {
     devices: Option<Box<Devices>>,
 }
 
-/// Returns the calls that a machine with this role has besides those on its memory, where it is granted these.
-const fn besides(role: Role) -> &'static [&'static [u32]] {
-    match role {
-        Role::Controller => &[&abi::share::ALL, &abi::control::ALL],
-        Role::Guest | Role::Template | Role::Primary => &[&abi::share::ALL],
-    }
-}
-
 /// What decides how a guest sees the CPU, besides the CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IdBits {
@@ -95,7 +87,7 @@ impl Vm {
         let placement = image::plan(&config).map_err(|fault| Error::vm(&config.name, fault))?;
         let service = match config.hypercalls {
             Granted::Nothing => None,
-            granted => Some(Box::new(Service::new(config.memory(), granted, besides(config.role)))),
+            granted => Some(Box::new(Service::new(config.memory(), granted, config.role))),
         };
         let devices =
             (!config.devices.is_empty()).then(|| Box::new(Devices::new(&config.devices, config.disk)));

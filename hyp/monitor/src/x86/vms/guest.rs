@@ -19,7 +19,7 @@ use stage2::{Bbm, Presence, Quiescence};
 use types::{Cpu, Range};
 use vm::error::{BadVm, Error};
 use vm::image::{self, Placement};
-use vm::service::{Company, Left, Memory, Service};
+use vm::service::{Company, Left, Memory, Service, borrowed_window};
 use vm::{Granted, Power, PowerStates, Role, Step, VmConfig, Why, pvh};
 use x86_64::apic::Mode;
 use x86_64::cpu::Core;
@@ -125,7 +125,11 @@ impl Guest {
         let unfit = |error| Unfit::space(&config.name, error);
         let regions: Vec<Region> = match config.role {
             Role::Primary => primary::regions(hypervisor.machine, config.memory),
-            _ => memory.iter().copied().map(Region::ram).collect(),
+            _ => {
+                let borrows = (config.hypercalls != Granted::Nothing).then(borrowed_window);
+                let ram = memory.iter().copied().map(Region::ram);
+                ram.chain(borrows.map(Region::borrowed)).collect()
+            }
         };
         let apic = match (config.role, this.apic.mode()) {
             (Role::Primary, Mode::Memory(base)) if config.vcpus() > 1 => Some(primary::apic_page(base)),
@@ -150,7 +154,7 @@ impl Guest {
             vcpus.map_err(|_| unfit(SpaceError::OutOfMemory { ipa: config.main_memory().start() }))?;
         let service = match config.hypercalls {
             Granted::Nothing => None,
-            granted => Some(Box::new(Service::new(memory.into_iter(), granted, besides(config.role)))),
+            granted => Some(Box::new(Service::new(memory.into_iter(), granted, config.role))),
         };
         let outlet = Outlet::new(number, &config.name);
         Ok(Self {
@@ -371,14 +375,6 @@ impl Guest {
     /// Returns how many exits of one kind there were.
     pub(super) fn exits(&self, reason: Reason) -> u64 {
         self.exits[reason as usize].load(Relaxed)
-    }
-}
-
-/// Returns the calls that a machine with this role has besides those on its memory, where it is granted these. Nobody shares.
-const fn besides(role: Role) -> &'static [&'static [u32]] {
-    match role {
-        Role::Controller => &[&abi::control::ALL],
-        Role::Guest | Role::Template | Role::Primary => &[],
     }
 }
 

@@ -1,4 +1,4 @@
-//! Making, running and ending guests, as a controller's calls ask for it on this architecture.
+//! Making, running and ending guests, as a controller's calls ask for it on this architecture, and lending between them.
 
 use super::guest::Guest;
 use super::{Format, Hypervisor, PerCpu};
@@ -6,11 +6,15 @@ use crate::control::Maker;
 use crate::ledger::{Began, Ledger};
 use crate::ram::Load;
 use crate::remains::Remains;
+use crate::sharing::Lender;
 use crate::unfit::Unfit;
 use alloc::sync::Arc;
 use frames::Frames;
+use space::Space;
+use stage2::{Invalidate, Quiescence};
 use types::Cpu;
-use vm::{VmConfig, Why};
+use vm::service::Service;
+use vm::{Role, VmConfig, Why};
 
 /// The hypervisor, and the CPU that runs this.
 pub(super) struct Here<'a>(pub(super) &'a Hypervisor, pub(super) &'a PerCpu);
@@ -66,5 +70,28 @@ impl Maker for Here<'_> {
 
     fn take_apart(&self, guest: Guest) -> Remains<Format> {
         guest.take_apart(self.0, self.1)
+    }
+}
+
+impl Lender for Here<'_> {
+    fn waiting(&self) -> &impl Quiescence {
+        &*self.0.waiting
+    }
+
+    fn place(&self, guest: &Guest) -> u16 {
+        guest.number
+    }
+
+    /// Who has the machine has none: its devices reach its memory by DMA, at the same addresses for ever.
+    fn service<'g>(&self, guest: &'g Guest) -> Option<&'g Service> {
+        guest.service.as_deref().filter(|_| guest.config().role != Role::Primary)
+    }
+
+    fn space<'g>(&self, guest: &'g Guest) -> &'g Space<'static, Format> {
+        &guest.space
+    }
+
+    fn tlb<'g>(&'g self, guest: &'g Guest) -> impl Invalidate {
+        guest.tlb(self.0, &self.1.core)
     }
 }

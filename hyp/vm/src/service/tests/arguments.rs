@@ -84,9 +84,14 @@ pub(super) fn what_is_not_offered_changes_x0_only() {
 pub(super) fn what_the_caller_answers_is_offered_where_there_is_a_caller_for_it() {
     with_rig(|rig| {
         let others = [&abi::share::ALL[..], &abi::control::ALL].concat();
-        const BESIDES: [&[&[u32]]; 3] = [&[], &[&abi::share::ALL], &[&abi::share::ALL, &abi::control::ALL]];
-        for besides in BESIDES {
-            let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::All, besides);
+        const BESIDES: [(Role, &[&[u32]]); 4] = [
+            (Role::Primary, &[]),
+            (Role::Guest, &[&abi::share::ALL]),
+            (Role::Template, &[&abi::share::ALL]),
+            (Role::Controller, &[&abi::share::ALL, &abi::control::ALL]),
+        ];
+        for (role, besides) in BESIDES {
+            let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::All, role);
             for &function in &others {
                 let mut regs: CallRegs = [0; 18];
                 (regs[0], regs[1]) = (calls::FEATURES.into(), function.into());
@@ -112,7 +117,7 @@ pub(super) fn handles_and_tickets_that_were_never_given_out_are_refused() {
 #[test]
 pub(super) fn the_trace_is_offered_where_it_is_granted_and_answered_by_the_caller() {
     with_rig(|rig| {
-        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::Trace, &[]);
+        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::Trace, Role::Guest);
         for function in calls::OF_THE_TRACE {
             let call = |function: u32, argument: u64| {
                 let mut regs: CallRegs = [0; 18];

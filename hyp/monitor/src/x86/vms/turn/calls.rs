@@ -2,7 +2,7 @@
 
 use super::super::making::Here;
 use super::Turn;
-use crate::control;
+use crate::{control, sharing};
 use vm::service::After;
 use vm::{CallRegs, Why};
 use x86_64::vmx::vmcs::Event;
@@ -35,9 +35,10 @@ impl Turn {
             function => match &self.guest.service {
                 Some(service) if vm::service::is_call(function) => self.serve(service, &mut regs),
                 _ => {
-                    let is_control =
-                        control::call(&*self.guest, &Here(self.hypervisor, self.this), &mut regs);
-                    if !is_control && vm::call::answer(&mut regs).is_none() {
+                    let here = Here(self.hypervisor, self.this);
+                    let is_answered = sharing::call(&*self.guest, &here, &mut regs)
+                        || control::call(&*self.guest, &here, &mut regs);
+                    if !is_answered && vm::call::answer(&mut regs).is_none() {
                         regs[0] = abi::NOT_SUPPORTED as u64;
                     }
                 }

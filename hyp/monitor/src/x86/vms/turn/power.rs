@@ -1,7 +1,9 @@
 //! A vCPU's start, and what follows where its machine stops.
 
+use super::super::making::Here;
 use super::{Runs, Turn};
 use crate::ram::Load;
+use crate::sharing;
 use log::{debug, error, info};
 use vm::apic::LocalApic;
 use vm::{Role, Step, Why};
@@ -42,6 +44,7 @@ impl Turn {
         if let Some(service) = &guest.service {
             guest.with_memory(hypervisor, this, |memory| service.end(memory));
         }
+        sharing::end(&**guest, &Here(hypervisor, this));
         match why {
             Why::Reset => {
                 debug!("{} restarts", self.name());
