@@ -40,7 +40,6 @@ pub mod machine;
 pub mod mmio;
 #[cfg_attr(target_arch = "x86_64", path = "x86/mmu.rs")]
 pub mod mmu;
-#[cfg(target_arch = "aarch64")]
 pub mod partner;
 pub mod ram;
 pub mod region;

@@ -212,6 +212,12 @@ impl Window {
         self.base() + first % PAGE
     }
 
+    /// As [`Window::pair`], and returns the virtual addresses of both.
+    pub fn both(self, first: u64, second: u64, memory: Memory) -> [u64; 2] {
+        let va = self.pair(first, second, memory);
+        [va, va - first % PAGE + PAGE + second % PAGE]
+    }
+
     /// Points the window at `address` and the page after it.
     pub fn at(self, address: u64, memory: Memory) -> u64 {
         self.pair(address, (address & !(PAGE - 1)).wrapping_add(PAGE), memory)

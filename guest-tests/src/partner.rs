@@ -4,15 +4,13 @@
 //! The page is a mailbox of words. Who asks writes the command and its arguments, and then the next number; who serves does it,
 //! writes the results, and then the same number as served.
 
-use crate::calls::call_with;
-use crate::guard::attempt;
-use crate::machine;
-use crate::mmio::{read64, write64};
+use crate::calls::{Registers, hypercall};
+use crate::guard::{Caught, attempt};
 use crate::mmu::{Memory, PAGE, Window};
 use crate::ram::Ram;
 use crate::report::{NotPassed, Text};
 use crate::service::{Answer, call};
-use crate::{cpu, fail, same};
+use crate::{cpu, fail, same, say};
 use abi::{Status, control, share};
 use core::sync::atomic::{AtomicU64, Ordering::*};
 
@@ -30,6 +28,11 @@ const CALL: u64 = 3;
 const PLACE: u64 = 4;
 const END: u64 = 5;
 
+/// What became of an access: the first result.
+const MADE: u64 = 0;
+const REFUSED: u64 = 1;
+const ASTRAY: u64 = 2;
+
 /// How often something is looked at before that counts as a failure.
 const PATIENCE: u32 = 20_000_000;
 
@@ -38,8 +41,34 @@ const PATIENCE: u32 = 20_000_000;
 pub enum Access {
     /// It was made; what was read, or zero.
     Made(u64),
-    /// It ended in an abort with this fault status.
-    Refused(u64),
+    /// It ended as one does where there is no memory.
+    Refused,
+    /// It ended in another exception, of which the partner has told.
+    Astray,
+}
+
+/// Reads a word of another machine's, through a window.
+pub fn read(va: u64) -> Result<u64, Caught> {
+    // SAFETY: memory in which there is no object of Rust's, or none at all.
+    unsafe { attempt(|| (va as *const u64).read_volatile()) }
+}
+
+/// Writes one.
+fn write(va: u64, value: u64) -> Result<(), Caught> {
+    // SAFETY: likewise.
+    unsafe { attempt(|| (va as *mut u64).write_volatile(value)) }
+}
+
+/// Says what became of an access.
+fn became(result: Result<u64, Caught>) -> (u64, u64) {
+    match result {
+        Ok(value) => (MADE, value),
+        Err(caught) if caught.is_of_no_memory() => (REFUSED, 0),
+        Err(caught) => {
+            say!("an access of the partner's ended in {caught:?}");
+            (ASTRAY, 0)
+        }
+    }
 }
 
 /// Serves whoever lends this machine a page, until it is told to end. `free` is memory that nobody else here uses.
@@ -64,28 +93,15 @@ pub fn serve(free: Ram) -> Result<(), NotPassed> {
         served += 1;
         let argument = |n: u64| word(mailbox, ARGUMENTS + n).load(Relaxed);
         let address = argument(0);
-        let place = || {
-            (Window::mine().pair(share::WINDOW, address, Memory::Normal) & !(PAGE - 1))
-                + PAGE
-                + address % PAGE
-        };
+        let place = || Window::mine().both(share::WINDOW, address, Memory::Normal)[1];
         let command = word(mailbox, COMMAND).load(Relaxed);
         let (ended, value) = match command {
-            READ => {
-                let place = place();
-                // SAFETY: memory in which there is no object of Rust's, or none at all.
-                unsafe { attempt(|| read64(place)) }.map_or_else(|caught| (caught.esr, 0), |value| (0, value))
-            }
-            WRITE => {
-                let (place, value) = (place(), argument(1));
-                // SAFETY: likewise.
-                unsafe { attempt(|| write64(place, value)) }
-                    .map_or_else(|caught| (caught.esr, 0), |()| (0, 0))
-            }
+            READ => became(read(place())),
+            WRITE => became(write(place(), argument(1)).map(|()| 0)),
             CALL => {
-                let mut registers = [0; 31];
+                let mut registers: Registers = [0; _];
                 (0..5).for_each(|n| registers[n as usize] = argument(n));
-                match call_with(machine::get().conduit, registers) {
+                match hypercall(registers) {
                     Ok(results) => (results[0], results[1]),
                     Err(caught) => fail!("a call of the partner's ended in {caught:?}"),
                 }
@@ -159,8 +175,9 @@ impl Partner {
 
     fn access(&self, command: u64, arguments: &[u64]) -> Result<Access, NotPassed> {
         Ok(match self.ask(command, arguments)? {
-            (0, value) => Access::Made(value),
-            (esr, _) => Access::Refused(esr & 0x3f),
+            (MADE, value) => Access::Made(value),
+            (REFUSED, _) => Access::Refused,
+            _ => Access::Astray,
         })
     }
 

@@ -7,3 +7,31 @@ pub const PAGE: u64 = 4096;
 pub const fn is_on() -> bool {
     true
 }
+
+/// What kind of memory a page is: all of it is write-back cacheable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Memory {
+    /// Write-back cacheable, executable.
+    Normal,
+}
+
+/// How tests reach a guest-physical address below 4 GiB: each is mapped at its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Window;
+
+impl Window {
+    /// Returns this CPU's window.
+    pub const fn mine() -> Self {
+        Self
+    }
+
+    /// Returns the virtual address of `address`.
+    pub const fn at(self, address: u64, _: Memory) -> u64 {
+        address
+    }
+
+    /// Returns the virtual addresses of both.
+    pub const fn both(self, first: u64, second: u64, _: Memory) -> [u64; 2] {
+        [first, second]
+    }
+}

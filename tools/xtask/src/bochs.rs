@@ -11,6 +11,7 @@ use crate::board::Board;
 use crate::bundle::{self, One};
 use crate::cargo;
 use crate::console::{Console, Echo};
+use crate::payload::{self, Beside, Payload};
 use crate::run::{self, Boot};
 use crate::setup::{self, Need, PC_TARGET};
 use crate::size::Size;
@@ -260,7 +261,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) board: Board,
     /// The CPU model.
     pub(crate) cpu: &'a str,
-    /// The VM's CPUs; the machine gets as many.
+    /// The VM's CPUs; the machine gets as many, and those of who is beside it.
     pub(crate) smp: Option<u32>,
     /// The VM's memory.
     pub(crate) memory: Option<Size>,
@@ -270,6 +271,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) append: Option<String>,
     /// Whether it is granted the calls on its memory.
     pub(crate) hypercalls: bool,
+    /// Who is beside it, on CPUs of their own.
+    pub(crate) beside: Beside,
     /// The hypervisor's own command line.
     pub(crate) hypervisor: &'a str,
     /// Where its trace goes.
@@ -285,12 +288,23 @@ pub(crate) fn with_kernel(wanted: Wanted<'_>) -> Result<Prepared> {
 /// The same, on a hypervisor that is built.
 pub(crate) fn with_kernel_on(built: &Built, wanted: Wanted<'_>) -> Result<Prepared> {
     let (smp, memory) = (wanted.smp.unwrap_or(DEFAULT_SMP), wanted.memory.unwrap_or(DEFAULT_MEMORY));
-    let mut vm = run::vm("guest", smp, memory, wanted.append);
+    let name = match wanted.beside {
+        Beside::Nobody => "guest",
+        Beside::Made => payload::NAME,
+    };
+    let mut vm = run::vm(name, smp, memory, wanted.append);
     vm.hypercalls = wanted.hypercalls.then(|| run::GRANTED.to_owned());
     // Where a PC's other CPUs start.
     vm.region = vec![LOW];
     let one = One { vm, kernel: wanted.kernel, initrd: None };
-    with_vms(built, vec![one], (wanted.cpu, smp), wanted.hypervisor, wanted.trace)
+    let visitor = match wanted.beside {
+        Beside::Nobody => None,
+        Beside::Made => Some(payload::build_made_for_pc()?),
+    };
+    let visitor = visitor.as_ref().map_or(wanted.kernel, Payload::file);
+    let vms = payload::with_made(wanted.beside, one, visitor);
+    let cpus = vms.iter().map(|one| one.vm.vcpus).sum();
+    with_vms(built, vms, (wanted.cpu, cpus), wanted.hypervisor, wanted.trace)
 }
 
 /// The memory that a VM with several vCPUs has beside its main memory: where a PC's other CPUs start.

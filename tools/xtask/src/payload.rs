@@ -55,6 +55,8 @@ pub(crate) enum Beside {
     Made,
 }
 
+/// What the VM of a payload is called.
+pub(crate) const NAME: &str = "payload";
 /// The vCPUs of a payload's VM.
 pub(crate) const VCPUS: u32 = 4;
 /// The memory of a payload's VM.
@@ -106,7 +108,7 @@ impl Payload {
         memory: Size,
         append: &str,
     ) -> Result<Prepared> {
-        let mut vm = vm("payload", smp, memory, Some(append.to_owned()));
+        let mut vm = vm(NAME, smp, memory, Some(append.to_owned()));
         let name = self.name();
         let granted = if name == DRIVES { GRANTED_TRACE } else { GRANTED };
         vm.hypercalls = GRANTED_TO.contains(&name.as_str()).then(|| granted.to_owned());
@@ -114,22 +116,34 @@ impl Payload {
             true => devices::give(&mut vm, &["entropy", "console", "block"], Some(contents(DISK))),
             false => Vec::new(),
         };
-        let made = if beside == Beside::Made { templates(&name) } else { &[] };
-        if !made.is_empty() {
-            vm.role = Some("controller".to_owned());
-        }
         let visitor = self.0.with_file_name(MADE);
-        let template = |&(name, vcpus, append): &(&str, u32, &str)| Vm {
-            role: Some("template".to_owned()),
-            hypercalls: vm.hypercalls.as_ref().map(|_| GRANTED.to_owned()),
-            ..crate::run::vm(name, vcpus, MADE_MEMORY, Some(append.to_owned()))
-        };
-        let templates: Vec<_> = made.iter().map(template).collect();
-        let mut vms = vec![One { vm, kernel: &self.0, initrd: None }];
-        vms.extend(templates.into_iter().map(|vm| One { vm, kernel: &visitor, initrd: None }));
+        let vms = with_made(beside, One { vm, kernel: &self.0, initrd: None }, &visitor);
         let (bundle, _) = bundle::of_with(vms, disks)?;
         host(board, &board.build()?, cpu, &bundle, cpus, memory)
     }
+}
+
+/// Returns a payload's VM, and the templates that it makes others of, whose kernel is `visitor`: then it is the one that runs
+/// others.
+pub(crate) fn with_made<'a>(beside: Beside, mut one: One<'a>, visitor: &'a Path) -> Vec<One<'a>> {
+    let payload = one.kernel.file_stem().unwrap_or_default().to_string_lossy();
+    let made = if beside == Beside::Made { templates(&payload) } else { &[] };
+    if !made.is_empty() {
+        one.vm.role = Some("controller".to_owned());
+    }
+    let granted = one.vm.hypercalls.as_ref().map(|_| GRANTED);
+    let template = |&(name, vcpus, append): &(&str, u32, &str)| {
+        let vm = vm(name, vcpus, MADE_MEMORY, Some(append.to_owned()));
+        let (role, hypercalls) = (Some("template".to_owned()), granted.map(str::to_owned));
+        One { vm: Vm { role, hypercalls, ..vm }, kernel: visitor, initrd: None }
+    };
+    let templates = made.iter().map(template);
+    [one].into_iter().chain(templates).collect()
+}
+
+/// Builds what payloads of x86-64 boards make others of.
+pub(crate) fn build_made_for_pc() -> Result<Payload> {
+    build_for_pc(MADE)
 }
 
 /// Builds all payloads, and returns the one called `name`.
@@ -205,7 +219,7 @@ pub(crate) fn counts_within(console: &mut Console, patience: Duration) -> Result
 }
 
 /// Looks whether machines that a payload has made have failed, or left anything behind.
-fn others_are_well(log: &str) -> Result<()> {
+pub(crate) fn others_are_well(log: &str) -> Result<()> {
     let failed = Regex::new(r"(?m)^\w+\.\d+\| FAIL ")?;
     ensure!(!failed.is_match(log), "a test of a machine that was made has failed");
     let lost = Regex::new(r"(?m)^frames of theirs that have not come back: [^0]")?;

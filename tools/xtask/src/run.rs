@@ -201,6 +201,7 @@ fn run_pc(args: &Args, pc: &Pc) -> Result<()> {
                 memory: args.mem.or(Some(payload::PC_MEMORY)),
                 append: Some(append.trim().to_owned()),
                 hypercalls: true,
+                beside: Beside::Made,
                 trace: args.trace.as_ref().map(|to| of_payload(to, payload)).as_deref(),
                 ..wanted_pc(args, pc, payload.file(), &hypervisor)
             })
@@ -239,6 +240,7 @@ fn wanted_pc<'a>(args: &'a Args, pc: &'a Pc, kernel: &'a Path, hypervisor: &'a s
         kernel,
         append: args.append.clone(),
         hypercalls: args.hypercalls,
+        beside: Beside::Nobody,
         hypervisor,
         trace: args.trace.as_deref(),
     }

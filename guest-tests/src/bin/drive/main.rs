@@ -1,7 +1,7 @@
 //! A guest that drives its own second stage through the calls that the manifest grants it, from all vCPUs: one module per
 //! promise. What a test leaves behind is memory with all rights, and no pin, transfer or log.
 //!
-//! The same on both architectures, but for the control page and for machines that share memory, which x86-64 has not.
+//! The same on both architectures, but for the control page, which x86-64 has not.
 #![no_std]
 #![no_main]
 #![allow(clippy::result_large_err, reason = "a failed test carries its text, since there is no heap")]
@@ -18,7 +18,6 @@ mod interface;
 mod permissions;
 mod pinning;
 mod resize;
-#[cfg(target_arch = "aarch64")]
 mod sharing;
 mod tracing;
 mod translation;
@@ -59,15 +58,10 @@ guest_tests! {
         no_write_of_a_cpu_or_a_transfer_is_missing,
     }
     sharing {
-        #[cfg(target_arch = "aarch64")]
         a_loan_to_read_refuses_writes,
-        #[cfg(target_arch = "aarch64")]
         a_loan_to_write_is_seen_by_both_and_comes_back,
-        #[cfg(target_arch = "aarch64")]
         what_is_pinned_or_lent_does_not_change_hands,
-        #[cfg(target_arch = "aarch64")]
         what_is_given_has_its_contents,
-        #[cfg(target_arch = "aarch64")]
         the_end_of_one_side_leaks_nothing,
     }
     aging {

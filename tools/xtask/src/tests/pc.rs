@@ -8,7 +8,9 @@ use crate::bochs::{self, Built, Linux, Machine, Prepared, Wanted};
 use crate::bundle::{One, Vm};
 use crate::console::{Console, Trouble};
 use crate::paths;
-use crate::payload::{DRIVES, PC_MEMORY, Payload, build_for_pc, build_pc, counts_within};
+use crate::payload::{
+    Beside, DRIVES, PC_MEMORY, Payload, build_for_pc, build_pc, counts_within, others_are_well,
+};
 use crate::report::Report;
 use crate::run;
 use crate::size::Size;
@@ -30,6 +32,10 @@ const LINUX_CPUS: u32 = 2;
 const ACCOMPANIED: &str = "pc";
 const MACHINES: u64 = 8;
 
+/// How many tests there are of what VMs lend and give each other, and the memory of the VM that makes them.
+const SHARING: u64 = 5;
+const SHARING_MEMORY: Size = Size::mib(24);
+
 /// The models, with the way of waiting for readers: with accessed and dirty flags, and one that is newer.
 const MODELS: [(&str, &str); 2] = [("corei7_haswell_4770", "epoch"), ("corei7_icelake_u", "rendezvous")];
 /// The one of them that lists written pages (PML).
@@ -47,7 +53,7 @@ const BUGS: [(&str, &str); 2] = [
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
     let boards: Vec<_> = board::all()?.into_iter().filter(|board| board.pc().is_some()).collect();
     let payloads = build_pc()?;
-    cases.group("PCs", boards.len() * (payloads.len() * MODELS.len() + BUGS.len() + 3));
+    cases.group("PCs", boards.len() * (payloads.len() * MODELS.len() + BUGS.len() + 4));
     for board in boards {
         let built = bochs::build(board)?;
         for payload in &payloads {
@@ -82,6 +88,26 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
         };
         let name = format!("payload {DRIVES} on {board}, traced: {}", MODELS[0].0);
         cases.boot_and_count(&name, traced, |console| counts_within(console, bochs::PATIENCE));
+        let to = to.with_extension("shared");
+        let shared = || {
+            let wanted = driven(board, LISTS, drive, "log=info");
+            let append = Some("test=sharing".to_owned());
+            bochs::with_kernel(Wanted {
+                smp: Some(1),
+                memory: Some(SHARING_MEMORY),
+                beside: Beside::Made,
+                append,
+                trace: Some(&to),
+                ..wanted
+            })
+        };
+        let name = format!("VMs lend and give each other memory on {board}, traced: {LISTS}");
+        cases.boot_and_count(&name, shared, |console| {
+            let counts = counts_within(console, bochs::PATIENCE)?;
+            others_are_well(console.log())?;
+            ensure!(counts.passed >= SHARING, "not all was tested: {counts}");
+            Ok(counts)
+        });
         let linux = || {
             bochs::with_linux(Linux {
                 board,
@@ -147,6 +173,7 @@ fn driven<'a>(board: Board, cpu: &'a str, payload: &'a Payload, hypervisor: &'a 
         kernel: payload.file(),
         append: None,
         hypercalls: true,
+        beside: Beside::Nobody,
         hypervisor,
         trace: None,
     }

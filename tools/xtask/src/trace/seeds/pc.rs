@@ -4,7 +4,7 @@ use super::{PATIENCE, checked};
 use crate::board;
 use crate::bochs::{self, Prepared, Wanted};
 use crate::console::Echo;
-use crate::payload::{DRIVES, PC_MEMORY, build_pc};
+use crate::payload::{Beside, DRIVES, PC_MEMORY, build_pc};
 use crate::run::Boot;
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -46,6 +46,7 @@ fn machine(seed: Option<usize>, test: &str, trace: Option<&Path>) -> Result<Prep
         kernel: drive.file(),
         append: Some(format!("test={test}")),
         hypercalls: true,
+        beside: Beside::Nobody,
         hypervisor: "log=info",
         trace,
     };
