@@ -11,13 +11,14 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
 use shuttle::{Config, Runner, thread};
 use stage2::{
-    Attrs, Bbm, ChangeError, Entries, EntryEpoch, FreshTable, Geometry, IdleTable, Invalidate, Mapping,
-    NoPages, Pages, Purpose, Quiescence, TablePa, TableSize, Tree, Why, Work,
+    Attrs, Bbm, ChangeError, Entries, Entry, EntryEpoch, FreshTable, Geometry, IdleTable, Invalidate,
+    Mapping, Marks, NoPages, Pages, Purpose, Quiescence, TablePa, TableSize, Tree, Why, Work,
 };
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use types::sync::{Point, set_hook};
-use types::{Access, CpuId, Height, Pa, Range};
+use types::{Access, CpuId, Height, Ipa, Pa, Range};
 
 const PAGE: u64 = 4096;
 const BLOCK: u64 = 2 * PAGE;
@@ -83,6 +84,8 @@ struct World {
     epoch: EntryEpoch,
     /// The frames that were mapped, and those that came out, by number.
     account: Mutex<(Vec<u64>, Vec<u64>)>,
+    /// The pages that somebody was told were written.
+    written: Mutex<BTreeSet<u64>>,
 }
 
 fn cpu(n: usize) -> CpuId {
@@ -102,7 +105,7 @@ impl World {
         let arena = Arc::new(Arena::new(32 * PAGE));
         let geometry = Geometry::new(Height::new(2), 15).expect("four blocks of two pages");
         let tree = Tree::new(Tiny, geometry, bbm, Shared(arena.clone())).expect("room");
-        Self { tree, arena, epoch: EntryEpoch::new(), account: Mutex::default() }
+        Self { tree, arena, epoch: EntryEpoch::new(), account: Mutex::default(), written: Mutex::default() }
     }
 
     /// Notes frames as mapped (first) or as come out (second).
@@ -121,7 +124,14 @@ impl World {
         }
     }
 
-    fn steps(&self, range: Range, mut step: impl FnMut(Range) -> Result<types::Ipa, ChangeError>) {
+    /// Notes that what an entry of `height` maps at `ipa` is known to be written.
+    fn tell(&self, ipa: Ipa, height: Height) {
+        let first = ipa.get() / PAGE;
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.extend(first..first + stage2::span::<Tiny>(height) / PAGE);
+    }
+
+    fn steps(&self, range: Range, mut step: impl FnMut(Range) -> Result<Ipa, ChangeError>) {
         let mut at = range.start();
         while at < range.end() {
             match step(Range::new(at, range.end()).expect("ascending")) {
@@ -138,6 +148,11 @@ impl World {
             self.tree.unmap(&mut section, &Slow, rest, &mut |lost| {
                 let bytes = stage2::span::<Tiny>(lost.height());
                 self.note(|account| &mut account.1, lost.pa().expect("nobody makes notes"), bytes);
+                if let Entry::Leaf(leaf) = lost.entry()
+                    && leaf.attrs.marks.contains(Marks::DIRTY)
+                {
+                    self.tell(lost.ipa(), lost.height());
+                }
             })
         });
     }
@@ -145,14 +160,14 @@ impl World {
     fn protect(&self, n: usize, range: Range, access: Access) {
         self.steps(range, |rest| {
             let mut section = self.epoch.enter(cpu(n));
-            self.tree.protect(&mut section, &Slow, rest, access, &mut |_, _| {})
+            self.tree.protect(&mut section, &Slow, rest, access, &mut |ipa, height| self.tell(ipa, height))
         });
     }
 
     fn harvest(&self, n: usize, range: Range) {
         self.steps(range, |rest| {
             let mut section = self.epoch.enter(cpu(n));
-            self.tree.harvest(&mut section, &Slow, rest, &mut |_, _| {})
+            self.tree.harvest(&mut section, &Slow, rest, &mut |ipa, height| self.tell(ipa, height))
         });
     }
 
@@ -189,6 +204,24 @@ impl World {
         assert_eq!(mapped, found, "mapped, and mapped still or come out");
         assert_eq!(self.arena.in_use() as u64, self.tree.census().tables + 1, "no table is leaked");
     }
+
+    /// Nobody is at work: of the first `pages` pages, which were written, each is dirty still or somebody was told, and each
+    /// that is mapped gives all rights.
+    fn look_at_leaves(&self, pages: u64) {
+        let section = self.epoch.enter(cpu(0));
+        let view = self.tree.open(&section);
+        for page in 0..pages {
+            let found = view.translate(Ipa::new(page * PAGE));
+            let told = self.written.lock().unwrap_or_else(PoisonError::into_inner).contains(&page);
+            match found.entry(Tiny) {
+                Entry::Leaf(leaf) => {
+                    assert_eq!(leaf.attrs.access, Access::RWX, "page {page}: what was taken was given again");
+                    assert!(told || leaf.attrs.marks.contains(Marks::DIRTY), "page {page}: a write is lost");
+                }
+                other => assert!(told, "page {page}: a write is lost, {other:?}"),
+            }
+        }
+    }
 }
 
 /// One CPU's work.
@@ -196,6 +229,11 @@ type Job = fn(&World);
 
 /// Runs `jobs` at once, on a world that `prepare` made, in many orders and at every level.
 fn in_many_orders(prepare: fn(&World), jobs: &'static [Job]) {
+    in_many_orders_until(prepare, jobs, World::look);
+}
+
+/// As [`in_many_orders`], and has `look` look at what has become of the world.
+fn in_many_orders_until(prepare: fn(&World), jobs: &'static [Job], look: fn(&World)) {
     let run = move || {
         for bbm in [Bbm::Level0, Bbm::Level1, Bbm::Level2] {
             set_hook(None);
@@ -214,7 +252,7 @@ fn in_many_orders(prepare: fn(&World), jobs: &'static [Job]) {
                 thread.join().expect("its panic has been told");
             }
             set_hook(None);
-            world.look();
+            look(&world);
         }
     };
     let mut config = Config::new();
@@ -269,7 +307,7 @@ fn splits_collapses_and_zaps_lose_no_frame_and_no_table() {
 
 #[test]
 fn rights_and_dirty_flags_change_beside_splits_and_collapses() {
-    in_many_orders(
+    in_many_orders_until(
         |world| world.map(0, range(0, 2 * BLOCK), 0x100, Height::PAGE),
         &[
             |world| {
@@ -286,6 +324,10 @@ fn rights_and_dirty_flags_change_beside_splits_and_collapses() {
                 world.prune(3);
             },
         ],
+        |world| {
+            world.look();
+            world.look_at_leaves(4);
+        },
     );
 }
 
