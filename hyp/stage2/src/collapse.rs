@@ -411,21 +411,16 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
     ) -> Result<Grace<'t, S::Period>, CollapseError> {
         let tree = self.tree;
         let scratch = drawn.scratch(tree, collapse.ipa)?;
-        let give_up = |taken: usize, raw_link: Option<u64>, error| {
+        let give_up = |taken: usize, raw_link: u64, error| {
             for index in usize::from(mutant("child-not-put-back"))..taken {
                 let raw = tree.memory.slot(scratch, index).load(Relaxed); // ours alone
                 tree.settle(collapse.child(index), raw);
             }
-            if let Some(raw) = raw_link {
-                tree.settle(collapse.link, raw);
-            }
+            tree.settle(collapse.link, raw_link);
             Err(error)
         };
         let frozen = tree.format.encode(Entry::Frozen, collapse.link.height);
-        let Ok(link) = tree.replace(self.cpu, collapse.link, collapse.raw_link, |_| frozen) else {
-            met("collapse lost its link to another writer");
-            return give_up(0, None, CollapseError::Busy { ipa: collapse.ipa });
-        };
+        let link = self.take_link(collapse, |_| frozen)?;
         let since = cpu.ticks();
         let frozen = tree.format.encode(Entry::Frozen, collapse.below);
         let mut flags = Marks::empty();
@@ -442,7 +437,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
                         flags |= leaf.attrs.marks & (Marks::YOUNG | Marks::DIRTY);
                     }
                 }
-                Err(error) => return give_up(index, Some(link), error),
+                Err(error) => return give_up(index, link, error),
             }
         }
         let ticket = if mutant("collapse-without-walk-caches") {
@@ -462,7 +457,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             start: collapse.ipa,
         };
         let Some(pa) = mover.move_in(&children) else {
-            return give_up(collapse.entries, Some(link), CollapseError::Refused);
+            return give_up(collapse.entries, link, CollapseError::Refused);
         };
         let attrs = collapse.first.attrs.with_access(access);
         let marks = attrs.marks.difference(Marks::YOUNG | Marks::DIRTY) | flags;
@@ -489,11 +484,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
             Some(live) => format.encode(Entry::Held(live), height),
             None => raw,
         };
-        let Ok(link) = tree.replace(self.cpu, collapse.link, collapse.raw_link, |raw| hold(raw, height))
-        else {
-            met("collapse lost its link to another writer");
-            return Err(CollapseError::Busy { ipa: collapse.ipa });
-        };
+        let link = self.take_link(collapse, |raw| hold(raw, height))?;
         for index in 0..collapse.entries {
             if let Err(error) = self.take_child(collapse, index, |raw| hold(raw, below)) {
                 for index in 0..index {
@@ -534,6 +525,19 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         tree.settle(collapse.link, format.encode(settled, height));
         self.count_collapse(collapse);
         Ok(grace)
+    }
+
+    /// Takes the link by compare-exchange.
+    fn take_link(&self, collapse: &Collapse, make: impl Fn(u64) -> u64) -> Result<u64, CollapseError> {
+        let (tree, place, raw) = (self.tree, collapse.link, collapse.raw_link);
+        if mutant("collapse-of-a-link-that-has-gone") {
+            tree.memory.slot(place.table, place.index).swap(make(raw), Relaxed);
+            return Ok(raw);
+        }
+        tree.replace(self.cpu, place, raw, make).map_err(|_| {
+            met("collapse lost its link to another writer");
+            CollapseError::Busy { ipa: collapse.ipa }
+        })
     }
 
     /// Takes one child by compare-exchange, as long as it is what it has to be.

@@ -16,8 +16,9 @@ use crate::place::{Place, Spot};
 use crate::split::Splitting;
 use crate::{
     Answer, ChangeError, Class, Entries, Entry, Format, Harm, Invalidate, Leaf, Live, Marks, Owed, Pages,
-    Restraint, Rewrite, Scope, Section, Tree, View, Visit, Visitor, WalkEnd, Why, Work,
+    Restraint, Rewrite, Scope, Section, Slot, Tree, View, Visit, Visitor, WalkEnd, Why, Work,
 };
+use core::sync::atomic::Ordering::Relaxed;
 use types::sync::{met, mutant};
 use types::{Height, Ipa, Range};
 
@@ -201,7 +202,7 @@ impl<F: Format, M: Entries + Pages, R, E: Edit<F>> Pass<'_, '_, F, M, R, E> {
         let format = tree.format;
         let (edit, restraint) = (&mut *self.edit, self.restraint);
         let mut now = Entry::Absent;
-        let was = tree.replace(self.view.cpu, place, raw, |raw| {
+        let mut change = |raw| {
             let Entry::Leaf(leaf) = format.decode(raw, height) else { return raw };
             // The hardware may have done meanwhile what was to be undone, and never the other way round.
             let mut next = edit.edit(format, leaf, height).unwrap_or(leaf);
@@ -211,7 +212,13 @@ impl<F: Format, M: Entries + Pages, R, E: Edit<F>> Pass<'_, '_, F, M, R, E> {
             }
             now = Entry::Leaf(next);
             format.encode(now, height)
-        })?;
+        };
+        let was = if mutant("flag-lost-in-a-change") {
+            tree.memory.slot(place.table, place.index).swap(change(raw), Relaxed);
+            raw
+        } else {
+            tree.replace(self.view.cpu, place, raw, change)?
+        };
         let now = format.canonical(now, height);
         if mutant("clean-before-reported")
             && let Entry::Leaf(leaf) = format.decode(was, height)

@@ -277,7 +277,7 @@ impl<'t, F: Format, M: Entries + Pages, R> View<'t, F, M, R> {
         let mut left = bytes;
         loop {
             let here = covered::<F>(batch.end::<F>(), height);
-            if raw == ABSENT {
+            if raw == ABSENT || raw == frozen && mutant("frozen-taken-for-absent") {
                 batch.skip();
             } else if left < here.len() || !range.covers(here) && !mutant("part-takes-the-whole-block") {
                 return false;

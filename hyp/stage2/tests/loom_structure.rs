@@ -343,6 +343,29 @@ fn a_write_that_races_with_a_harvest_is_reported_or_still_marked() {
 }
 
 #[test]
+fn a_write_that_races_with_aging_is_reported_by_the_next_harvest() {
+    check(|| {
+        let world = World::new(Bbm::Level0);
+        world.map(0, 0, 2, 0x8000, BLOCK_HEIGHT).expect("free");
+        let mut section = world.epoch.enter(cpu(0));
+        world.tree.harvest(&mut section, &Instant, range(0, BLOCK), &mut |_, _| ()).expect("alone");
+        let raw = read_by_hardware(&world);
+        let hardware = {
+            let world = world.clone();
+            thread::spawn(move || write_by_hardware(&world, raw))
+        };
+        world.tree.age(&mut section, &Instant, range(0, BLOCK), &mut |_, _| ()).expect("nobody owns it");
+        let written = hardware.join().unwrap();
+        let mut reported = false;
+        world
+            .tree
+            .harvest(&mut section, &Instant, range(0, BLOCK), &mut |_, _| reported = true)
+            .expect("alone");
+        assert_eq!(reported, written);
+    });
+}
+
+#[test]
 fn what_a_published_leaf_maps_was_prepared_before() {
     check(|| {
         let world = World::new(Bbm::Level0);
