@@ -44,11 +44,11 @@ pub struct Ept {
 }
 
 /// Bits 51:12: the address. Blocks have zeroes in the low part of it.
-const ADDRESS: u64 = (1 << 52) - (1 << 12);
+pub(crate) const ADDRESS: u64 = (1 << 52) - (1 << 12);
 /// Bits 2:0: with none of them, an entry is not present.
-const RIGHTS: u64 = 0b111;
+pub(crate) const RIGHTS: u64 = 0b111;
 /// As [`LEAF::LARGE`] and [`LINK::LINK`], to test.
-const LEAF_BIT: u64 = 1 << 7;
+pub(crate) const LEAF_BIT: u64 = 1 << 7;
 const LINK_BIT: u64 = 1 << 11;
 
 /// Returns what the address bits of `raw` are inverted by: all of them where it is not present.
@@ -57,7 +57,8 @@ fn inversion(raw: u64) -> u64 {
     if raw & RIGHTS == 0 && !mutant("ept-plain-veil") { ADDRESS } else { 0 }
 }
 
-const fn offset(height: Height) -> u64 {
+/// Returns the bits of an address that are within what an entry at this height maps.
+pub(crate) const fn offset(height: Height) -> u64 {
     (1 << stage2::shift::<Ept>(height)) - 1
 }
 

@@ -27,7 +27,9 @@ mod entry;
 mod format;
 mod layout;
 pub mod mtrr;
+mod wrong;
 
 pub use capabilities::Capabilities;
 pub use format::{Ept, Features};
 pub use layout::{BadLayout, Invept, Layout};
+pub use wrong::Wrong;

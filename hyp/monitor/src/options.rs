@@ -34,7 +34,8 @@ pub struct Options {
     pub churn: Option<NonZeroU32>,
     /// `end=off|reset`: what becomes of the machine when the last guest is off; it is turned off where it does not say.
     pub end: End,
-    /// `provoke=panic|overflow|null|write-code|execute-data|undefined`: a bug to provoke, for tests of the report.
+    /// `provoke=panic|overflow|null|write-code|execute-data|undefined`, and on a PC `entry|state`: a bug to provoke, for tests of
+    /// the report.
     pub provoke: Option<Provoke>,
 }
 

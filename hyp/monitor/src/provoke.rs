@@ -3,7 +3,7 @@
 use core::hint::black_box;
 use types::CpuId;
 
-/// A bug to provoke, on the CPU with the highest number, instead of running guests.
+/// A bug to provoke: on the CPU with the highest number, instead of running guests, unless it is a guest's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Provoke {
     /// A Rust panic.
@@ -18,6 +18,12 @@ pub enum Provoke {
     ExecuteData,
     /// An instruction that is none.
     Undefined,
+    /// An entry of a guest's tables that is a misconfiguration.
+    #[cfg(target_arch = "x86_64")]
+    Entry,
+    /// A state of a guest's that the CPU refuses to enter.
+    #[cfg(target_arch = "x86_64")]
+    State,
 }
 
 impl Provoke {
@@ -30,14 +36,27 @@ impl Provoke {
             "write-code" => Self::WriteCode,
             "execute-data" => Self::ExecuteData,
             "undefined" => Self::Undefined,
+            #[cfg(target_arch = "x86_64")]
+            "entry" => Self::Entry,
+            #[cfg(target_arch = "x86_64")]
+            "state" => Self::State,
             _ => return None,
         })
     }
+
+    /// Tells whether it takes a guest, at which it is provoked when that starts.
+    pub(crate) const fn is_of_a_guest(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self, Self::Entry | Self::State);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
 }
 
-/// Provokes what the command line asks for, on the CPU with the highest number of `cpus`; the others then wait for the end.
+/// Provokes what the command line asks for, on the CPU with the highest number of `cpus`; the others then wait for the end. What
+/// takes a guest is for later.
 pub(crate) fn if_asked(asked: Option<Provoke>, cpus: usize, cpu: CpuId) {
-    if let Some(bug) = asked {
+    if let Some(bug) = asked.filter(|bug| !bug.is_of_a_guest()) {
         if cpu.index() == cpus - 1 {
             provoke(bug);
         }
@@ -77,6 +96,8 @@ fn provoke(bug: Provoke) {
                 core::arch::asm!("ud2");
             }
         }
+        #[cfg(target_arch = "x86_64")]
+        Provoke::Entry | Provoke::State => {}
     }
 }
 

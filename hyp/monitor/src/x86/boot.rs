@@ -51,7 +51,7 @@ fn start(magic: u32, information: u64, selectors: Selectors, started: Ticks) -> 
     unsafe { heap::init(layout.heap) };
     // First what the machine cannot do, then what is wrong with its guests; who is asked for a bug needs none.
     let started_cpus = secondary::start(apic, &cpus.apic_ids, &layout, tick_hz);
-    let guests = match options.provoke {
+    let guests = match options.provoke.filter(|bug| !bug.is_of_a_guest()) {
         None => configure(&loaded, &layout, cpus.apic_ids.len()),
         Some(_) => Vec::new(),
     };

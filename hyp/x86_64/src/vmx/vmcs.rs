@@ -450,6 +450,11 @@ impl Vmcs {
         }
     }
 
+    /// Makes the guest's state one that no CPU enters, to see the report of that: RFLAGS without the bit that is always set.
+    pub fn spoil(&self) {
+        self.set(guest::RFLAGS, 0);
+    }
+
     /// Ends what [`leave_at_once`] has asked for.
     pub fn stay(&self) {
         let controls = self.get(control::PRIMARY_PROCBASED_EXEC_CONTROLS);

@@ -2,7 +2,7 @@
 //! reported.
 
 use super::cases::Cases;
-use super::reports::reported;
+use super::reports::{report_of_bug, reported};
 use crate::board::{self, Board};
 use crate::bochs::{self, Built, Linux, Machine, Prepared, Wanted};
 use crate::bundle::{One, Vm};
@@ -36,6 +36,9 @@ const MACHINES: u64 = 8;
 const SHARING: u64 = 5;
 const SHARING_MEMORY: Size = Size::mib(24);
 
+/// What a small machine has.
+const SMALL: Size = Size::mib(32);
+
 /// The models, with the way of waiting for readers: with accessed and dirty flags, and one that is newer.
 const MODELS: [(&str, &str); 2] = [("corei7_haswell_4770", "epoch"), ("corei7_icelake_u", "rendezvous")];
 /// The one of them that lists written pages (PML).
@@ -49,11 +52,29 @@ const BUGS: [(&str, &str); 2] = [
     ("write-code", r"^\[mz PANIC c1\] page fault: no right, on a write"),
 ];
 
+/// Those that take a guest, and what their reports are: who, where, all entries on the way or what was looked at, and what is
+/// wrong.
+const GUEST_BUGS: [(&str, &str); 2] = [
+    (
+        "entry",
+        "^\\[mz PANIC c0\\] guest: vCPU 0 met a misconfigured entry on the way to 0x[0-9a-f]+\n  \
+         height 3, entry at 0x[0-9a-f]+: 0x[0-9a-f]{16}\n  \
+         height 2, entry at 0x[0-9a-f]+: 0x[0-9a-f]{16}\n  \
+         (height 1, entry at 0x[0-9a-f]+: 0x[0-9a-f]{16}\n  )?\
+         height [01], entry at 0x[0-9a-f]+: 0x[0-9a-f]{16}: it allows writes, and no reads ",
+    ),
+    (
+        "state",
+        "^\\[mz PANIC c0\\] guest: vCPU 0 cannot be entered: the guest's state is invalid\n  \
+         RFLAGS bit 1 is clear, or a reserved one set\n  cr0 ",
+    ),
+];
+
 /// Boots them on every PC that there is a board for.
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
     let boards: Vec<_> = board::all()?.into_iter().filter(|board| board.pc().is_some()).collect();
     let payloads = build_pc()?;
-    cases.group("PCs", boards.len() * (payloads.len() * MODELS.len() + BUGS.len() + 4));
+    cases.group("PCs", boards.len() * (payloads.len() * MODELS.len() + BUGS.len() + GUEST_BUGS.len() + 4));
     for board in boards {
         let built = bochs::build(board)?;
         for payload in &payloads {
@@ -121,14 +142,29 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
         cases.boot(&format!("Linux has the machine on {board}: {}", MODELS[0].0), linux, has_the_machine);
         let machine = || bare(&built, WITHOUT_VMX, "log=info");
         cases.boot(&format!("a CPU without VMX is refused on {board}"), machine, refused);
+        let model = board.pc().map_or("", |pc| &pc.cpu);
         for (bug, pattern) in BUGS {
             let append = format!("provoke={bug}");
-            let model = board.pc().map_or("", |pc| &pc.cpu);
             cases.boot(
                 &format!("a bug ({bug}) is reported on {board}"),
                 || bare(&built, model, &append),
                 |console| reported(console, pattern, &built.elf),
             );
+        }
+        let small = |name: &str, smp, append: &str, hypervisor: &str| {
+            let payload =
+                payloads.iter().find(|payload| payload.name() == name).context("no such payload")?;
+            let wanted = driven(board, model, payload, hypervisor);
+            let (smp, memory, append) = (Some(smp), Some(SMALL), Some(append.to_owned()));
+            bochs::with_kernel_on(&built, Wanted { smp, memory, append, ..wanted })
+        };
+        for (bug, pattern) in GUEST_BUGS {
+            let machine = || small(ACCOMPANIED, 1, "", &format!("provoke={bug}"));
+            cases.boot(&format!("a bug ({bug}) is reported on {board}"), machine, |console| {
+                let (_, text) = report_of_bug(console)?;
+                ensure!(Regex::new(pattern)?.is_match(&text), "the report is not as /{pattern}/:\n{text}");
+                Ok(())
+            });
         }
     }
     Ok(())

@@ -42,18 +42,26 @@ fn machine(built: &Built, bug: &str) -> Result<Prepared> {
     Ok(prepared)
 }
 
+/// Waits for a report that begins with `pattern` and has a backtrace which leads to what provokes bugs, and for the end.
 pub(super) fn reported(console: &mut Console, pattern: &str, elf: &Path) -> Result<()> {
-    let report = match console.end(Some(PATIENCE)) {
-        Err(Trouble::Report(report)) => report,
-        Err(trouble) => return Err(trouble.into()),
-        Ok(status) => bail!("QEMU ended with {status}, and no report"),
-    };
-    let Report::Panic(lines) = &report else { bail!("{report}") };
-    let first = lines.first().map_or("", String::as_str);
+    let (report, text) = report_of_bug(console)?;
+    let first = text.lines().next().unwrap_or("");
     ensure!(Regex::new(pattern)?.is_match(first), "the report begins with {first:?}, not with /{pattern}/");
     let backtrace = report.backtrace(Some(elf));
     ensure!(backtrace.contains("monitor::provoke::"), "the backtrace does not lead there:\n{backtrace}");
+    Ok(())
+}
+
+/// Waits for the report of a bug, and until the machine has turned itself off. Returns the report, and its text.
+pub(super) fn report_of_bug(console: &mut Console) -> Result<(Report, String)> {
+    let report = match console.end(Some(PATIENCE)) {
+        Err(Trouble::Report(report)) => report,
+        Err(trouble) => return Err(trouble.into()),
+        Ok(status) => bail!("the emulator ended with {status}, and no report"),
+    };
+    let Report::Panic(lines) = &report else { bail!("{report}") };
+    let text = lines.join("\n");
     let status = console.end(Some(PATIENCE)).context("after the report")?;
     ensure!(status.success(), "the emulator ended with {status}");
-    Ok(())
+    Ok((report, text))
 }

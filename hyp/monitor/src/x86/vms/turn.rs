@@ -10,6 +10,7 @@
 //! is about to enter, it forgets there what was taken away, and has the guest leave at once.
 
 mod apic;
+mod bugs;
 mod calls;
 mod port;
 mod power;
@@ -34,7 +35,6 @@ use vm::apic::LocalApic;
 use vm::{Role, Why};
 use x86_64::instr::{let_nmis_in, rdtsc, take_nmi};
 use x86_64::vmx::exit::Exit;
-use x86_64::vmx::refused::{Refused, State};
 use x86_64::vmx::vmcs::{Event, Has, Leave, Setup, Start, Vmcs};
 
 /// How many lines about one vCPU go to the log.
@@ -230,11 +230,6 @@ impl Turn {
         self.has == Has::Nothing && self.hypervisor.machine.capabilities.has_timer()
     }
 
-    /// Reports a bug: an entry that the CPU has refused.
-    fn refused(&self, refused: Refused) -> ! {
-        panic!("{}: vCPU {} cannot be entered: {refused}\n{}", self.name(), self.vcpu, State::read())
-    }
-
     fn name(&self) -> &str {
         &self.guest.config().name
     }
@@ -317,9 +312,7 @@ impl Turn {
             Exit::Init if self.has == Has::Machine => self.start(Start::WaitForStartUp),
             Exit::StartUp(page) if self.has == Has::Machine => self.start(Start::Page(page)),
             Exit::Init | Exit::StartUp(_) => {}
-            Exit::Misconfiguration(ipa) => {
-                panic!("{}: the tables hold what is no entry, at {ipa}", self.name())
-            }
+            Exit::Misconfiguration(ipa) => self.misconfigured(ipa),
             Exit::Unexpected(reason) => self.fail(format_args!("left for the unexpected reason {reason}")),
         }
     }

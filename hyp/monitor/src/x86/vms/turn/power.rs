@@ -22,6 +22,7 @@ impl Turn {
                     unsafe { registers::reset() };
                 }
                 self.start(start);
+                self.provoke_if_asked();
                 self.hypervisor.entered();
             }
             Step::Off => self.runs = Runs::Not,
