@@ -88,3 +88,12 @@ pub fn system_off() -> ! {
     let _ = hypercall(registers);
     crate::cpu::park()
 }
+
+/// Resets the machine.
+pub fn system_reset() -> ! {
+    const SYSTEM_RESET: u64 = 0x8400_0009;
+    let mut registers = [0; _];
+    registers[0] = SYSTEM_RESET;
+    let result = hypercall(registers);
+    panic!("SYSTEM_RESET returned {result:?}")
+}

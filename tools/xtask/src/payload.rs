@@ -20,7 +20,9 @@ const PACKAGE: &str = "guest-tests";
 /// The payload that drives its own page tables.
 pub(crate) const DRIVES: &str = "drive";
 /// Those that are granted the calls on their memory.
-const GRANTED_TO: [&str; 4] = [DRIVES, "reset", "exits", "stress"];
+const GRANTED_TO: [&str; 4] = [DRIVES, RESETS, "exits", "stress"];
+/// The payload that resets its machine.
+pub(crate) const RESETS: &str = "reset";
 /// Those that promise nothing by themselves, and are for commands of their own.
 const NO_TESTS: [&str; 2] = ["exits", SHIM];
 
@@ -160,7 +162,7 @@ fn compile() -> Result<()> {
 
 /// The package of the payloads of x86-64 boards, and those of them.
 const PC_PACKAGE: &str = "guest-tests-x86";
-const PC_PAYLOADS: [&str; 2] = ["pc", DRIVES];
+const PC_PAYLOADS: [&str; 3] = ["pc", DRIVES, RESETS];
 
 /// Builds the payloads of x86-64 boards.
 pub(crate) fn build_pc() -> Result<Vec<Payload>> {

@@ -2,7 +2,7 @@
 //! it ends whatever it does; all that it had comes back; a handle is one machine's.
 //!
 //! Template 0 goes off by itself, template 1 runs until it is ended. `machines=` in the boot arguments says how many are
-//! made of each in turn.
+//! made of each in turn. With `falls` there is a template 2, whose machine fails.
 #![no_std]
 #![no_main]
 #![allow(clippy::result_large_err, reason = "a failed test carries its text, since there is no heap")]
@@ -23,6 +23,7 @@ guest_tests! {
     the_calls_are_offered_where_others_are_too,
     machines_come_up_and_end_one_after_the_other,
     machines_end_in_the_middle_of_anything,
+    a_machine_that_fails_is_off_and_all_comes_back,
     machines_are_made_until_there_is_no_room_and_all_come_back,
 }
 
@@ -30,6 +31,8 @@ guest_tests! {
 const BRIEF: u64 = 0;
 /// Runs until it is ended.
 const STAYS: u64 = 1;
+/// Fails.
+const FALLS: u64 = 2;
 
 /// Whether a CPU has one vCPU at most, on this architecture. There the two templates share a CPU.
 const ONE_EACH: bool = cfg!(target_arch = "x86_64");
@@ -49,6 +52,10 @@ fn is_controller() -> Verdict {
 
 fn count() -> u64 {
     machine::get().argument("machines").and_then(|text| text.parse().ok()).unwrap_or(20)
+}
+
+fn has_one_that_falls() -> bool {
+    machine::get().argument("falls").is_some()
 }
 
 fn expect(what: &str, handle: u64, expected: Status, answer: Answer) -> Result<u64, NotPassed> {
@@ -110,7 +117,8 @@ fn odd_handles_and_templates_are_refused() -> Verdict {
             expect("a call with a handle that is nobody's", handle, refused, call(function, &[handle])?)?;
         }
     }
-    for template in [2, 3, 1 << 32, u64::MAX] {
+    let first = if has_one_that_falls() { FALLS + 1 } else { FALLS };
+    for template in [first, FALLS + 1, 1 << 32, u64::MAX] {
         expect("CREATE of no template", template, refused, call(control::CREATE, &[template])?)?;
     }
     Ok(())
@@ -175,6 +183,20 @@ fn machines_end_in_the_middle_of_anything() -> Verdict {
             1 => expect("the status of STOP", handle, Status::Success, call(control::STOP, &[handle])?)?,
             _ => 0,
         };
+        destroy(handle)?;
+    }
+    Ok(())
+}
+
+fn a_machine_that_fails_is_off_and_all_comes_back() -> Verdict {
+    is_controller()?;
+    if !has_one_that_falls() {
+        skip!("there is no template of a machine that fails");
+    }
+    for _ in 0..2 {
+        let handle = create(FALLS)?;
+        start(handle)?;
+        wait_off(handle)?;
         destroy(handle)?;
     }
     Ok(())

@@ -10,20 +10,23 @@
 #![allow(clippy::result_large_err, reason = "a failed test carries its text, since there is no heap")]
 #![allow(unsafe_code, reason = "the state that must not survive is written where it could")]
 
+/// What only one architecture has.
+#[cfg_attr(target_arch = "aarch64", path = "arm.rs")]
+#[cfg_attr(target_arch = "x86_64", path = "x86.rs")]
+mod own;
+
 use abi::Status;
 use abi::calls::{self, granularity, rights, statistic};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use guest_tests::calls::{affinity_info, call3, psci, system_reset};
+use guest_tests::calls::system_reset;
 use guest_tests::cell::BootCell;
-use guest_tests::gic::{self, gicd};
 use guest_tests::list::List;
 use guest_tests::machine::{self, Host};
-use guest_tests::mmio::{read32, write32};
 use guest_tests::mmu::PAGE;
 use guest_tests::ram::{self, Ram};
 use guest_tests::region::{MAX_HOLES, Region};
-use guest_tests::timer::{self, Timer};
-use guest_tests::{Verdict, check, cpu, guest_tests, report, same, say, service, skip, smp, write_sysreg};
+use guest_tests::{Verdict, check, cpu, guest_tests, report, same, say, service, skip, smp, timer};
+use own::{devices_are_fresh, other_vcpus_are_off, the_boot_vcpu_is_fresh};
 
 guest_tests! {
     "reset":
@@ -41,9 +44,6 @@ guest_tests! {
 static DATA: [AtomicU64; 64] = [const { AtomicU64::new(0x600d_da7a) }; 64];
 /// Data that begins as zero.
 static BSS: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
-
-const UART_IMSC: u64 = 0x38;
-const TRANSMIT: u32 = 1 << 5;
 
 fn free() -> &'static [Ram] {
     static FREE: BootCell<List<Ram, MAX_HOLES>> = BootCell::new();
@@ -67,46 +67,6 @@ fn the_image_is_fresh() -> Verdict {
     for word in &BSS {
         same!("zeroed data", word.as_ptr() as u64, 0, word.load(Relaxed));
     }
-    Ok(())
-}
-
-fn the_boot_vcpu_is_fresh() -> Verdict {
-    let entry = machine::get().entry;
-    same!("SCTLR_EL1 M, C at entry", 0, 0, entry.sctlr & 0b101);
-    same!("DAIF at entry", 0, 0x3c0, entry.daif);
-    same!("affinity of the boot vCPU", 0, 0, cpu::affinity());
-    for (what, control) in
-        [("CNTV_CTL_EL0", Timer::Virtual.control()), ("CNTP_CTL_EL0", Timer::Physical.control())]
-    {
-        same!(what, 0, 0, control & timer::ENABLE);
-    }
-    check!(!gic::is_group_on(), "the CPU interface lets interrupts through from the start");
-    same!("priority mask", 0, 0, gic::mask().into());
-    Ok(())
-}
-
-fn other_vcpus_are_off() -> Verdict {
-    for &other in &machine::get().cpus[1..] {
-        same!("AFFINITY_INFO", other, psci::OFF as u64, affinity_info(other, 0) as u64);
-    }
-    Ok(())
-}
-
-fn devices_are_fresh() -> Verdict {
-    let machine = machine::get();
-    let at = machine.gicd.start + gicd::CTLR;
-    same!("GICD_CTLR group enables", at, 0, (read32(at) & 0b11).into());
-    for word in 0..gic::lines() / 32 {
-        let offset = 4 * u64::from(word);
-        for register in [gicd::ISENABLER, gicd::ISPENDR, gicd::ISACTIVER] {
-            let at = gic::bank(word * 32) + register + offset;
-            // SGIs may be enabled from the start.
-            let mask = if word == 0 && register == gicd::ISENABLER { 0xffff_0000 } else { !0 };
-            same!("enabled, pending or active interrupts", at, 0, (read32(at) & mask).into());
-        }
-    }
-    let at = machine.uart.start + UART_IMSC;
-    same!("UARTIMSC", at, 0, read32(at).into());
     Ok(())
 }
 
@@ -161,23 +121,7 @@ fn ask_for_a_mess() -> Verdict {
 /// Leaves traces wherever one could survive.
 fn make_a_mess() {
     DATA.iter().chain(&BSS).chain(samples()).for_each(|word| word.store(0xdead_dead_dead_dead, Relaxed));
-    gic::set_up();
-    gic::set_up_cpu();
-    for intid in 32..gic::lines().min(1020) {
-        gic::enable(intid);
-        gic::set_bit(gicd::ISPENDR, intid);
-    }
-    gic::acknowledge(); // one of them is active
-    for timer in [Timer::Virtual, Timer::Physical] {
-        gic::enable(timer.intid());
-        timer.arm(0);
-    }
-    write32(machine::get().uart.start + UART_IMSC, TRANSMIT);
-    // SAFETY: nothing uses these.
-    unsafe {
-        write_sysreg!("tpidr_el0", !0_u64);
-        write_sysreg!("contextidr_el1", !0_u64);
-    }
+    own::leave_traces();
 }
 
 fn reset_in_the_middle_of_everything() -> Verdict {
@@ -201,9 +145,7 @@ fn reset_in_the_middle_of_everything() -> Verdict {
         let mut words = free().iter().flat_map(|piece| piece.words().iter().skip(this).step_by(512)).cycle();
         loop {
             match this % 3 {
-                0 => {
-                    call3(psci::VERSION, 0, 0, 0);
-                }
+                0 => own::call(),
                 1 => cpu::wfi(),
                 _ => {
                     // Some may not be written any more.

@@ -2,7 +2,7 @@
 //! those that were there before it, whatever they left and however they ended.
 //!
 //! It leaves marks everywhere before it goes. With `stay` in the boot arguments it does not go: somebody has to end it. With
-//! `serve` it serves the machine that made it (`guest_tests::partner`).
+//! `fall` it goes by a triple fault, where there is such a thing. With `serve` it serves the machine that made it (`guest_tests::partner`).
 #![no_std]
 #![no_main]
 #![allow(clippy::result_large_err, reason = "a failed test carries its text, since there is no heap")]
@@ -51,6 +51,10 @@ fn its_memory_is_zero() -> Verdict {
     })?;
     while machine::get().argument("stay").is_some() {
         cpu::wfi();
+    }
+    #[cfg(target_arch = "x86_64")]
+    if machine::get().argument("fall").is_some() {
+        guest_tests::exception::triple_fault();
     }
     Ok(())
 }

@@ -2,18 +2,20 @@
 
 use super::cases::Cases;
 use crate::board::Board;
-use crate::payload::{MEMORY, PATIENCE, Payload, VCPUS, build, counts};
+use crate::console::Console;
+use crate::payload::{MEMORY, PATIENCE, Payload, RESETS, VCPUS, build, counts};
 use crate::qemu::DEFAULT_CPU;
 use crate::run::Prepared;
 use crate::{cargo, image};
 use anyhow::{Result, ensure};
 use regex::Regex;
+use std::time::Duration;
 
 /// The CPU models that payloads run on: the least able and one with everything that a server has.
 const MODELS: [&str; 2] = ["cortex-a72", DEFAULT_CPU];
 
 /// How often a payload that resets its machine must come up again.
-const RESETS: usize = 4;
+const TIMES: usize = 4;
 
 /// Runs every payload; one also in the other forms that a kernel may have, and one that resets its machine in a loop.
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
@@ -38,16 +40,21 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
             counts(console)
         });
     }
-    let reset = Payload::at(cargo::release_dir().join("reset"));
+    let reset = Payload::at(cargo::release_dir().join(RESETS));
     let looped = || machine(&reset, DEFAULT_CPU, "reset=loop");
-    cases.boot(&format!("a machine is new after each of {RESETS} resets"), looped, |console| {
-        let banner = Regex::new("^RESET-BANNER$|^FAIL .*")?;
-        for start in 0..=RESETS {
-            let line = console.expect_line(&banner, PATIENCE)?;
-            ensure!(!line[0].starts_with("FAIL"), "after {start} starts: {}", line[0]);
-        }
-        Ok(())
+    cases.boot(&format!("a machine is new after each of {TIMES} resets"), looped, |console| {
+        starts_anew(console, TIMES, PATIENCE)
     });
+    Ok(())
+}
+
+/// Waits until a payload that resets its machine has come up again so often, and has found nothing wrong.
+pub(super) fn starts_anew(console: &mut Console, times: usize, patience: Duration) -> Result<()> {
+    let banner = Regex::new("^RESET-BANNER$|^FAIL .*")?;
+    for start in 0..=times {
+        let line = console.expect_line(&banner, patience)?;
+        ensure!(!line[0].starts_with("FAIL"), "after {start} starts: {}", line[0]);
+    }
     Ok(())
 }
 

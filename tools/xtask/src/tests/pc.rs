@@ -1,7 +1,9 @@
 //! The hypervisor on a PC, x86-64, in Bochs: payloads in a VM, Linux that has the machine, what lacks VMX, and bugs, which are
 //! reported.
 
+use super::PAYLOAD;
 use super::cases::Cases;
+use super::payloads::starts_anew;
 use super::reports::{report_of_bug, reported};
 use crate::board::{self, Board};
 use crate::bochs::{self, Built, Linux, Machine, Prepared, Wanted};
@@ -9,7 +11,7 @@ use crate::bundle::{One, Vm};
 use crate::console::{Console, Trouble};
 use crate::paths;
 use crate::payload::{
-    Beside, DRIVES, PC_MEMORY, Payload, build_for_pc, build_pc, counts_within, others_are_well,
+    Beside, DRIVES, PC_MEMORY, Payload, RESETS, build_for_pc, build_pc, counts_within, others_are_well,
 };
 use crate::report::Report;
 use crate::run;
@@ -31,12 +33,15 @@ const LINUX_CPUS: u32 = 2;
 /// The payload beside which a controller makes VMs, and how many of each kind it makes in turn.
 const ACCOMPANIED: &str = "pc";
 const MACHINES: u64 = 8;
+/// How many of those fail.
+const FAILING: usize = 2;
 
 /// How many tests there are of what VMs lend and give each other, and the memory of the VM that makes them.
 const SHARING: u64 = 5;
 const SHARING_MEMORY: Size = Size::mib(24);
 
-/// What a small machine has.
+/// How often a payload that resets its machine must come up again, and what a small machine has.
+const TIMES: usize = 3;
 const SMALL: Size = Size::mib(32);
 
 /// The models, with the way of waiting for readers: with accessed and dirty flags, and one that is newer.
@@ -51,7 +56,6 @@ const BUGS: [(&str, &str); 2] = [
     ("overflow", r"^\[mz PANIC c1\] stack overflow: page fault: not mapped"),
     ("write-code", r"^\[mz PANIC c1\] page fault: no right, on a write"),
 ];
-
 /// Those that take a guest, and what their reports are: who, where, all entries on the way or what was looked at, and what is
 /// wrong.
 const GUEST_BUGS: [(&str, &str); 2] = [
@@ -77,7 +81,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
     cases.group("PCs", boards.len() * (payloads.len() * MODELS.len() + BUGS.len() + GUEST_BUGS.len() + 4));
     for board in boards {
         let built = bochs::build(board)?;
-        for payload in &payloads {
+        for payload in payloads.iter().filter(|payload| payload.name() != RESETS) {
             for (cpu, wait) in MODELS {
                 let name = format!("payload {} on {board}: {cpu}, wait={wait}", payload.name());
                 let hypervisor = format!("log=info wait={wait}");
@@ -166,6 +170,11 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
                 Ok(())
             });
         }
+        let name = format!("a machine is new after each of {TIMES} resets on {board}");
+        let machine = || small(RESETS, 3, "reset=loop", "log=info");
+        cases.boot(&name, machine, |console| starts_anew(console, TIMES, PATIENCE));
+        let machine = || small(ACCOMPANIED, 2, "test=identity", "log=info end=reset");
+        cases.boot(&format!("the end of the last guest resets {board}"), machine, all_start_again);
     }
     Ok(())
 }
@@ -225,7 +234,7 @@ fn accompanied(built: &Built, cpu: &str, payload: &Payload, hypervisor: &str) ->
     };
     let [control, visitor] = ["control", "visitor"].map(build_for_pc);
     let (control, visitor) = (control?, visitor?);
-    let (small, machines) = (Size::mib(8), format!("machines={MACHINES}"));
+    let (small, machines) = (Size::mib(8), format!("machines={MACHINES} falls"));
     let mut controller = on("control", &[2], Size::mib(16), "controller", &machines);
     controller.hypercalls = Some(run::GRANTED.to_owned());
     let vms = [
@@ -233,9 +242,18 @@ fn accompanied(built: &Built, cpu: &str, payload: &Payload, hypervisor: &str) ->
         (controller, control.file()),
         (on("brief", &[3, 4], small, "template", ""), visitor.file()),
         (on("stays", &[4], small, "template", "stay"), visitor.file()),
+        (on("falls", &[3], small, "template", "fall"), visitor.file()),
     ];
     let vms = vms.map(|(vm, kernel)| One { vm, kernel, initrd: None });
     bochs::with_vms(built, vms.into(), (cpu, 5), hypervisor, None)
+}
+
+/// The last guest is off, and all begins anew.
+fn all_start_again(console: &mut Console) -> Result<()> {
+    for what in ["2 CPUs in VMX root operation", PAYLOAD, "2 CPUs in VMX root operation", PAYLOAD] {
+        console.expect_line(&Regex::new(what)?, PATIENCE)?;
+    }
+    Ok(())
 }
 
 /// Waits until all VMs are off, and looks at what their tests and the hypervisor say.
@@ -252,6 +270,16 @@ fn all_pass(console: &mut Console) -> Result<()> {
     ensure!(ended > 2 * MACHINES && made >= ended, "{made} VMs made, {ended} ended");
     ensure!(number("frames of theirs that have not come back")? == 0, "frames have not come back");
     ensure!(!console.log().contains("FAIL "), "a visitor has failed");
+    // Who meets a triple fault is stopped, and nobody else.
+    let met = Regex::new(r"falls\.\d+: vCPU 0 met a triple fault \(at 0x[0-9a-f]+\): stopped")?;
+    let stopped = Regex::new(r"\] (\S+) was stopped")?;
+    let stopped: Vec<_> = stopped.captures_iter(console.log()).map(|found| found[1].to_owned()).collect();
+    ensure!(
+        met.find_iter(console.log()).count() == FAILING,
+        "no triple fault has stopped {FAILING} machines"
+    );
+    let are_those = stopped.len() == FAILING && stopped.iter().all(|name| name.starts_with("falls."));
+    ensure!(are_those, "stopped were: {stopped:?}");
     Ok(())
 }
 
