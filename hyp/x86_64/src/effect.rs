@@ -27,6 +27,8 @@ pub enum Effect {
     Vmwrite(u32, u64),
     /// Waiting for an interrupt.
     Hlt,
+    /// WBINVD.
+    Wbinvd,
     /// A reset of the registers that no VMCS has and that are not MSRs.
     Reset,
 }

@@ -137,6 +137,17 @@ pub fn hlt() {
     effect::record(Effect::Hlt);
 }
 
+/// Writes this CPU's caches back, and empties them.
+pub fn wbinvd() {
+    #[cfg(target_os = "none")]
+    // SAFETY: no memory changes.
+    unsafe {
+        core::arch::asm!("wbinvd", options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_os = "none"))]
+    effect::record(Effect::Wbinvd);
+}
+
 /// Reads the time-stamp counter.
 pub fn rdtsc() -> u64 {
     // SAFETY: every x86-64 CPU has the instruction.

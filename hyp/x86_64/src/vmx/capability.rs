@@ -141,6 +141,7 @@ pub(super) const PE_AND_PG: u64 = 1 | 1 << 31;
 pub(super) const PIN: u32 = PinbasedControls::NMI_EXITING.bits() | PinbasedControls::VIRTUAL_NMIS.bits();
 pub(super) const TIMER: u32 = PinbasedControls::VMX_PREEMPTION_TIMER.bits();
 pub(super) const INTERRUPT_WINDOW: u32 = PrimaryControls::INTERRUPT_WINDOW_EXITING.bits();
+pub(super) const HLT: u32 = PrimaryControls::HLT_EXITING.bits();
 pub(super) const NMI_WINDOW: u32 = PrimaryControls::NMI_WINDOW_EXITING.bits();
 pub(super) const HLT_AND_PORTS: u32 = PrimaryControls::HLT_EXITING.bits()
     | PrimaryControls::UNCOND_IO_EXITING.bits()

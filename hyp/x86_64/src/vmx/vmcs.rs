@@ -3,8 +3,8 @@
 mod paging;
 
 use super::capability::{
-    Capabilities, ENTRY_MSRS, EXIT_MSRS, HLT_AND_PORTS, INTERRUPT_WINDOW, NMI_WINDOW, PE_AND_PG, PIN, TIMER,
-    VMXE,
+    Capabilities, ENTRY_MSRS, EXIT_MSRS, HLT, HLT_AND_PORTS, INTERRUPT_WINDOW, NMI_WINDOW, PE_AND_PG, PIN,
+    TIMER, VMXE,
 };
 use super::exit::{Controlled, Exit, Told};
 use super::instructions::{VmFail, Went, enter, exit_address, vmclear, vmptrld, vmread, vmwrite};
@@ -73,10 +73,11 @@ impl Controls {
         let primary = PrimaryControls::USE_MSR_BITMAPS.bits() | PrimaryControls::SECONDARY_CONTROLS.bits();
         let mut secondary = SecondaryControls::ENABLE_EPT | SecondaryControls::UNRESTRICTED_GUEST;
         secondary.set(SecondaryControls::ENABLE_PML, list.is_some() && c.has_pml());
-        let welcome = SecondaryControls::ENABLE_VPID
+        let mut welcome = SecondaryControls::ENABLE_VPID
             | SecondaryControls::ENABLE_RDTSCP
             | SecondaryControls::ENABLE_INVPCID
             | SecondaryControls::ENABLE_XSAVES_XRSTORS;
+        welcome.set(SecondaryControls::WBINVD_EXITING, has == Has::Machine);
         let acknowledge = match has {
             Has::Machine => 0,
             Has::Nothing => ExitControls::ACK_INTERRUPT_ON_EXIT.bits(),
@@ -463,7 +464,7 @@ impl Vmcs {
 
     /// Tells whether the next entry can deliver an interrupt: the guest takes them, and nothing else is to be delivered.
     pub fn takes_interrupts(&self) -> bool {
-        self.get(guest::RFLAGS) & IF != 0
+        self.lets_interrupts_in()
             && self.get(guest::INTERRUPTIBILITY_STATE) & BLOCKED_FOR_ONE == 0
             && self.get(control::VMENTRY_INTERRUPTION_INFO_FIELD) & VALID == 0
     }
@@ -471,6 +472,16 @@ impl Vmcs {
     /// Has the guest leave as soon as it takes interrupts, or not for that.
     pub fn leave_for_interrupts(&self, when: Leave) {
         self.switch(control::PRIMARY_PROCBASED_EXEC_CONTROLS, INTERRUPT_WINDOW, when);
+    }
+
+    /// Has a guest that has the machine leave at HLT, or not for that.
+    pub fn leave_at_halt(&self, when: Leave) {
+        self.switch(control::PRIMARY_PROCBASED_EXEC_CONTROLS, HLT, when);
+    }
+
+    /// Tells whether the guest lets interrupts in.
+    pub fn lets_interrupts_in(&self) -> bool {
+        self.get(guest::RFLAGS) & IF != 0
     }
 
     /// Has the guest leave after so many ticks of the time-stamp counter, soon after the last, or never. The CPUs have a timer.

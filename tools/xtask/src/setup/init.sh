@@ -6,7 +6,7 @@
 #   reboot     reboot, and so again and again
 #   judge      load the drivers of virtio devices, look at disk and at mz.tested=N MiB of memory for mz.rounds=N rounds, and
 #              power off
-#   hidden     look for VMX, send NMIs, try to read and to write memory that is reserved above RAM, on a PC the
+#   hidden     look for VMX, send NMIs, take CPUs offline and have them come back, try to read and to write memory that is reserved above RAM, on a PC the
 #              hypervisor's, and power off, or what mz.end=WORD says instead
 # Without it there is a shell on the console; `poweroff -f` and `reboot -f` end it.
 
@@ -83,6 +83,14 @@ hidden() {
     sleep 1
     echo "NMI-$(dmesg | grep -c 'NMI backtrace for cpu')"
     echo "VMX-$(grep -c -w vmx /proc/cpuinfo) HYPERVISOR-$(grep -c -w hypervisor /proc/cpuinfo)"
+    cpus=/sys/devices/system/cpu
+    for cpu in "$cpus"/cpu[1-9]* "$cpus"/cpu[1-9]*; do
+        echo 0 > "$cpu/online"
+        without=$(cat "$cpus/online")
+        sleep 1
+        echo 1 > "$cpu/online"
+        echo "BACK-${cpu##*/} $without $(cat "$cpus/online")"
+    done
     echo "ROM-$(devmem 0xffff0 8)" # what may be read can be read
     sed -n 's/^\([0-9a-f]*\)-\([0-9a-f]*\) : Reserved$/\1 \2/p' /proc/iomem | while read -r start final; do
         at=$((0x$start))

@@ -186,6 +186,12 @@ fn has_the_machine(console: &mut Console) -> Result<()> {
     // An NMI that Linux sends reaches the CPU that it is for.
     console.expect_line(&Regex::new(&format!("^NMI-{LINUX_CPUS}$"))?, LINUX_PATIENCE)?;
     console.expect_line(&Regex::new(&format!("^VMX-0 HYPERVISOR-{LINUX_CPUS}$"))?, LINUX_PATIENCE)?;
+    // A CPU that Linux takes offline comes back, and again.
+    let back = Regex::new("^BACK-.*")?;
+    for _ in 0..2 {
+        let back = console.expect_line(&back, LINUX_PATIENCE)?;
+        ensure!(back[0] == "BACK-cpu1 0 0-1", "after a CPU was offline: {}", &back[0]);
+    }
     // The jump at the address that the CPU starts at: /dev/mem works.
     console.expect_line(&Regex::new("^ROM-0xEA")?, LINUX_PATIENCE)?;
     let hidden = Regex::new(r"^HIDDEN-([0-9a-f]+)-([0-9a-f]+) tried (\d+) read (\d+) written (\d+)")?;

@@ -1,5 +1,7 @@
 //! A virtual machine with its memory, and how it is loaded.
 
+mod offline;
+
 use super::super::machine::{Entering, PerCpu};
 use super::{Format, Hypervisor, primary, tracing};
 use crate::ledger::{Began, Others, Standing};

@@ -12,6 +12,7 @@
 mod apic;
 mod bugs;
 mod calls;
+mod offline;
 mod port;
 mod power;
 mod registers;
@@ -288,7 +289,9 @@ impl Turn {
             Exit::Wrmsr => self.wrmsr(),
             Exit::Xsetbv => self.xsetbv(),
             Exit::Write { register, from } => self.write_control(register, from),
+            Exit::CacheFlush if self.has == Has::Machine => self.flush_caches(),
             Exit::CacheFlush => self.vmcs.skip(), // guests' memory is coherent
+            Exit::Hlt if self.has == Has::Machine => self.halted(),
             Exit::Hlt => {
                 self.vmcs.skip();
                 self.runs = Runs::Halted;

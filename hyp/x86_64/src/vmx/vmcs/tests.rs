@@ -35,6 +35,27 @@ fn a_guest_that_has_the_machine_waits_for_its_own_interrupts_and_one_that_has_no
     }
 }
 
+#[test]
+fn wbinvd_is_an_exit_of_a_guest_that_has_the_machine() {
+    let secondary = super::super::capability::Allowed::from_msr(u64::MAX << 32);
+    let all = Capabilities { secondary, ..capabilities() };
+    let leaves =
+        |has| Controls::choose(&all, has, None).secondary & SecondaryControls::WBINVD_EXITING.bits() != 0;
+    assert!(leaves(Has::Machine) && !leaves(Has::Nothing));
+}
+
+#[test]
+fn hlt_is_an_exit_where_that_is_asked_for() {
+    let vmcs = vmcs();
+    effect::script_field(control::PRIMARY_PROCBASED_EXEC_CONTROLS, 0x8200_0000);
+    vmcs.leave_at_halt(Leave::Never);
+    assert_eq!(effect::take(), []);
+    for (when, value) in [(Leave::Then, 0x8200_0080), (Leave::Never, 0x8200_0000)] {
+        vmcs.leave_at_halt(when);
+        assert_eq!(effect::take(), [Effect::Vmwrite(control::PRIMARY_PROCBASED_EXEC_CONTROLS, value)]);
+    }
+}
+
 fn vmcs() -> Vmcs {
     effect::reset();
     effect::script_field(control::VMENTRY_CONTROLS, 0x11ff | 1 << 9);

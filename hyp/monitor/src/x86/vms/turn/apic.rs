@@ -28,7 +28,7 @@ impl Turn {
             return false;
         }
         if self.guest.all_started() {
-            self.open(); // another CPU was changing the regions when it was to be opened
+            self.open_for_good(); // another CPU was changing the regions when it was to be opened
             return true;
         }
         let offset = (ipa.get() % page.range.len()) as u32;
@@ -98,10 +98,18 @@ impl Turn {
         {
             debug!("{}: vCPU {} starts vCPU {vcpu} at page {page:#x}", self.name(), self.vcpu);
             if self.guest.all_started() {
-                self.open();
+                self.open_for_good();
             }
         }
         true
+    }
+
+    /// Gives the guest the page, as all its vCPUs have started: unless one has gone offline meanwhile.
+    fn open_for_good(&self) {
+        self.open();
+        if !self.guest.all_started() {
+            self.guest.withhold(self.hypervisor, self.this);
+        }
     }
 
     /// Gives the guest the page.

@@ -21,6 +21,7 @@ impl Turn {
                     // SAFETY: what is in them is nobody's any more: this vCPU has the CPU to itself, and begins anew.
                     unsafe { registers::reset() };
                 }
+                let _ = self.this.take_owed(); // who waits for a start-up takes no NMI
                 self.start(start);
                 self.provoke_if_asked();
                 self.hypervisor.entered();
