@@ -12,7 +12,7 @@
 use crate::Order;
 use crate::bank::Frame;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use types::sync::{AtomicU64, o};
+use types::sync::{AtomicU64, mutant, o};
 use types::{CpuId, MAX_CPUS};
 
 /// The most frames in a stock: 128 KiB.
@@ -85,7 +85,12 @@ impl Stocks {
         let (first, left) = unpack(word)?;
         self.pick_up(cpu);
         // O27: counted before it is out of the stock: whoever empties the stock later finds the count. Pairs with itself.
-        match stock.run.compare_exchange(word, pack(Frame(first.0 + 1), left - 1), o(27, AcqRel), Relaxed) {
+        let rest = pack(Frame(first.0 + 1), left - 1);
+        if mutant("stock-taken-by-a-store") {
+            stock.run.store(rest, Relaxed);
+            return Some(first);
+        }
+        match stock.run.compare_exchange(word, rest, o(27, AcqRel), Relaxed) {
             Ok(_) => {
                 stock.taken.fetch_add(1, Relaxed);
                 Some(first)

@@ -366,13 +366,18 @@ impl Record {
     /// Does [`Record::put`] and [`Record::claim`] in one: `Remaining::None` says that the caller has the frame.
     pub(crate) fn put_and_claim(&self) -> Result<Remaining, Refused> {
         let last = Word(REFS.one());
+        let before = mutant("last-by-the-look-before").then(|| self.load());
         self.update(|w| match w {
             _ if w.refs() == 0 => Err(Refused::NotHeld),
             _ if w.is_frozen() => Err(Refused::Frozen),
             _ if w.0 & (REFS.mask() | PINS.mask() | WHOLE.mask()) == last.0 => Ok(Word::INSIDE.0),
             _ => Ok(w.0 - REFS.one()),
         })
-        .map(|w| if w == Word::INSIDE { Remaining::None } else { Remaining::Some })
+        .map(|w| match before {
+            Some(before) if before.pins() != 0 => Remaining::Some,
+            _ if w == Word::INSIDE => Remaining::None,
+            _ => Remaining::Some,
+        })
     }
 
     /// Pins the frame, or with [`Span::Block`] the block that begins with it. The pinner then looks at the entry that

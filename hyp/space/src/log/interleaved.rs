@@ -85,6 +85,26 @@ impl World {
         }
     }
 
+    /// A step of a population plans page 0, and a later one publishes it. Returns whether it was published, and whether the plan
+    /// knew of a log.
+    fn populate(&self, n: usize) -> (bool, bool) {
+        let plan = |stay: &Stay<'_>| {
+            let _reading = stay.read();
+            (self.regions.find(Ipa::new(0)), self.log.running().is_some())
+        };
+        let (standing, knew) = plan(&self.epoch.enter(cpu(n)));
+        let Some(standing) = standing else { return (false, knew) };
+        let stay = self.epoch.enter(cpu(n));
+        let view = self.tree.open(&stay);
+        match self.regions.claim(&view, &standing, Ipa::new(0), Height::PAGE, Why::Alignment) {
+            Ok(Some(claim)) => {
+                claim.publish(&Instant, Pa::new(0x8000), standing.region.attrs());
+                (true, knew)
+            }
+            _ => (false, knew),
+        }
+    }
+
     /// A write to page 0 that faults since its leaf is too strict. Returns whether it may go on.
     fn write(&self, n: usize) -> bool {
         let stay = self.epoch.enter(cpu(n));
@@ -272,14 +292,15 @@ fn a_page_that_is_mapped_while_a_log_begins_is_seen_by_the_log_or_was_before() {
         let world = World::new();
         let other = {
             let world = world.clone();
-            thread::spawn(move || world.fault(1))
+            thread::spawn(move || world.populate(1))
         };
         let mut stay = world.epoch.enter(cpu(0));
         world.start(&mut stay);
-        // From here on the log promises: what is mapped from now on is dirty, and in the next round.
+        // From here on the log promises: what is mapped from now on is planned with it in view, dirty, and in the next round.
         let before = world.leaf_now(&stay);
         drop(stay);
-        let published = other.join().unwrap();
+        let (published, knew) = other.join().unwrap();
+        assert!(knew || before || !published, "published behind the log's start, and planned before");
         let mut stay = world.epoch.enter(cpu(0));
         let pages = world.round(&mut stay);
         assert!(pages >= u64::from(published && !before), "published {published}, before: {before}");
