@@ -9,6 +9,7 @@ use super::capability::{
 use super::exit::{Controlled, Exit, Told};
 use super::instructions::{VmFail, Went, enter, exit_address, vmclear, vmptrld, vmread, vmwrite};
 use super::{Registers, refused};
+use crate::decode::Code;
 use crate::instr::{Controls as Running, rdmsr};
 use crate::local::{Local, Selectors};
 use paging::{LMA, Paging};
@@ -526,6 +527,21 @@ impl Vmcs {
     pub fn is_wide(&self) -> bool {
         const L: u64 = 1 << 13;
         self.get(guest::CS_ACCESS_RIGHTS) & L != 0
+    }
+
+    /// Returns what the guest's code is; `None` where its instructions have 16 bits.
+    pub fn code(&self) -> Option<Code> {
+        const D: u64 = 1 << 14;
+        match self.is_wide() {
+            true => Some(Code::Bits64),
+            false if self.get(guest::CS_ACCESS_RIGHTS) & D != 0 => Some(Code::Bits32),
+            false => None,
+        }
+    }
+
+    /// Tells whether the last exit came while an event was being delivered: the CPU had left the instruction that it names.
+    pub fn is_delivering(&self) -> bool {
+        self.get(ro::IDT_VECTORING_INFO) & VALID != 0
     }
 
     /// Returns the guest's privilege: 0 is the kernel's.

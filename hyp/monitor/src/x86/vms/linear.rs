@@ -1,6 +1,7 @@
-//! Fetching an instruction of the guest that has the machine: through its own tables, out of memory that is its own.
+//! Fetching an instruction of a guest's: through its own tables, out of memory that is its own.
 
 use super::super::machine::Machine;
+use x86_64::decode::LONGEST;
 
 /// How a guest translates.
 #[derive(Clone, Copy, Debug)]
@@ -11,13 +12,13 @@ pub(super) struct Paging {
     pub(super) efer: u64,
 }
 
-/// The longest instruction.
-const LONGEST: usize = 15;
 const PAGE: u64 = 4096;
+/// What is read at a time.
+const WORD: u64 = 8;
 
-/// Translates an address (SDM 3A, 4.5): without paging, and by the four levels of 64-bit mode. `None` by any other way, and
+/// Translates an address (SDM 3A, 5.5): without paging, and by the four levels of 64-bit mode. `None` by any other way, and
 /// where nothing is mapped.
-fn translate(linear: u64, paging: Paging, read: &impl Fn(u64) -> Option<u64>) -> Option<u64> {
+fn translate(linear: u64, paging: Paging, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<u64> {
     const PG: u64 = 1 << 31;
     const LA57: u64 = 1 << 12;
     const LMA: u64 = 1 << 10;
@@ -42,13 +43,13 @@ fn translate(linear: u64, paging: Paging, read: &impl Fn(u64) -> Option<u64>) ->
     None
 }
 
-/// Fetches as many bytes of the instruction at `linear` as there are, up to the longest one. `end` is where the guest's memory
-/// ends.
-pub(super) fn fetch(machine: &Machine, end: u64, linear: u64, paging: Paging) -> ([u8; LONGEST], usize) {
-    collect(linear, paging, &|at| word(machine, end, at))
-}
-
-fn collect(linear: u64, paging: Paging, read: &impl Fn(u64) -> Option<u64>) -> ([u8; LONGEST], usize) {
+/// Fetches as many bytes of the instruction at `linear` as there are, up to the longest one. `read` reads an aligned word of the
+/// guest's memory.
+pub(super) fn fetch(
+    linear: u64,
+    paging: Paging,
+    read: &mut impl FnMut(u64) -> Option<u64>,
+) -> ([u8; LONGEST], usize) {
     let (mut bytes, mut count) = ([0; LONGEST], 0);
     let mut page = None;
     while count < LONGEST {
@@ -56,19 +57,22 @@ fn collect(linear: u64, paging: Paging, read: &impl Fn(u64) -> Option<u64>) -> (
         if page.is_none() || at.is_multiple_of(PAGE) {
             page = translate(at, paging, read).map(|at| at - at % PAGE);
         }
-        let Some(word) = page.and_then(|page| read(page + at % PAGE / 8 * 8)) else { break };
-        bytes[count] = word.to_le_bytes()[(at % 8) as usize];
-        count += 1;
+        let within = (at % WORD) as usize;
+        let Some(word) = page.and_then(|page| read(page + at % PAGE - at % WORD)) else { break };
+        for byte in word.to_le_bytes().into_iter().skip(within).take(LONGEST - count) {
+            bytes[count] = byte;
+            count += 1;
+        }
     }
     (bytes, count)
 }
 
-/// Reads a word of the guest's own memory; `None` where that is not above 1 MiB, or not RAM.
-fn word(machine: &Machine, end: u64, at: u64) -> Option<u64> {
-    const BYTES: u64 = 8;
-    let is_its = at.is_multiple_of(BYTES)
-        && at.checked_add(BYTES)? <= end
-        && machine.memory.iter().any(|bank| bank.start().get() <= at && at + BYTES <= bank.end().get());
+/// Reads a word of the memory of the guest that has the machine, which ends at `end`; `None` where that is not above 1 MiB, or
+/// not RAM.
+pub(super) fn word(machine: &Machine, end: u64, at: u64) -> Option<u64> {
+    let is_its = at.is_multiple_of(WORD)
+        && at.checked_add(WORD)? <= end
+        && machine.memory.iter().any(|bank| bank.start().get() <= at && at + WORD <= bank.end().get());
     let from = core::ptr::with_exposed_provenance::<u64>(at as usize);
     // SAFETY: RAM that the map has, and the guest's, which may write it at any time: any value will do.
     is_its.then(|| unsafe { from.read_volatile() })
@@ -98,20 +102,35 @@ mod tests {
 
     #[test]
     fn an_address_goes_through_the_guest_s_tables() {
-        assert_eq!(translate(0x1234, WIDE, &memory), Some(0x20_1234));
-        assert_eq!(translate(0x3f_fff8, WIDE, &memory), Some(0x5ff8));
-        assert_eq!(translate(0x40_0000, WIDE, &memory), None);
-        assert_eq!(translate(0x1_0000_1234, Paging { cr0: 0, ..WIDE }, &memory), Some(0x1234));
-        assert_eq!(translate(0x1234, Paging { efer: 0, ..WIDE }, &memory), None);
+        let translate = |linear, paging| translate(linear, paging, &mut memory);
+        assert_eq!(translate(0x1234, WIDE), Some(0x20_1234));
+        assert_eq!(translate(0x3f_fff8, WIDE), Some(0x5ff8));
+        assert_eq!(translate(0x40_0000, WIDE), None);
+        assert_eq!(translate(0x1_0000_1234, Paging { cr0: 0, ..WIDE }), Some(0x1234));
+        assert_eq!(translate(0x1234, Paging { efer: 0, ..WIDE }), None);
     }
 
     #[test]
     fn an_instruction_ends_where_nothing_is() {
         assert_eq!(
-            collect(0x3f_fffd, WIDE, &memory),
+            fetch(0x3f_fffd, WIDE, &mut memory),
             ([0x88, 0x99, 0xaa, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 3)
         );
-        let (bytes, count) = collect(1, WIDE, &memory);
+        let (bytes, count) = fetch(1, WIDE, &mut memory);
         assert_eq!((bytes[..8].to_vec(), count), (vec![0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0], 15));
+    }
+
+    #[test]
+    fn an_instruction_goes_on_in_the_page_that_follows() {
+        // Behind the page at 0x5000 the guest has the one at 0x9000.
+        let mut memory = |at| match at {
+            0x3010 => Some(0x6003),
+            0x6000 => Some(0x9003),
+            0x9000 => Some(0x0102_0304_0506_0708),
+            0x9008 => Some(0),
+            _ => memory(at),
+        };
+        let (bytes, count) = fetch(0x3f_fffe, WIDE, &mut memory);
+        assert_eq!((count, bytes), (15, [0x99, 0xaa, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0, 0, 0]));
     }
 }

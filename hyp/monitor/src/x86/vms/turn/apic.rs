@@ -6,14 +6,12 @@
 //! the same CPU's own APIC, but for commands to a vCPU that has not started. Then the page is the guest's, with no exit.
 
 use super::super::super::machine::PerCpu;
-use super::super::linear::{self, Paging};
 use super::super::msr::{self, Command};
 use super::Turn;
 use log::{debug, warn};
 use stage2::Quiescence;
-use types::{Cpu, Ipa};
-use x86::vmx::vmcs::guest as field;
-use x86_64::decode::{Move, What, decode};
+use types::{Cpu, Fault};
+use x86_64::decode::Move;
 use x86_64::vmx::vmcs::Start;
 
 /// The registers' offsets: both halves of the command.
@@ -22,19 +20,19 @@ const COMMAND_HIGH: u32 = 0x310;
 
 impl Turn {
     /// Carries out an access to the APIC. Tells whether that is what it was.
-    pub(super) fn reach_apic(&mut self, ipa: Ipa) -> bool {
+    pub(super) fn reach_apic(&mut self, fault: &Fault) -> bool {
         let Some(page) = self.guest.withheld() else { return false };
-        if !page.range.contains(ipa) {
+        if !page.range.contains(fault.ipa) {
             return false;
         }
         if self.guest.all_started() {
             self.open_for_good(); // another CPU was changing the regions when it was to be opened
             return true;
         }
-        let offset = (ipa.get() % page.range.len()) as u32;
-        match self.access().filter(|_| offset.is_multiple_of(4)) {
-            Some(access) => self.carry_out(offset, access),
-            None => {
+        let offset = (fault.ipa.get() % page.range.len()) as u32;
+        match self.move_of(fault) {
+            Ok(it) if it.bytes == 4 && offset.is_multiple_of(4) => self.carry_out(offset, it),
+            _ => {
                 warn!(
                     "{}: an access to the APIC at {:#x} cannot be carried out: the vCPUs that wait do not start",
                     self.name(),
@@ -46,42 +44,14 @@ impl Turn {
         true
     }
 
-    /// Reads what the instruction does that this vCPU is at.
-    fn access(&self) -> Option<Move> {
-        let get = |field| self.vmcs.get(field);
-        let is_wide = self.vmcs.is_wide();
-        let base = if is_wide { 0 } else { get(field::CS_BASE) };
-        let linear = base.wrapping_add(self.vmcs.rip());
-        let paging = Paging {
-            cr0: get(field::CR0),
-            cr3: get(field::CR3),
-            cr4: get(field::CR4),
-            efer: get(field::IA32_EFER_FULL),
-        };
-        let end = self.guest.config().memory;
-        let (bytes, count) = linear::fetch(self.hypervisor.machine, end, linear, paging);
-        decode(&bytes[..count], is_wide)
-    }
-
-    fn carry_out(&mut self, offset: u32, Move { what, len }: Move) {
-        let apic = self.this.apic;
-        let stack = self.vmcs.get(field::RSP);
-        let registers = &mut self.vmcs.registers;
-        let value = match what {
-            What::Load(to) => {
-                if let Some(register) = registers.by_number(to) {
-                    *register = apic.register(offset).into();
-                }
-                None
-            }
-            What::Store(from) => Some(registers.by_number(from).map_or(stack, |register| *register) as u32),
-            What::StoreValue(value) => Some(value),
-        };
-        self.vmcs.skip_bytes(len.into());
-        match value {
+    fn carry_out(&mut self, offset: u32, it: Move) {
+        let stored = self.stored(it);
+        let loaded = if stored.is_none() { self.this.apic.register(offset) } else { 0 };
+        self.complete(it, loaded.into());
+        match stored.map(|value| value as u32) {
             None => {}
             Some(value) if offset == COMMAND && self.command_to_vcpu(value) => {}
-            Some(value) => apic.set_register(offset, value),
+            Some(value) => self.this.apic.set_register(offset, value),
         }
     }
 
