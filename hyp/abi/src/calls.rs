@@ -179,6 +179,9 @@ pub const TRACE_STOP: u32 = RANGE_64 | 0x51;
 /// The first number of the range behind those of calls on memory; [`control`](crate::control) has some of what follows.
 pub const END: u32 = RANGE_64 | 0x60;
 
+/// Those that are offered to a machine whose memory its devices reach where it is, with nothing between: they leave it there.
+pub const LOOKS: [u32; 5] = [FEATURES, STATISTICS, SURVEY, SELF_CHECK, YIELD];
+
 /// Every function that is offered where the calls are granted.
 pub const OFFERED: [u32; 21] = [
     FEATURES,
@@ -295,6 +298,7 @@ mod tests {
             assert!((RANGE_64..END).contains(&call));
             assert!(!OFFERED[..n].contains(&call));
         }
+        assert!(LOOKS.iter().all(|call| OFFERED.contains(call)));
         for call in OF_THE_TRACE {
             assert!((RANGE_64..END).contains(&call) && !OFFERED.contains(&call));
         }

@@ -8,6 +8,9 @@
 
 /// Where the page is, in the machine's addresses.
 pub const BASE: u64 = 0x0910_0000;
+/// Where it is for a machine that has all of a PC: the last page of the megabyte in which devices' writes are interrupts (SDM
+/// 3A, 12.11.1). No device has registers there, and a CPU none but its local APIC's, which are in the first page.
+pub const BASE_OF_PRIMARY: u64 = 0xfeef_f000;
 /// Bytes of the page.
 pub const SIZE: u64 = 0x1000;
 

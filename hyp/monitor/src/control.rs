@@ -87,10 +87,7 @@ pub(crate) fn add<M: Maker>(hypervisor: &M, config: VmConfig) {
 /// Answers a controller's call. Tells whether there is one of that number.
 #[inline]
 pub(crate) fn call<M: Maker>(guest: &M::Guest, hypervisor: &M, regs: &mut CallRegs) -> bool {
-    match guest.config().role {
-        Role::Controller => answer(hypervisor, regs),
-        Role::Guest | Role::Template | Role::Primary => false,
-    }
+    guest.config().is_controller && answer(hypervisor, regs)
 }
 
 fn answer<M: Maker>(hypervisor: &M, regs: &mut CallRegs) -> bool {

@@ -186,6 +186,13 @@ pub enum BadVm {
         /// Where it means nothing.
         place: &'static str,
     },
+    /// Two keys that say what cannot be at once.
+    Contradiction {
+        /// One, with what it says.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
+    },
     /// One device twice.
     TwoDevices {
         /// Which.
@@ -329,6 +336,7 @@ impl fmt::Display for BadVm {
             Self::BadChoice { key, value, choices } => {
                 write!(f, "{key} = {value:?}: it must be one of {choices}")
             }
+            Self::Contradiction { one, other } => write!(f, "{one} and {other} contradict each other"),
             Self::NotHere { key, place } => write!(f, "{key} means nothing {place}"),
             Self::TwoDevices { device } => write!(f, "devices lists {device:?} twice"),
             Self::DiskAlone { there, missing } => write!(f, "{there} needs {missing}, too"),

@@ -22,6 +22,8 @@ pub const UART_SIZE: u64 = 0x1000;
 pub const UART_INTID: u32 = 33;
 /// The page of registers for calls from user space, where the manifest grants them.
 pub const CONTROL: Ipa = Ipa::new(abi::page::BASE);
+/// The same page of a guest that has the machine.
+pub const CONTROL_OF_PRIMARY: Ipa = Ipa::new(abi::page::BASE_OF_PRIMARY);
 /// Bytes of the hypercall page.
 pub const CONTROL_SIZE: u64 = abi::page::SIZE;
 /// The first virtio-mmio slot. The devices that the manifest gives a machine are in the first slots, in its order.

@@ -127,9 +127,12 @@ pub(crate) struct Vm {
     /// Which calls on its own memory it may make: "none" or "all".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hypercalls: Option<String>,
-    /// What it is to the others: "guest", "controller" or "template".
+    /// What it is to the others: "guest", "controller", "template" or "primary".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<String>,
+    /// Whether it makes others of the templates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) controller: Option<bool>,
     /// Its virtio devices: "console", "block", "entropy".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) devices: Vec<String>,
@@ -296,6 +299,7 @@ mod tests {
             largest: None,
             hypercalls: None,
             role: None,
+            controller: None,
             devices: Vec::new(),
             disk: None,
             cpus: None,

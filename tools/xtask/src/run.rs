@@ -408,6 +408,7 @@ pub(crate) fn vm(name: &str, vcpus: u32, memory: Size, cmdline: Option<String>) 
         largest: None,
         hypercalls: None,
         role: None,
+        controller: None,
         devices: Vec::new(),
         disk: None,
         cpus: None,

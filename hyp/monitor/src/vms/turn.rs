@@ -191,7 +191,7 @@ impl<'s> Turns<'s> {
             Why::PowerOff => {
                 match self.guest.vm.config().role {
                     Role::Template => debug!("{} is off", self.name()),
-                    Role::Guest | Role::Controller | Role::Primary => info!("{} is off", self.name()),
+                    Role::Guest | Role::Primary => info!("{} is off", self.name()),
                 }
                 self.guest.finish(self.hypervisor);
             }

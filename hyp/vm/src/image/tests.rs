@@ -64,6 +64,7 @@ pub(crate) fn config(format: Format, kernel: Vec<u8>, initrd: Option<usize>, mem
         largest: Largest::Block1G,
         hypercalls: Granted::Nothing,
         role: crate::manifest::Role::Guest,
+        is_controller: false,
         devices: Vec::new(),
         disk: None,
         cpus: vec![CpuId::BOOT],

@@ -55,7 +55,7 @@ fn check_vm(
     free: &mut u64,
     cpus: &mut Cpus,
 ) -> Result<VmConfig, BadVm> {
-    let role = role(raw.role.as_deref(), limits.isa)?;
+    let (role, is_controller) = role(&raw, limits.isa)?;
     check_keys(&raw, role, limits.isa)?;
     let memory = size("memory", &raw.memory)?;
     let ram = region(map::RAM, memory, limits)?;
@@ -94,8 +94,9 @@ fn check_vm(
         cmdline: raw.cmdline.unwrap_or_default(),
         populate: populate(raw.populate.as_deref())?,
         largest: largest(raw.largest.as_deref())?,
-        hypercalls: hypercalls(raw.hypercalls.as_deref())?,
+        hypercalls: hypercalls(raw.hypercalls.as_deref(), role)?,
         role,
+        is_controller,
         devices,
         disk,
         cpus,
@@ -118,7 +119,6 @@ fn check_keys(raw: &RawVm, role: Role, isa: Isa) -> Result<(), BadVm> {
         ("disk", here, raw.disk.is_some()),
         ("region", with_machine, primary && !raw.regions.is_empty()),
         ("populate", with_machine, primary && raw.populate.is_some()),
-        ("hypercalls", with_machine, primary && raw.hypercalls.is_some()),
     ] {
         if is_wrong {
             return Err(BadVm::NotHere { key, place });
@@ -234,9 +234,11 @@ fn largest(chosen: Option<&str>) -> Result<Largest, BadVm> {
     }
 }
 
-fn hypercalls(chosen: Option<&str>) -> Result<Granted, BadVm> {
+fn hypercalls(chosen: Option<&str>, role: Role) -> Result<Granted, BadVm> {
     match chosen {
         None | Some("none") => Ok(Granted::Nothing),
+        // Its devices reach its memory where that is.
+        Some("all") if role == Role::Primary => Ok(Granted::Looks),
         Some("all") => Ok(Granted::All),
         Some("trace") => Ok(Granted::Trace),
         Some(other) => {
@@ -245,14 +247,22 @@ fn hypercalls(chosen: Option<&str>) -> Result<Granted, BadVm> {
     }
 }
 
-fn role(chosen: Option<&str>, isa: Isa) -> Result<Role, BadVm> {
+/// Returns what a machine is to the others, and whether it is controller.
+fn role(raw: &RawVm, isa: Isa) -> Result<(Role, bool), BadVm> {
     const CHOICES: &str = "guest, controller, template, and primary on x86-64";
-    match chosen {
-        Some("primary") if isa == Isa::X86 => Ok(Role::Primary),
-        None | Some("guest") => Ok(Role::Guest),
-        Some("controller") => Ok(Role::Controller),
-        Some("template") => Ok(Role::Template),
-        Some(other) => Err(BadVm::BadChoice { key: "role", value: other.into(), choices: CHOICES }),
+    let controller = raw.controller;
+    match (raw.role.as_deref(), controller) {
+        (Some("primary"), _) if isa == Isa::X86 => Ok((Role::Primary, controller == Some(true))),
+        (None | Some("guest"), _) => Ok((Role::Guest, controller == Some(true))),
+        (Some("controller"), Some(false)) => {
+            Err(BadVm::Contradiction { one: "role = \"controller\"", other: "controller = false" })
+        }
+        (Some("controller"), _) => Ok((Role::Guest, true)),
+        (Some("template"), Some(true)) => {
+            Err(BadVm::Contradiction { one: "role = \"template\"", other: "controller = true" })
+        }
+        (Some("template"), _) => Ok((Role::Template, false)),
+        (Some(other), _) => Err(BadVm::BadChoice { key: "role", value: other.into(), choices: CHOICES }),
     }
 }
 

@@ -53,6 +53,8 @@ pub struct VmConfig {
     pub hypercalls: Granted,
     /// What it is to the others.
     pub role: Role,
+    /// Whether it makes machines of templates, runs and ends them (`abi::control`).
+    pub is_controller: bool,
     /// Its virtio devices, in the order of their slots; none twice.
     pub devices: Vec<DeviceKind>,
     /// What is on its disk at every start, where it has a block device.
@@ -71,7 +73,7 @@ impl VmConfig {
     pub fn main_memory(&self) -> Range {
         let (start, end) = match self.role {
             Role::Primary => (PRIMARY_START, Ipa::new(self.memory)),
-            Role::Guest | Role::Controller | Role::Template => (map::RAM, map::RAM.wrapping_add(self.memory)),
+            Role::Guest | Role::Template => (map::RAM, map::RAM.wrapping_add(self.memory)),
         };
         Range::new(start, end).unwrap_or(Range::block_around(start, 1))
     }
@@ -79,6 +81,27 @@ impl VmConfig {
     /// Returns all memory, main memory first.
     pub fn memory(&self) -> impl Iterator<Item = Range> {
         core::iter::once(self.main_memory()).chain(self.regions.iter().copied())
+    }
+
+    /// Returns the calls that it has besides those on its memory, where it is granted these. Who has the machine neither lends nor
+    /// gives: devices reach its memory by DMA, at the machine's own addresses.
+    pub const fn besides(&self) -> &'static [&'static [u32]] {
+        match (self.role, self.is_controller) {
+            (Role::Primary, false) => &[],
+            (Role::Primary, true) => &[&abi::control::ALL],
+            (Role::Guest | Role::Template, false) => &[&abi::share::ALL],
+            (Role::Guest | Role::Template, true) => &[&abi::share::ALL, &abi::control::ALL],
+        }
+    }
+
+    /// Returns where its control page is, where it is granted the calls.
+    pub fn control_page(&self) -> Option<Range> {
+        let start = match self.role {
+            Role::Primary => map::CONTROL_OF_PRIMARY,
+            Role::Guest | Role::Template => map::CONTROL,
+        };
+        let is_there = self.hypercalls != Granted::Nothing;
+        is_there.then(|| Range::block_around(start, map::CONTROL_SIZE))
     }
 
     /// Returns the bytes of frames that it may come to have: its memory, and as much again as its disk has, since all of
@@ -173,6 +196,8 @@ impl Largest {
 pub enum Granted {
     /// None: there are no such functions, and no control page.
     Nothing,
+    /// Those that leave its memory as it is ([`abi::calls::LOOKS`]): all that a machine has which has the hardware.
+    Looks,
     /// All on its own memory.
     All,
     /// These, and those that begin and stop the machine's trace.
@@ -184,8 +209,6 @@ pub enum Granted {
 pub enum Role {
     /// Nothing: it starts when the hypervisor does.
     Guest,
-    /// As a guest, and it makes machines of templates, runs and ends them (`abi::control`).
-    Controller,
     /// It is what a controller makes machines of, and does not run itself.
     Template,
     /// It has the machine: its devices, its interrupts, and its memory from address 0 on. x86-64 only, and one at most.

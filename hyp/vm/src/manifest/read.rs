@@ -22,6 +22,7 @@ pub(super) struct RawVm {
     pub(super) largest: Option<String>,
     pub(super) hypercalls: Option<String>,
     pub(super) role: Option<String>,
+    pub(super) controller: Option<bool>,
     pub(super) devices: Vec<String>,
     pub(super) disk: Option<String>,
     pub(super) cpus: Option<Vec<u64>>,
@@ -96,6 +97,7 @@ fn read_vm(mut table: Table<'_>) -> Result<RawVm, BadManifest> {
     let largest = table.text("largest")?;
     let hypercalls = table.text("hypercalls")?;
     let role = table.text("role")?;
+    let controller = table.truth("controller")?;
     let devices = table.texts("devices")?.unwrap_or_default();
     let disk = table.text("disk")?;
     let cpus = table.numbers("cpus")?;
@@ -113,6 +115,7 @@ fn read_vm(mut table: Table<'_>) -> Result<RawVm, BadManifest> {
         largest,
         hypercalls,
         role,
+        controller,
         devices,
         disk,
         cpus,
@@ -156,6 +159,13 @@ impl<'a> Table<'a> {
             DeValue::String(text) => Ok(Some(text.into_owned())),
             _ => Err(self.wrong(key, "a string", at)),
         }
+    }
+
+    /// Takes true or false.
+    fn truth(&mut self, key: &'static str) -> Result<Option<bool>, BadManifest> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        let truth = value.get_ref().as_bool();
+        truth.map(Some).ok_or_else(|| self.wrong(key, "true or false", value.span().start))
     }
 
     /// Takes a number.

@@ -112,7 +112,6 @@ fn what_a_pc_does_not_have_is_refused_and_not_ignored() {
     for (manifest, says) in [
         (vm("devices = [\"console\"]"), "devices means nothing on x86-64"),
         (vm("disk = \"disk.img\""), "disk means nothing on x86-64"),
-        (primary("hypercalls = \"all\""), "hypercalls means nothing for a VM with role = \"primary\""),
         (primary("populate = \"ahead\""), "populate means nothing for a VM with role = \"primary\""),
         (
             primary("[[vm.region]]\nstart = 0x1_0000_0000\nsize = \"2M\""),
@@ -128,6 +127,41 @@ fn what_a_pc_does_not_have_is_refused_and_not_ignored() {
     }
     let error = configure_with(&LIMITS, &primary("")).unwrap_err().to_string();
     assert!(error.contains("role = \"primary\": it must be one of"), "{error}");
+}
+
+#[test]
+fn a_controller_is_one_by_its_role_or_by_a_key_of_its_own() {
+    let pc = Limits { isa: Isa::X86, ..LIMITS };
+    // So much that a flat kernel's place is in a primary's memory.
+    let pc = |lines: &str| {
+        configure_with(&pc, &vm(&format!("{lines}\nkernel = \"payload.flat\"\nmemory = \"2G\"")))
+    };
+    let of = |vms: Result<Vec<VmConfig>, String>| {
+        let vm = &vms.expect("a good manifest")[0];
+        (vm.role, vm.is_controller, vm.hypercalls)
+    };
+    for (lines, expected) in [
+        ("", (Role::Guest, false, Granted::Nothing)),
+        ("role = \"controller\"", (Role::Guest, true, Granted::Nothing)),
+        ("role = \"controller\"\ncontroller = true", (Role::Guest, true, Granted::Nothing)),
+        ("controller = true\nhypercalls = \"all\"", (Role::Guest, true, Granted::All)),
+        ("role = \"guest\"\ncontroller = false", (Role::Guest, false, Granted::Nothing)),
+    ] {
+        assert_eq!(of(configured(&vm(lines))), expected, "{lines}");
+        assert_eq!(of(pc(lines)), expected, "{lines}");
+    }
+    let primary = pc("role = \"primary\"\ncontroller = true\nhypercalls = \"all\"");
+    let page = |vms: &[VmConfig]| vms[0].control_page().map(|page| page.start().get());
+    assert_eq!(page(primary.as_ref().expect("good")), Some(abi::page::BASE_OF_PRIMARY));
+    let besides = |vms: Result<Vec<VmConfig>, String>| vms.expect("a good manifest")[0].besides();
+    assert_eq!(besides(primary.clone()), [&abi::control::ALL]);
+    assert!(besides(pc("role = \"primary\"")).is_empty());
+    assert_eq!(besides(configured(&vm(""))), [&abi::share::ALL]);
+    assert_eq!(besides(configured(&vm("controller = true"))).len(), 2);
+    assert_eq!(of(primary), (Role::Primary, true, Granted::Looks), "its memory stays where devices reach it");
+    assert_eq!(of(pc("role = \"primary\"")), (Role::Primary, false, Granted::Nothing));
+    assert_eq!(page(&configured(&vm("hypercalls = \"all\"")).expect("good")), Some(abi::page::BASE));
+    assert_eq!(page(&configured(&vm("")).expect("good")), None);
 }
 
 /// Each line: what the manifest says, and the sentence that comes of it.
@@ -232,6 +266,15 @@ fn each_mistake_gets_its_own_sentence() {
         (
             vm("role = \"king\""),
             "VM \"a\": role = \"king\": it must be one of guest, controller, template, and primary on x86-64",
+        ),
+        (vm("controller = \"yes\""), "manifest.toml, line 7: \"controller\" must be true or false"),
+        (
+            vm("role = \"controller\"\ncontroller = false"),
+            "VM \"a\": role = \"controller\" and controller = false contradict each other",
+        ),
+        (
+            vm("role = \"template\"\ncontroller = true"),
+            "VM \"a\": role = \"template\" and controller = true contradict each other",
         ),
         (vm("role = \"template\""), "manifest.toml lists no VM: it needs at least one [[vm]]"),
         (vm("hypercalls = \"some\""), "VM \"a\": hypercalls = \"some\": it must be one of none, all, trace"),

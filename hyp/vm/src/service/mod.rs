@@ -37,7 +37,7 @@ pub use sharing::{
 };
 
 use crate::call::CallRegs;
-use crate::manifest::{Granted, Role};
+use crate::manifest::Granted;
 use abi::{Status, calls};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -91,23 +91,18 @@ pub const fn is_call(function: u32) -> bool {
     abi::RANGE_64 <= function && function < calls::END
 }
 
-/// Returns the calls that a machine with this role has besides those on its memory. Who has the machine neither lends nor
-/// gives: devices reach its memory by DMA, at the machine's own addresses.
-const fn besides(role: Role) -> &'static [&'static [u32]] {
-    match role {
-        Role::Controller => &[&abi::share::ALL, &abi::control::ALL],
-        Role::Guest | Role::Template => &[&abi::share::ALL],
-        Role::Primary => &[],
-    }
-}
-
 impl Service {
-    /// Makes the service of a machine with this memory. What its role has besides the caller answers, and it is offered here.
-    pub fn new(ram: impl Iterator<Item = Range>, granted: Granted, role: Role) -> Self {
+    /// Makes the service of a machine with this memory. The machine has the functions in `besides`, too: the caller answers
+    /// them, and they are offered here.
+    pub fn new(
+        ram: impl Iterator<Item = Range>,
+        granted: Granted,
+        besides: &'static [&'static [u32]],
+    ) -> Self {
         Self {
             ram: ram.collect(),
             granted,
-            besides: besides(role),
+            besides,
             handles: SpinMutex::new(Handles::new()),
             transfers: Transfers::new(),
             loans: Loans::default(),
@@ -129,6 +124,9 @@ impl Service {
         let arguments = Arguments::of(regs);
         let mut after = After::Nothing;
         let answer = match regs[0] as u32 {
+            function if self.granted == Granted::Looks && !calls::LOOKS.contains(&function) => {
+                Answer::from(Status::NotSupported)
+            }
             calls::FEATURES => self.features(arguments),
             calls::STATISTICS => self.statistics(memory, arguments),
             calls::SURVEY => self.on_range(arguments, |part| memory.survey(part)),
@@ -196,8 +194,9 @@ impl Service {
     fn features(&self, arguments: Arguments) -> Answer {
         let revision = u64::from(abi::REVISION_MAJOR) << 16 | u64::from(abi::REVISION_MINOR);
         let asked = u32::try_from(arguments.x(1)).ok();
+        let own: &[u32] = if self.granted == Granted::Looks { &calls::LOOKS } else { &calls::OFFERED };
         let is_offered = |function: &u32| {
-            calls::OFFERED.contains(function)
+            own.contains(function)
                 || self.besides.iter().any(|functions| functions.contains(function))
                 || (self.granted == Granted::Trace && calls::OF_THE_TRACE.contains(function))
         };

@@ -87,7 +87,7 @@ impl Vm {
         let placement = image::plan(&config).map_err(|fault| Error::vm(&config.name, fault))?;
         let service = match config.hypercalls {
             Granted::Nothing => None,
-            granted => Some(Box::new(Service::new(config.memory(), granted, config.role))),
+            granted => Some(Box::new(Service::new(config.memory(), granted, config.besides()))),
         };
         let devices =
             (!config.devices.is_empty()).then(|| Box::new(Devices::new(&config.devices, config.disk)));

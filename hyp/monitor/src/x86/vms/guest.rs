@@ -156,7 +156,7 @@ impl Guest {
             vcpus.map_err(|_| unfit(SpaceError::OutOfMemory { ipa: config.main_memory().start() }))?;
         let service = match config.hypercalls {
             Granted::Nothing => None,
-            granted => Some(Box::new(Service::new(memory.into_iter(), granted, config.role))),
+            granted => Some(Box::new(Service::new(memory.into_iter(), granted, config.besides()))),
         };
         let outlet = Outlet::new(number, &config.name);
         Ok(Self {

@@ -173,7 +173,7 @@ impl Hypervisor {
             }
             match config.role {
                 Role::Template => hypervisor.ledger.templates.push(config.clone()),
-                Role::Guest | Role::Controller | Role::Primary => {
+                Role::Guest | Role::Primary => {
                     control::add(&Here(&hypervisor, this), config.clone());
                 }
             }

@@ -84,14 +84,9 @@ pub(super) fn what_is_not_offered_changes_x0_only() {
 pub(super) fn what_the_caller_answers_is_offered_where_there_is_a_caller_for_it() {
     with_rig(|rig| {
         let others = [&abi::share::ALL[..], &abi::control::ALL].concat();
-        const BESIDES: [(Role, &[&[u32]]); 4] = [
-            (Role::Primary, &[]),
-            (Role::Guest, &[&abi::share::ALL]),
-            (Role::Template, &[&abi::share::ALL]),
-            (Role::Controller, &[&abi::share::ALL, &abi::control::ALL]),
-        ];
-        for (role, besides) in BESIDES {
-            let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::All, role);
+        const BESIDES: [&[&[u32]]; 3] = [&[], &[&abi::share::ALL], &[&abi::share::ALL, &abi::control::ALL]];
+        for besides in BESIDES {
+            let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::All, besides);
             for &function in &others {
                 let mut regs: CallRegs = [0; 18];
                 (regs[0], regs[1]) = (calls::FEATURES.into(), function.into());
@@ -101,6 +96,30 @@ pub(super) fn what_the_caller_answers_is_offered_where_there_is_a_caller_for_it(
                 assert_eq!((regs[0], after), (expected.value(), After::Nothing), "{function:#x}");
             }
         }
+    });
+}
+
+#[test]
+pub(super) fn who_has_memory_that_devices_reach_has_only_calls_that_leave_it_there() {
+    with_rig(|rig| {
+        let besides: &[&[u32]] = &[&abi::control::ALL];
+        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::Looks, besides);
+        let call = |function: u32, arguments: [u64; 2]| {
+            let mut regs: CallRegs = [0; 18];
+            regs[0] = function.into();
+            regs[1..3].copy_from_slice(&arguments);
+            let after = rig.with_memory(0, |memory| service.call(memory, &mut regs));
+            (regs, after)
+        };
+        for function in calls::OFFERED.into_iter().chain(calls::OF_THE_TRACE) {
+            let is_there = calls::LOOKS.contains(&function);
+            let (regs, after) = call(function, [RAM, SIZE]);
+            assert_eq!(regs[0] == Status::NotSupported.value(), !is_there || function == calls::FEATURES);
+            assert!(is_there || after == After::Nothing);
+            let expected = if is_there { Status::Success } else { Status::NotSupported };
+            assert_eq!(call(calls::FEATURES, [function.into(), 0]).0[0], expected.value(), "{function:#x}");
+        }
+        assert_eq!(call(calls::FEATURES, [abi::control::CREATE.into(), 0]).0[0], Status::Success.value());
     });
 }
 
@@ -117,7 +136,7 @@ pub(super) fn handles_and_tickets_that_were_never_given_out_are_refused() {
 #[test]
 pub(super) fn the_trace_is_offered_where_it_is_granted_and_answered_by_the_caller() {
     with_rig(|rig| {
-        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::Trace, Role::Guest);
+        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::Trace, &[]);
         for function in calls::OF_THE_TRACE {
             let call = |function: u32, argument: u64| {
                 let mut regs: CallRegs = [0; 18];

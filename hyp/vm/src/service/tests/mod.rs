@@ -12,7 +12,7 @@ mod transfers;
 
 use super::{After, Company, Left, Memory, Service};
 use crate::call::CallRegs;
-use crate::manifest::{Granted, Role};
+use crate::manifest::Granted;
 use abi::{Status, calls};
 use core::cell::RefCell;
 use frames::fake::Machine;
@@ -93,7 +93,7 @@ fn with_rig_of(bytes: u64, ram: u64, tables: u32, test: impl FnOnce(&Rig<'_>)) {
     let rig = Rig {
         machine: &machine,
         space,
-        service: Service::new(ram.into_iter(), Granted::All, Role::Guest),
+        service: Service::new(ram.into_iter(), Granted::All, &[]),
         epoch: &epoch,
     };
     test(&rig);

@@ -30,7 +30,7 @@ pub(super) fn with_pair(test: impl FnOnce(&Pair<'_>)) {
         let mut stay = epoch.enter(CpuId::BOOT);
         space.add_region(&mut stay, Region::ram(range(RAM, SIZE))).unwrap();
         space.add_region(&mut stay, Region::borrowed(borrowed_window())).unwrap();
-        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::All, Role::Guest);
+        let service = Service::new([range(RAM, SIZE)].into_iter(), Granted::All, &[&share::ALL]);
         Rig { machine: &machine, space, service, epoch: &epoch }
     });
     let pair = Pair { machines };

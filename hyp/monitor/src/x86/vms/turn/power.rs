@@ -61,7 +61,7 @@ impl Turn {
             Why::PowerOff => {
                 match guest.config().role {
                     Role::Template => debug!("{} is off", self.name()),
-                    Role::Guest | Role::Controller | Role::Primary => info!("{} is off", self.name()),
+                    Role::Guest | Role::Primary => info!("{} is off", self.name()),
                 }
                 guest.finish(hypervisor);
             }
