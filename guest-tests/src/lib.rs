@@ -36,7 +36,7 @@ pub mod gic;
 pub mod guard;
 pub mod list;
 pub mod machine;
-#[cfg(target_arch = "aarch64")]
+#[cfg_attr(target_arch = "x86_64", path = "x86/mmio.rs")]
 pub mod mmio;
 #[cfg_attr(target_arch = "x86_64", path = "x86/mmu.rs")]
 pub mod mmu;

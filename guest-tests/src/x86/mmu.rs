@@ -8,11 +8,13 @@ pub const fn is_on() -> bool {
     true
 }
 
-/// What kind of memory a page is: all of it is write-back cacheable.
+/// What kind of memory a page is: the second stage decides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Memory {
     /// Write-back cacheable, executable.
     Normal,
+    /// Registers.
+    Device,
 }
 
 /// How tests reach a guest-physical address below 4 GiB: each is mapped at its own.

@@ -5,14 +5,15 @@
 #![allow(clippy::result_large_err, reason = "a failed test carries its text, since there is no heap")]
 #![allow(unsafe_code, reason = "registers and memory are touched that may not be touched")]
 
-use abi::calls;
+use abi::{calls, page};
 use core::arch::asm;
 use core::sync::atomic::Ordering::Relaxed;
 use guest_tests::access::Effect;
 use guest_tests::calls::hypercall;
 use guest_tests::guard::{Caught, attempt};
+use guest_tests::mmio::{read32, read64, write32, write64};
 use guest_tests::mmu::PAGE;
-use guest_tests::{Verdict, check, cpu, fail, guest_tests, machine, ram, same, skip, smp, timer};
+use guest_tests::{Verdict, check, cpu, fail, guest_tests, machine, ram, same, service, skip, smp, timer};
 
 guest_tests! {
     "pc":
@@ -24,6 +25,8 @@ guest_tests! {
     beyond_memory_there_is_nothing,
     the_call_of_this_hypervisor_has_its_identity,
     every_vcpu_has_its_number,
+    the_control_page_takes_moves_and_nothing_else,
+    the_control_page_takes_moves_of_32_bit_code,
     a_timer_interrupts_once_and_not_early,
     an_interrupt_waits_until_it_is_let_in,
     a_timer_wakes_who_is_halted,
@@ -120,6 +123,105 @@ fn the_call_of_this_hypervisor_has_its_identity() -> Verdict {
         let Ok(results) = hypercall(registers) else { fail!("call {function:#x} was refused") };
         same!("a call that there is not", function.into(), u64::MAX, results[0]);
     }
+    Ok(())
+}
+
+fn the_control_page_takes_moves_and_nothing_else() -> Verdict {
+    /// Those of [`guest_tests::access::ACCESSES`] that compilers make of a volatile access.
+    const TAKEN: [&str; 8] = [
+        "movzx eax, word ptr [rdi]",
+        "mov eax, [rdi]",
+        "mov rax, [rdi]",
+        "mov [rdi], al",
+        "mov [rdi], ax",
+        "mov [rdi], eax",
+        "mov [rdi], rax",
+        "mov qword ptr [rdi], 5",
+    ];
+    const SOME: u64 = 0x1122_3344_5566_7788;
+    service::granted()?;
+    let argument = page::BASE + page::ARGUMENT;
+    for access in guest_tests::access::ACCESSES.iter().filter(|access| access.effect != Effect::Hint) {
+        // SAFETY: a register that does nothing by itself.
+        let result = unsafe { access.perform(argument) };
+        let is_taken = TAKEN.contains(&access.name);
+        check!(
+            result.is_ok() == is_taken,
+            "`{}`: expected it taken is {is_taken}, found {result:?}",
+            access.name
+        );
+        check!(is_taken || is_refused(result), "`{}`: expected a refusal, found {result:?}", access.name);
+    }
+    same!("what the last move has left", argument, 5, read64(argument));
+    write64(argument, SOME);
+    let (scaled, low): (u64, u64);
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "mov {scaled}, [r12 + 8 * r13 - 8]",
+            "mov {low:e}, [r12 + 24]",
+            "mov dword ptr [r12 + 8 * r13 - 4], 0x77",
+            scaled = out(reg) scaled, low = out(reg) low, in("r12") page::BASE, in("r13") 4_u64, options(nostack)
+        );
+    }
+    same!("a register by a scaled index", argument, SOME, scaled);
+    same!("its lower half", argument, SOME & 0xffff_ffff, low);
+    same!("its upper half", argument + 4, 0x77, read32(argument + 4).into());
+    write32(argument, 0x99);
+    same!("both halves", argument, 0x77 << 32 | 0x99, read64(argument));
+    same!("what is not aligned", argument + 4, 0, read64(argument + 4));
+    // SAFETY: the registers end before this, and nothing is behind the page.
+    let across = unsafe { attempt(|| read64(page::BASE + page::SIZE - 4)) };
+    check!(is_refused(across), "a read across the end of the page: found {across:?}");
+    Ok(())
+}
+
+/// Reads the word at `page` + 0x18 in 32-bit code, writes it to the next register, and a number to that one's upper half.
+///
+/// # Safety
+/// There are registers that do nothing by themselves.
+unsafe fn copy_in_32_bit_code(page: u64) {
+    /// As the entry code has them, and code of 32 bits behind.
+    static GDT: [u64; 4] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_9b00_0000_ffff];
+    const CODE_32: u64 = 3 << 3;
+    let gdt = &raw const GDT as u64;
+    let register = [(size_of_val(&GDT) as u64 - 1) | gdt << 16, gdt >> 48];
+    let mut far = 0_u64;
+    // SAFETY: the segments in use stay the same. Code, stack and page are below 4 GiB, where a far call leads that has 32 bits, and
+    // so does the way back.
+    unsafe {
+        asm!(
+            "lgdt ({register})",
+            "leaq 2f(%rip), %rax",
+            "movl %eax, ({far})",
+            "movl ${code}, 4({far})",
+            "lcalll *({far})",
+            "jmp 3f",
+            ".code32",
+            "2: movl 0x18(%edi), %eax",
+            "movl %eax, 0x20(%edi)",
+            "movl $0x77, 0x24(%edi)",
+            "lretl",
+            ".code64",
+            "3:",
+            register = in(reg) register.as_ptr(),
+            far = in(reg) &raw mut far,
+            code = const CODE_32,
+            in("rdi") page,
+            out("rax") _,
+            options(att_syntax)
+        );
+    }
+}
+
+fn the_control_page_takes_moves_of_32_bit_code() -> Verdict {
+    service::granted()?;
+    let argument = page::BASE + page::ARGUMENT;
+    write64(argument, 0x1122_3344_5566_7788);
+    write64(argument + 8, 0);
+    // SAFETY: arguments do nothing by themselves.
+    unsafe { copy_in_32_bit_code(page::BASE) };
+    same!("what 32-bit code has copied", argument + 8, 0x77 << 32 | 0x5566_7788, read64(argument + 8));
     Ok(())
 }
 

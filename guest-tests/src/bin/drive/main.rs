@@ -1,7 +1,7 @@
 //! A guest that drives its own second stage through the calls that the manifest grants it, from all vCPUs: one module per
 //! promise. What a test leaves behind is memory with all rights, and no pin, transfer or log.
 //!
-//! The same on both architectures, but for the control page, which x86-64 has not.
+//! The same on both architectures.
 #![no_std]
 #![no_main]
 #![allow(clippy::result_large_err, reason = "a failed test carries its text, since there is no heap")]
@@ -9,7 +9,6 @@
 
 mod aging;
 mod balloon;
-#[cfg(target_arch = "aarch64")]
 mod control_page;
 mod dirty;
 mod fuzz;
@@ -31,8 +30,8 @@ guest_tests! {
         every_call_that_is_offered_is_there,
     }
     control_page {
-        #[cfg(target_arch = "aarch64")]
         makes_the_same_calls,
+        has_a_controller_s_calls_where_the_machine_is_one,
     }
     translation {
         every_page_keeps_its_contents_through_split_move_and_collapse,

@@ -7,7 +7,9 @@
 //! Neighbours: `vm` knows what the calls mean; `turn` calls this where a guest was left.
 
 use super::guest::Guest;
+use super::making::Here;
 use super::{Format, Hypervisor, Tagged, tracing};
+use crate::control;
 use crate::servers::Servers;
 use aarch64::cpu::Core;
 use aarch64::features::Features;
@@ -204,7 +206,7 @@ pub(super) fn page(
             if vm::service::is_call(regs[0] as u32) {
                 // A yield from user space is its kernel's affair.
                 let _ = serve_call(service, guest, hypervisor, core, &mut regs);
-            } else {
+            } else if !control::call(guest, &Here(hypervisor, core), &mut regs) {
                 regs[0] = abi::Status::NotSupported.value();
             }
             service.page_answered(&regs);

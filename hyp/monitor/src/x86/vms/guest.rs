@@ -126,7 +126,7 @@ impl Guest {
         let memory: Vec<Range> = config.memory().collect();
         let unfit = |error| Unfit::space(&config.name, error);
         let regions: Vec<Region> = match config.role {
-            Role::Primary => primary::regions(hypervisor.machine, config.memory),
+            Role::Primary => primary::regions(hypervisor.machine, &config),
             _ => {
                 let borrows = (config.hypercalls != Granted::Nothing).then(borrowed_window);
                 let ram = memory.iter().copied().map(Region::ram);

@@ -38,10 +38,10 @@ use making::Here;
 use spin::Once;
 use stage2::Kick;
 use turn::Turn;
-use types::{Cpu, CpuId, Pa, Ticks};
+use types::{Cpu, CpuId, Ipa, Pa, Ticks};
 use vm::service::Left;
 use vm::{Granted, Role};
-use x86_64::apic::Apic;
+use x86_64::apic::{Apic, Mode};
 use x86_64::instr::{rdtsc, wait_for_change};
 use x86_64::pic::mask_all;
 use x86_64::vmx::tlb::Issued;
@@ -170,6 +170,14 @@ impl Hypervisor {
         for config in configs {
             if config.hypercalls == Granted::Trace {
                 fatal!("virtual machine \"{}\": this architecture has no trace by calls", config.name);
+            }
+            if let (Role::Primary, Mode::Memory(base)) = (config.role, this.apic.mode())
+                && config.control_page().is_some_and(|page| page.contains(Ipa::new(base)))
+            {
+                fatal!(
+                    "virtual machine \"{}\": the local APIC is where its control page is to be",
+                    config.name
+                );
             }
             match config.role {
                 Role::Template => hypervisor.ledger.templates.push(config.clone()),

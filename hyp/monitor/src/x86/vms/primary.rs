@@ -20,9 +20,10 @@ const ACPI_KEPT: u32 = 4;
 /// Where the registers of devices end: beyond what any 32-bit one can have.
 const DEVICES_END: u64 = 4 << 30;
 
-/// Returns what firmware tells, as the guest is to hear it: the hypervisor's memory, which begins at `end`, is reserved.
-fn areas(machine: &[E820Entry], end: u64) -> Vec<E820Entry> {
-    let mut told = Vec::with_capacity(machine.len() + 1);
+/// Returns what firmware tells, as the guest is to hear it: the hypervisor's memory, which begins at `end`, is reserved, and so is
+/// its control page.
+fn areas(machine: &[E820Entry], end: u64, control: Option<Range>) -> Vec<E820Entry> {
+    let mut told = Vec::with_capacity(machine.len() + 2);
     for &(start, bytes, kind) in machine {
         let below = end.saturating_sub(start).min(bytes);
         match kind {
@@ -34,13 +35,15 @@ fn areas(machine: &[E820Entry], end: u64) -> Vec<E820Entry> {
             _ => told.push((start, bytes, kind)),
         }
     }
+    told.extend(control.map(|page| (page.start().get(), page.len(), RESERVED)));
     told
 }
 
-/// Returns the regions of its addresses: what firmware tells of but for the hypervisor's memory, which begins at `end`, and
-/// between those, up to 4 GiB, whatever there is. Each is of the type that the machine has there, or a stricter one.
-pub(super) fn regions(machine: &Machine, end: u64) -> Vec<Region> {
-    plan(&machine.firmware.areas, end, machine.types.as_ref())
+/// Returns the regions of its addresses: what firmware tells of but for the hypervisor's memory, and between those, up to 4 GiB,
+/// whatever there is, but for its control page. Each is of the type that the machine has there, or a stricter one.
+pub(super) fn regions(machine: &Machine, config: &VmConfig) -> Vec<Region> {
+    let all = plan(&machine.firmware.areas, config.memory, machine.types.as_ref());
+    all.into_iter().flat_map(|region| without(region, config.control_page())).collect()
 }
 
 /// Returns how the guest sees what is of type `what` in the machine. Cached memory is so whatever the guest's own tables say
@@ -148,7 +151,7 @@ fn push(regions: &mut Vec<Region>, (from, to): (u64, u64), told: Told, types: Op
 /// Puts the kernel, its parameters and the initial file system where they are to be, and returns the address of the
 /// parameters; `None` where they are too long. Nobody runs there yet.
 pub(super) fn load(machine: &Machine, config: &VmConfig, placement: &Placement) -> Option<u32> {
-    let areas = areas(&machine.firmware.areas, config.memory);
+    let areas = areas(&machine.firmware.areas, config.memory, config.control_page());
     let parameters = linux::zero_page(config, placement, &areas, machine.firmware.root_pointer)?;
     let at = placement.dtb.start();
     let initrd = config.initrd.zip(placement.initrd).map(|(file, range)| (range.start(), file.bytes));
@@ -166,6 +169,7 @@ pub(super) fn load(machine: &Machine, config: &VmConfig, placement: &Placement) 
 mod tests {
     use super::*;
     use ept::mtrr::{FIXED, MAX_VARIABLE};
+    use vm::map::CONTROL_OF_PRIMARY;
 
     const MACHINE: [E820Entry; 5] = [
         (0, 0x9_fc00, 1),
@@ -236,25 +240,38 @@ mod tests {
 
     #[test]
     fn the_hypervisor_s_memory_is_told_as_reserved() {
-        let told = areas(&MACHINE, END);
+        let told = areas(&MACHINE, END, None);
         assert_eq!(told[3..], [(0x10_0000, 0xff0_0000, 1), (END, 0xfff_0000, 2), (0x1fff_0000, 0x1_0000, 3)]);
         assert_eq!(told[..3], MACHINE[..3]);
+        let page = Range::block_around(CONTROL_OF_PRIMARY, FRAME_SIZE);
+        let with_page = areas(&MACHINE, END, Some(page));
+        assert_eq!((&with_page[..6], &with_page[6..]), (&told[..], &[(0xfeef_f000, FRAME_SIZE, 2)][..]));
     }
 
     #[test]
     fn a_page_is_withheld_and_nothing_else_changes() {
-        let page = apic_page(0xfee0_0000);
         let all = plan(&MACHINE, END, Some(&types()));
-        let rest: Vec<Region> = all.iter().flat_map(|region| without(*region, Some(page.range))).collect();
-        assert_eq!(rest.len(), all.len() + 1);
-        assert!(rest.iter().all(|region| !region.range.overlaps(page.range)));
-        let bytes = |regions: &[Region]| regions.iter().map(|region| region.range.len()).sum::<u64>();
-        assert_eq!(bytes(&rest) + FRAME_SIZE, bytes(&all));
-        for region in rest {
-            let Backing::Fixed { pa, .. } = region.backing else { panic!("{region:?}") };
-            assert_eq!(pa.get(), region.range.start().get());
+        let control = Range::block_around(CONTROL_OF_PRIMARY, FRAME_SIZE);
+        for page in [apic_page(0xfee0_0000).range, control] {
+            let rest: Vec<Region> = all.iter().flat_map(|region| without(*region, Some(page))).collect();
+            assert_eq!(rest.len(), all.len() + 1);
+            assert!(rest.iter().all(|region| !region.range.overlaps(page)));
+            let bytes = |regions: &[Region]| regions.iter().map(|region| region.range.len()).sum::<u64>();
+            assert_eq!(bytes(&rest) + FRAME_SIZE, bytes(&all));
+            for region in rest {
+                let Backing::Fixed { pa, .. } = region.backing else { panic!("{region:?}") };
+                assert_eq!(pa.get(), region.range.start().get());
+            }
         }
         assert_eq!(all.iter().flat_map(|region| without(*region, None)).count(), all.len());
+    }
+
+    #[test]
+    fn the_control_page_is_where_only_interrupts_are_written_to_and_no_cpu_has_registers() {
+        let control = Range::block_around(CONTROL_OF_PRIMARY, FRAME_SIZE);
+        let interrupts = Range::new(Ipa::new(0xfee0_0000), Ipa::new(0xfef0_0000)).expect("in order");
+        assert!(interrupts.covers(control) && !apic_page(0xfee0_0000).range.overlaps(control));
+        assert_eq!(control.start().align_down(2 << 20), interrupts.start(), "one block is divided for both");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod bugs;
 mod calls;
 mod moves;
 mod offline;
+mod page;
 mod port;
 mod power;
 mod registers;
@@ -330,7 +331,7 @@ impl Turn {
             Ok(Outcome::Mapped | Outcome::Allowed | Outcome::AlreadyMapped) => {}
             // It may be for memory that rests: a guest that comes again for it may be the only one who ever does.
             Ok(Outcome::Busy) => self.tidy(),
-            Ok(Outcome::Outside) if self.reach_apic(fault) => {}
+            Ok(Outcome::Outside) if self.reach_apic(fault) || self.reach_page(fault) => {}
             Ok(Outcome::Outside | Outcome::Denied | Outcome::Noted(_)) => {
                 debug!("{}: vCPU {} reached for {}", self.name(), self.vcpu, fault.ipa);
                 self.vmcs.inject(Event::GeneralProtection);

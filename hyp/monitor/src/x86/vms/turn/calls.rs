@@ -32,27 +32,29 @@ impl Turn {
                 self.guest.stop(self.hypervisor, self.this, Why::Reset);
                 return;
             }
-            function => match &self.guest.service {
-                Some(service) if vm::service::is_call(function) => self.serve(service, &mut regs),
-                _ => {
-                    let here = Here(self.hypervisor, self.this);
-                    let is_answered = sharing::call(&*self.guest, &here, &mut regs)
-                        || control::call(&*self.guest, &here, &mut regs);
-                    if !is_answered && vm::call::answer(&mut regs).is_none() {
-                        regs[0] = abi::NOT_SUPPORTED as u64;
-                    }
+            _ => {
+                let is_answered = self.serve(&mut regs)
+                    || sharing::call(&*self.guest, &Here(self.hypervisor, self.this), &mut regs);
+                if !is_answered && vm::call::answer(&mut regs).is_none() {
+                    regs[0] = abi::NOT_SUPPORTED as u64;
                 }
-            },
+            }
         }
         let r = &mut self.vmcs.registers;
         [r.rax, r.rdi, r.rsi, r.rdx, r.rcx, r.r8] = [regs[0], regs[1], regs[2], regs[3], regs[4], regs[5]];
     }
 
-    /// Serves a call on the guest's memory. Another CPU makes a transfer that comes of it.
-    fn serve(&self, service: &vm::service::Service, regs: &mut CallRegs) {
+    /// Serves a call on the guest's memory, or a controller's. Tells whether it was one. Another CPU makes a transfer that comes
+    /// of it.
+    pub(super) fn serve(&self, regs: &mut CallRegs) -> bool {
+        let Some(service) = self.guest.service.as_ref().filter(|_| vm::service::is_call(regs[0] as u32))
+        else {
+            return control::call(&*self.guest, &Here(self.hypervisor, self.this), regs);
+        };
         let after = self.guest.with_memory(self.hypervisor, self.this, |memory| service.call(memory, regs));
         if after == After::Serve {
             self.hypervisor.ask_to_serve(self.this);
         }
+        true
     }
 }
