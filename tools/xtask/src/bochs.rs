@@ -5,7 +5,7 @@
 
 mod linux;
 
-pub(crate) use linux::{Linux, bare_linux, with_linux};
+pub(crate) use linux::{Linux, TEMPLATE, bare_linux, with_linux};
 
 use crate::board::Board;
 use crate::bundle::{self, One};

@@ -214,6 +214,8 @@ fn run_pc(args: &Args, pc: &Pc) -> Result<()> {
             smp: args.smp,
             memory: args.mem,
             append: args.append.as_deref(),
+            hypercalls: args.hypercalls,
+            runs: None,
             hypervisor: &hypervisor,
         })?;
         return run_prepared(args, &mut prepared);

@@ -183,6 +183,8 @@ fn run_pc(args: &Args, cpu: &str) -> Result<()> {
         smp: Some(smp),
         memory: args.mem,
         append: Some(POWEROFF),
+        hypercalls: false,
+        runs: None,
         hypervisor: HYPERVISOR_APPEND,
     };
     let mut rows = Vec::new();

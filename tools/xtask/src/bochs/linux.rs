@@ -2,16 +2,20 @@
 
 use super::{Built, DEFAULT_SMP, Disc, Machine, OVERHEAD, Prepared, build};
 use crate::board::Board;
-use crate::bundle::{self, One};
+use crate::bundle::{self, One, Vm};
 use crate::run;
 use crate::setup::{self, Need};
 use crate::size::Size;
 use anyhow::{Context, Result};
 use std::borrow::Cow;
 use std::fs;
+use std::path::Path;
 
 /// Linux's memory where nothing is said.
 const MEMORY: Size = Size::mib(256);
+/// What it makes VMs of, where it does: the name, and their memory.
+pub(crate) const TEMPLATE: &str = "brief";
+const TEMPLATE_MEMORY: Size = Size::mib(8);
 /// Its console, first on its command line. Without the rate it would be 9600 baud, and Linux would mostly wait for it.
 const CONSOLE: &str = "console=ttyS0,115200";
 
@@ -28,6 +32,10 @@ pub(crate) struct Linux<'a> {
     pub(crate) memory: Option<Size>,
     /// Added to Linux's command line.
     pub(crate) append: Option<&'a str>,
+    /// Whether it is granted the calls.
+    pub(crate) hypercalls: bool,
+    /// The payload that it makes VMs of, on a CPU that the machine has beyond Linux's.
+    pub(crate) runs: Option<&'a Path>,
     /// The hypervisor's own command line.
     pub(crate) hypervisor: &'a str,
 }
@@ -42,7 +50,12 @@ impl Linux<'_> {
     }
 
     fn cmdline(&self) -> String {
-        self.append.map_or_else(|| CONSOLE.to_owned(), |more| format!("{CONSOLE} {more}"))
+        let mut line = CONSOLE.to_owned();
+        if self.runs.is_some() {
+            // Firmware tells it of all.
+            line += &format!(" maxcpus={}", self.cpus());
+        }
+        self.append.map_or_else(|| line.clone(), |more| format!("{line} {more}"))
     }
 
     /// Makes the machine that starts from a disc with the hypervisor and its bundle, and with the same kernel and initramfs
@@ -53,7 +66,16 @@ impl Linux<'_> {
         let (kernel, initramfs) = setup::pc_guest();
         let mut vm = run::vm("linux", self.cpus(), self.memory(), Some(self.cmdline()));
         vm.role = Some("primary".to_owned());
-        let (bundle, _) = bundle::of_one(One { vm, kernel: &kernel, initrd: Some(&initramfs) })?;
+        vm.hypercalls = self.hypercalls.then(|| run::GRANTED.to_owned());
+        vm.controller = self.runs.map(|_| true);
+        let template = self.runs.map(|kernel| {
+            let vm = run::vm(TEMPLATE, 1, TEMPLATE_MEMORY, None);
+            let (role, cpus) = (Some("template".to_owned()), Some(vec![self.cpus()]));
+            One { vm: Vm { role, cpus, ..vm }, kernel, initrd: None }
+        });
+        let mut vms = vec![One { vm, kernel: &kernel, initrd: Some(&initramfs) }];
+        vms.extend(template);
+        let (bundle, _) = bundle::of(vms)?;
         let built: Built = build(self.board)?;
         let mut disc = Disc::of_hypervisor(&built, self.hypervisor, Some(&bundle))?;
         for (name, path) in [("vmlinuz", &kernel), ("initrd.gz", &initramfs)] {
@@ -61,8 +83,8 @@ impl Linux<'_> {
             disc.files.push((name, Cow::Owned(bytes)));
         }
         disc.menu = menu.unwrap_or(disc.menu);
-        let machine =
-            Machine { cpu: self.cpu, cpus: self.cpus(), memory, append: "", bundle: None, trace: None };
+        let cpus = self.cpus() + u32::from(self.runs.is_some());
+        let machine = Machine { cpu: self.cpu, cpus, memory, append: "", bundle: None, trace: None };
         Prepared::with_disc(&disc, &machine, Some(built.elf))
     }
 }

@@ -6,8 +6,9 @@
 #   reboot     reboot, and so again and again
 #   judge      load the drivers of virtio devices, look at disk and at mz.tested=N MiB of memory for mz.rounds=N rounds, and
 #              power off
-#   hidden     look for VMX, send NMIs, take CPUs offline and have them come back, try to read and to write memory that is reserved above RAM, on a PC the
-#              hypervisor's, and power off, or what mz.end=WORD says instead
+#   hidden     look for VMX, send NMIs, take CPUs offline and have them come back, try to read and to write memory that is
+#              reserved above RAM, on a PC the hypervisor's, make calls by the control page at mz.page=ADDRESS, where one is
+#              named, and power off, or do what mz.end=WORD says instead
 # Without it there is a shell on the console; `poweroff -f` and `reboot -f` end it.
 
 PATH=/bin
@@ -31,12 +32,14 @@ action=
 rounds=1
 tested=4
 end=poweroff
+page=
 for word in $($busybox cat /proc/cmdline); do
     case $word in
     mz.test=*) action=${word#mz.test=} ;;
     mz.rounds=*) rounds=${word#mz.rounds=} ;;
     mz.tested=*) tested=${word#mz.tested=} ;;
     mz.end=*) end=${word#mz.end=} ;;
+    mz.page=*) page=$((${word#mz.page=})) ;;
     esac
 done
 
@@ -85,6 +88,7 @@ hidden() {
     echo "VMX-$(grep -c -w vmx /proc/cpuinfo) HYPERVISOR-$(grep -c -w hypervisor /proc/cpuinfo)"
     cpus=/sys/devices/system/cpu
     for cpu in "$cpus"/cpu[1-9]* "$cpus"/cpu[1-9]*; do
+        [ "$(cat "$cpu/online")" = 1 ] || continue # it is not to have that one
         echo 0 > "$cpu/online"
         without=$(cat "$cpus/online")
         sleep 1
@@ -105,8 +109,51 @@ hidden() {
         done
         echo "HIDDEN-$start-$final tried $tried read $read written $written"
     done
+    if [ -n "$page" ]; then calls; fi
     sleep 1
     "$end" -f
+}
+
+# Makes a call by the control page: the function's number, and up to two arguments. Leaves the status and the first result.
+call() {
+    devmem $((page + 0x10)) 64 "$1"
+    devmem $((page + 0x18)) 64 "${2:-0}"
+    devmem $((page + 0x20)) 64 "${3:-0}"
+    devmem $((page + 0x48)) 64 1
+    status=$(devmem $((page + 0x50)) 64)
+    result=$(devmem $((page + 0x58)) 64)
+}
+
+# Makes calls on 16 MiB of its own memory; then makes a VM of the first template, waits until it has gone off, and ends it.
+calls() {
+    continue=0x0000000000000001
+    busy=0xFFFFFFFFFFFFFFF0
+    echo "PAGE $(devmem "$page" 64) $(devmem "$page" 32) $(devmem "$page" 8)"
+    echo "RESERVED $(grep -c "^$(printf %08x "$page")-.* : Reserved" /proc/iomem)"
+    call 0xc6000003 0x1000000 0x1000000
+    echo "SURVEY $status"
+    call 0xc6000004 0x1000000 0x1000000
+    echo "SELF-CHECK $status"
+    call 0xc6000001 0xc6000060
+    echo "CONTROLS $status"
+    call 0xc6000001 0xc6000015
+    features=$status
+    call 0xc6000015 0x1000000 0x200000
+    echo "MOVES $features $status"
+    call 0xc6000060 0
+    handle=$result
+    echo "CREATE $status"
+    call 0xc6000060 0
+    echo "CREATE-AGAIN $status"
+    call 0xc6000061 "$handle"
+    started=$status
+    until call 0xc6000065 "$handle" && [ $((result)) = 0 ]; do sleep 1; done
+    echo "START $started" # the VM has its own lines on the console meanwhile
+    echo "OFF $status"
+    until call 0xc6000064 "$handle" && [ "$status" != $continue ] && [ "$status" != $busy ]; do :; done
+    echo "DESTROY $status"
+    call 0xc6000065 "$handle"
+    echo "STATE $status"
 }
 
 case $action in

@@ -133,17 +133,21 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
             ensure!(counts.passed >= SHARING, "not all was tested: {counts}");
             Ok(counts)
         });
+        let visitor = build_for_pc("visitor")?;
         let linux = || {
             bochs::with_linux(Linux {
                 board,
                 cpu: MODELS[0].0,
                 smp: Some(LINUX_CPUS),
                 memory: None,
-                append: Some("quiet mz.test=hidden mz.end=reboot"),
+                append: Some("quiet mz.test=hidden mz.page=0xfeeff000 mz.end=reboot"),
+                hypercalls: true,
+                runs: Some(visitor.file()),
                 hypervisor: "log=info",
             })
         };
-        cases.boot(&format!("Linux has the machine on {board}: {}", MODELS[0].0), linux, has_the_machine);
+        let name = format!("Linux has the machine on {board}, and runs another beside it: {}", MODELS[0].0);
+        cases.boot(&name, linux, has_the_machine);
         let machine = || bare(&built, WITHOUT_VMX, "log=info");
         cases.boot(&format!("a CPU without VMX is refused on {board}"), machine, refused);
         let model = board.pc().map_or("", |pc| &pc.cpu);
@@ -179,7 +183,8 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// Linux comes to its init, finds no VMX, reaches nothing of the hypervisor's memory, and starts the machine again.
+/// Linux comes to its init, finds no VMX, reaches nothing of the hypervisor's memory, makes, runs and ends another VM by the
+/// control page, and starts the machine again.
 fn has_the_machine(console: &mut Console) -> Result<()> {
     console.expect_line(&Regex::new(&format!("^CPUs: {LINUX_CPUS} online"))?, LINUX_PATIENCE)?;
     console.expect_line(&Regex::new("^INIT-OK")?, LINUX_PATIENCE)?;
@@ -199,6 +204,7 @@ fn has_the_machine(console: &mut Console) -> Result<()> {
     let [tried, read, written] = [3, 4, 5].map(|at| found[at].parse::<u32>().unwrap_or(u32::MAX));
     ensure!(tried > 40, "only {tried} places of the hypervisor's memory were tried");
     ensure!(read == 0 && written == 0, "the hypervisor's memory can be reached: {}", found[0]);
+    makes_calls(console)?;
     // Memory is cached and the ROMs are not, as the BIOS has set up (MTRRs).
     let log = console.log();
     for (what, range) in [("write-back", "0x0-0xa0000"), ("uncacheable", "0xa0000-0x100000")] {
@@ -209,8 +215,36 @@ fn has_the_machine(console: &mut Console) -> Result<()> {
         &Regex::new("vCPU [0-9]+ has asked for a reset: the machine is reset")?,
         LINUX_PATIENCE,
     )?;
-    console.expect_line(&Regex::new(&format!("{LINUX_CPUS} CPUs in VMX root operation"))?, LINUX_PATIENCE)?;
+    let cpus = LINUX_CPUS + 1;
+    console.expect_line(&Regex::new(&format!("{cpus} CPUs in VMX root operation"))?, LINUX_PATIENCE)?;
     console.expect_line(&Regex::new("linux: [0-9]+ vCPUs")?, LINUX_PATIENCE)?;
+    Ok(())
+}
+
+/// What Linux says of its calls by the control page: which it has, and which not, since devices reach its memory; and of the VM
+/// that it has made, run and ended, all of whose frames have come back.
+fn makes_calls(console: &mut Console) -> Result<()> {
+    const SUCCESS: &str = "0x0000000000000000";
+    const NOT_SUPPORTED: &str = "0xFFFFFFFFFFFFFFFF";
+    let mut says = |what: &str, value: &str| -> Result<()> {
+        console.expect_line(&Regex::new(&format!("^{what} {value}"))?, LINUX_PATIENCE)?;
+        Ok(())
+    };
+    says("PAGE", "0x6E696E617A7A656D 0x7A7A656D 0x00")?;
+    says("RESERVED", "1")?;
+    says("SURVEY", SUCCESS)?;
+    says("SELF-CHECK", SUCCESS)?;
+    says("CONTROLS", SUCCESS)?;
+    says("MOVES", &format!("{NOT_SUPPORTED} {NOT_SUPPORTED}"))?;
+    says("CREATE", SUCCESS)?;
+    says("CREATE-AGAIN", "0xFFFFFFFFFFFFFFE5")?; // NoRoom: its CPU is taken
+    says("START", SUCCESS)?;
+    says("OFF", SUCCESS)?;
+    says("DESTROY", SUCCESS)?;
+    says("STATE", "0xFFFFFFFFFFFFFFFD")?; // InvalidParameter: it is nobody's
+    let passed = Regex::new(&format!(r"(?m)^{}\.1\| (\d+) passed, 0 failed\r?$", bochs::TEMPLATE))?;
+    let counts = passed.captures(console.log()).context("the VM that Linux has made says nothing")?;
+    ensure!(&counts[1] != "0", "the VM that Linux has made has tested nothing");
     Ok(())
 }
 
