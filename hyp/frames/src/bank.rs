@@ -26,6 +26,13 @@ pub(crate) struct Bank {
     records: NonNull<Record>,
 }
 
+/// The records of one bank: for looks at many frames that are near each other, each a subtraction and a comparison.
+#[derive(Clone, Copy, Debug)]
+pub struct Records<'f> {
+    first: u64,
+    records: &'f [Record],
+}
+
 /// All RAM that has records.
 pub(crate) struct Memory {
     map: DirectMap,
@@ -44,6 +51,30 @@ impl Bank {
     /// `records` points to one record per frame, valid, and accessed as records only, for as long as the bank is used.
     pub(crate) const unsafe fn new(range: PaRange, records: NonNull<Record>) -> Self {
         Self { first: Frame::of(range.start()).0, frames: range.len() >> FRAME_SHIFT, records }
+    }
+}
+
+impl<'f> Records<'f> {
+    #[inline(always)]
+    const fn index(self, frame: Frame) -> usize {
+        frame.0.wrapping_sub(self.first) as usize
+    }
+
+    /// Returns the record of the frame that `pa` is in; `None` where it is in another bank, or in none.
+    #[inline(always)]
+    pub fn get(self, pa: Pa) -> Option<&'f Record> {
+        self.records.get(self.index(Frame::of(pa)))
+    }
+
+    /// Returns the record of each of several frames; `None` where one is in another bank.
+    #[inline(always)]
+    pub fn get_all<const N: usize>(self, pas: [Pa; N]) -> Option<[&'f Record; N]> {
+        let records = pas.map(|pa| self.get(pa));
+        let mut all = [records.first().copied()??; N];
+        for (all, record) in all.iter_mut().zip(records) {
+            *all = record?;
+        }
+        Some(all)
     }
 }
 
@@ -73,13 +104,22 @@ impl Memory {
     /// Returns the records of `frames` frames side by side: of a run, which is in one bank.
     #[inline]
     pub(crate) fn run(&self, first: Frame, frames: u64) -> &[Record] {
-        let banks = self.banks.iter().map_while(|bank| *bank);
-        let run =
-            banks.map(|bank| (bank, first.0.wrapping_sub(bank.first))).find(|(bank, at)| *at < bank.frames);
-        let Some((bank, at)) = run else { return &[] };
-        let frames = frames.min(bank.frames - at);
-        // SAFETY: as many records from there on are valid by `Bank::new`'s contract, and shared as atomics.
-        unsafe { core::slice::from_raw_parts(bank.records.add(at as usize).as_ptr(), frames as usize) }
+        let bank = self.around(first);
+        let records = bank.records.get(bank.index(first)..).unwrap_or_default();
+        &records[..records.len().min(frames as usize)]
+    }
+
+    /// Returns the records of the bank that a frame is in; none where it is in no bank.
+    #[inline]
+    pub(crate) fn around(&self, frame: Frame) -> Records<'_> {
+        let mut banks = self.banks.iter().map_while(|bank| *bank);
+        match banks.find(|bank| frame.0.wrapping_sub(bank.first) < bank.frames) {
+            // SAFETY: as many records are valid by `Bank::new`'s contract, and shared as atomics.
+            Some(Bank { first, frames, records }) => unsafe {
+                Records { first, records: core::slice::from_raw_parts(records.as_ptr(), frames as usize) }
+            },
+            None => Records { first: 0, records: &[] },
+        }
     }
 
     /// Returns the record of the frame that `pa` is in.

@@ -42,6 +42,7 @@ mod tables;
 mod tests;
 mod word;
 
+pub use bank::Records;
 pub use direct::DirectMap;
 pub use entry::Entry;
 pub use error::FrameError;

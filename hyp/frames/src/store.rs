@@ -1,6 +1,6 @@
 //! The store of all frames: take over the RAM, allocate from it, count it.
 
-use crate::bank::{Frame, Memory};
+use crate::bank::{Frame, Memory, Records};
 use crate::kept::Kept;
 use crate::layout::Layout;
 use crate::pool::Pool;
@@ -143,6 +143,12 @@ impl Frames {
     /// Returns the record of the frame that `pa` is in. Errors: [`FrameError::NoRecord`].
     pub fn record(&self, pa: Pa) -> Result<&Record, FrameError> {
         self.memory.record_at(pa)
+    }
+
+    /// Returns the records of the bank that `pa` is in; none where it is in no bank.
+    #[inline]
+    pub fn records_around(&self, pa: Pa) -> Records<'_> {
+        self.memory.around(Frame::of(pa))
     }
 
     /// Allocates a run, contents undefined. The records of a guest's run have one reference each, for the mapping to

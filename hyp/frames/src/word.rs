@@ -13,7 +13,7 @@
 use crate::Order;
 use core::fmt;
 use core::sync::atomic::Ordering::*;
-use types::sync::{AtomicU64, mutant, o};
+use types::sync::{AtomicU64, mutant, o, window};
 
 /// A field of the word.
 struct Field {
@@ -204,12 +204,14 @@ impl Word {
         WRITES.get(self.0)
     }
 
-    /// Tells whether this is an owned guest's frame that is not frozen and has room for one more pin of each kind: one test
-    /// for all that is rare. A count in its upper half may have room and is not told to.
-    const fn has_room_for_pins(self) -> bool {
+    /// Tells whether these are owned guests' frames that are not frozen and have room for one more pin of each kind: one
+    /// test for all that is rare. A count in its upper half may have room and is not told to.
+    #[inline(always)]
+    fn all_have_room<const N: usize>(words: [Self; N]) -> bool {
         const TOPS: u64 = PINS.top() | WRITES.top() | WHOLE.top();
         const RARE: u64 = KIND.mask() | FROZEN.mask() | TOPS;
-        self.0 & RARE == KIND.put(Kind::Guest as u64) && self.refs() != 0
+        let rare = words.iter().fold(0, |rare, word| rare | word.0 ^ KIND.put(Kind::Guest as u64));
+        rare & RARE == 0 && words.iter().all(|word| word.refs() != 0)
     }
 
     /// Returns the pins of the whole block that begins here.
@@ -390,19 +392,41 @@ impl Record {
     }
 
     /// Does what [`Record::pin`] does, for a caller that has seen the word: where it is so still, the exchange is the only
-    /// access. For many words in turn, where each look would have to wait for the exchange of the word before.
+    /// access.
     #[inline(always)]
     pub fn pin_seen(&self, seen: Word, span: Span, order: Order, hold: Hold) -> Result<(), Refused> {
         let (_, step) = Self::pin_step(span, hold);
         let whole = span == Span::Page || seen.order() == order;
-        // O22, as in `update_from`.
-        if seen.has_room_for_pins()
-            && whole
-            && self.0.compare_exchange_weak(seen.0, seen.0 + step, o(22, AcqRel), o(22, Relaxed)).is_ok()
-        {
+        if Word::all_have_room([seen]) && whole && self.step_from(seen, step) {
             return Ok(());
         }
         self.pin_closely(span, order, hold)
+    }
+
+    /// Pins frames by themselves, in order, up to the first that takes more than a look and an exchange. Returns how many.
+    ///
+    /// All words are looked at before the first is exchanged: an exchange holds up what is behind it.
+    #[inline(always)]
+    pub fn pin_pages<const N: usize>(records: [&Self; N], hold: Hold) -> usize {
+        let seen = records.map(Self::load);
+        window();
+        let (_, step) = Self::pin_step(Span::Page, hold);
+        if !Word::all_have_room(seen) {
+            return 0;
+        }
+        for (n, (record, seen)) in records.into_iter().zip(seen).enumerate() {
+            if !record.step_from(seen, step) {
+                return n;
+            }
+        }
+        N
+    }
+
+    /// Adds `step` where the word is what was seen.
+    #[inline(always)]
+    fn step_from(&self, seen: Word, step: u64) -> bool {
+        // O22, as in `update_from`.
+        self.0.compare_exchange_weak(seen.0, seen.0 + step, o(22, AcqRel), o(22, Relaxed)).is_ok()
     }
 
     /// Pins what takes more than one look, or says why not.

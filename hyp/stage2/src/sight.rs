@@ -9,6 +9,7 @@
 
 use crate::place::{ABSENT, Place};
 use crate::{Entries, Entry, Format, Found, Pages, Slot, TablePa, View};
+use core::marker::PhantomData;
 use core::sync::atomic::Ordering::Acquire;
 use types::sync::{mutant, o};
 use types::{Access, Height, Pa};
@@ -71,82 +72,57 @@ impl<F: Format> Sight<F> {
     }
 }
 
-/// The most leaves in a [`Row`].
-pub const ROW: usize = 64;
-
-/// Leaves side by side in one table that differ in where they lead, and in nothing else: what the first was decoded for
-/// holds for all of them.
+/// `N` leaves side by side in one table, as they were seen, that differ in where they lead, and in nothing else: what one of
+/// them was decoded for holds for all.
 #[derive(Clone, Copy, Debug)]
-pub struct Row<F> {
-    first: Sight<F>,
-    raws: [u64; ROW],
-    len: usize,
+pub struct Row<F, const N: usize> {
+    raws: [u64; N],
+    first: Place,
+    format: PhantomData<F>,
 }
 
-impl<F: Format> Row<F> {
-    /// Returns how many there are.
-    #[inline(always)]
-    pub const fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Tells whether there is none.
-    #[inline(always)]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
+impl<F: Format, const N: usize> Row<F, N> {
     /// Returns the first output address of each, in order.
     #[inline(always)]
-    pub fn outputs(&self) -> impl Iterator<Item = Pa> {
-        let height = self.first.height();
+    pub fn outputs(&self) -> [Pa; N] {
         // Each is a leaf: `View::row` has looked.
-        self.raws[..self.len].iter().map(move |raw| F::output(*raw, height).unwrap_or_default())
+        self.raws.map(|raw| F::output(raw, self.first.height).unwrap_or_default())
     }
 }
 
 impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
-    /// Looks at the leaves from `first` on that are like it, flags that hardware sets included, `most` or [`ROW`] of them
-    /// at most, and none beyond its table. Empty where `first` is no leaf.
+    /// Looks at `N` entries, the first of them `behind` entries behind the one that was seen; `None` where one of them is
+    /// beyond the table, or no leaf like that one, flags that hardware sets included.
     #[inline(always)]
-    pub fn row(&self, first: &Sight<F>, most: usize) -> Row<F> {
-        let height = first.height();
-        let mut row = Row { first: *first, raws: [0; ROW], len: 0 };
-        let entries = self.tree.geometry.entries(height);
-        let bare = |raw| F::with_output(raw, height, Pa::new(0));
-        let alike = bare(first.found.raw());
-        let end = entries.min(first.index + most.min(ROW));
-        let slots = self.tree.memory.slots(first.table, first.index..end);
-        for (raw, slot) in row.raws.iter_mut().zip(slots) {
-            *raw = slot.load(o(8, Acquire)); // O8
-            if F::output(*raw, height).is_none() || bare(*raw) != alike {
-                break;
-            }
-            row.len += 1;
+    pub fn row<const N: usize>(&self, sight: &Sight<F>, behind: usize) -> Option<Row<F, N>> {
+        let first = Place { index: sight.index + behind, ..sight.place() };
+        if first.index + N > self.geometry.entries(first.height) {
+            return None;
         }
-        row
+        let mut raws = [0; N];
+        for (raw, slot) in raws.iter_mut().zip(self.along(first, N)) {
+            *raw = slot.load(o(8, Acquire)); // O8
+        }
+        let bare = |raw| F::with_output(raw, first.height, Pa::new(0));
+        // One test for all of them.
+        let differ = raws.iter().fold(0, |differ, raw| differ | bare(*raw) ^ bare(sight.found.raw()));
+        let are_leaves = raws.iter().fold(true, |are, raw| are & F::output(*raw, first.height).is_some());
+        (differ == 0 && are_leaves).then_some(Row { raws, first, format: PhantomData })
     }
 
-    /// Tells how many leaves of a row, from its first on, are what they were; none, where the link above is not.
+    /// Tells whether the leaves of a row are what they were. That says nothing where the [link above](Self::link_stands) is
+    /// not.
     #[inline(always)]
-    pub fn standing(&self, row: &Row<F>) -> usize {
-        if mutant("no-reread-after-pin") {
-            return row.len;
-        }
-        if !self.link_stands(&row.first) {
-            return 0;
-        }
-        let (first, height) = (row.first.index, row.first.height());
-        let slots = self.tree.memory.slots(row.first.table, first..first + row.len);
-        let mut standing = 0;
-        for (was, slot) in row.raws.iter().zip(slots) {
-            let raw = slot.load(o(8, Acquire)); // O8, as in `stands`
-            if !self.is_same(raw, *was, height) {
-                break;
-            }
-            standing += 1;
-        }
-        standing
+    pub fn row_stands<const N: usize>(&self, row: &Row<F, N>) -> bool {
+        let mut slots = row.raws.iter().zip(self.along(row.first, N));
+        // O8, as in `stands`.
+        slots.all(|(was, slot)| self.is_same(slot.load(o(8, Acquire)), *was, row.first.height))
+            || mutant("no-reread-after-pin")
+    }
+
+    #[inline(always)]
+    fn along(&self, first: Place, len: usize) -> impl Iterator<Item = M::Slot<'_>> {
+        self.tree.memory.slots(first.table, first.index..first.index + len)
     }
 
     /// Tells whether the entry and the link above it are what they were.
@@ -159,12 +135,14 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             || mutant("no-reread-after-pin")
     }
 
+    /// Tells whether the link above the entry is what it was.
     #[inline(always)]
-    fn link_stands(&self, sight: &Sight<F>) -> bool {
+    pub fn link_stands(&self, sight: &Sight<F>) -> bool {
         sight.above.is_none_or(|(link, was)| {
             let raw = self.tree.memory.slot(link.table, link.index).load(o(8, Acquire)); // O8, as in `stands`
             self.is_same(raw, was, link.height)
         }) || mutant("link-above-not-reread")
+            || mutant("no-reread-after-pin")
     }
 
     /// Compares entries. Hardware may have set flags.

@@ -1,15 +1,15 @@
 //! Pins without a lock and without waiting.
 
-use super::{Pin, Pins};
+use super::{Pin, Pins, Terms};
 use crate::Space;
 use crate::space::TableView;
-use frames::{Hold, Order, Refused, Span};
+use frames::{Hold, Order, Record, Refused, Span};
 use stage2::{Entry, Format, Owner, Section, Sight, span};
 use types::sync::{met, window};
 use types::{Access, FRAME_SIZE, Height, Ipa, Pa, Range};
 
-/// How many frames' words are looked at together.
-const LOOKS: usize = 4;
+/// How many pages are pinned together, where nothing is in the way.
+const ROW: usize = 4;
 
 /// What ended a run of pins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,21 +64,25 @@ impl<'f, F: Format> Space<'f, F> {
             if let Err(stop) = self.may_pin(&sight, access) {
                 return (at, Some(stop));
             }
-            let pinned = if sight.height() == Height::PAGE && span::<F>(Height::PAGE) == FRAME_SIZE {
-                self.pin_pages(view, &sight, at, range.end(), hold, pins)
-            } else {
-                self.pin_leaf(view, &sight, at, range.end(), hold, pins)
-            };
-            match pinned {
+            let next = self.pin_rows(view, &sight, at, range.end(), hold, pins);
+            if next == range.end() {
+                return (next, None);
+            }
+            if next > at {
+                at = next;
+                continue;
+            }
+            match self.pin_leaf(view, &sight, at, range.end(), hold, pins) {
                 (next, None) if next < range.end() => at = next,
                 done => return done,
             }
         }
     }
 
-    /// Pins pages side by side, a row at a time, from the one at `at` on. Pages are looked at again row by row.
+    /// Pins pages side by side, a row at a time, from the one at `at` on, as long as each takes a look and an exchange and
+    /// nothing more. Returns the address up to which it has: what is there is to be looked at by itself.
     #[inline(always)]
-    fn pin_pages<R>(
+    fn pin_rows<R>(
         &self,
         view: &TableView<'_, 'f, F, R>,
         sight: &Sight<F>,
@@ -86,61 +90,54 @@ impl<'f, F: Format> Space<'f, F> {
         end: Ipa,
         hold: Hold,
         pins: &mut Pins<'_>,
-    ) -> (Ipa, Option<Stop>) {
-        let row = view.row(sight, ((end.get() - at.get()) / FRAME_SIZE) as usize);
-        let (wanted, before) = (row.len(), pins.len());
-        let mut outputs = row.outputs();
-        let mut stop = None;
-        let mut ipa = at;
-        for slots in pins.free().chunks_mut(LOOKS) {
-            // The words of several frames are looked at before the first is exchanged: an exchange holds up what is behind.
-            let looks: [_; LOOKS] = core::array::from_fn(|_| {
-                let pa = outputs.next()?;
-                let record = self.frames.record(pa).ok();
-                Some((pa, record.map(|record| (record, record.load()))))
-            });
-            window();
-            // And all are exchanged before the first pin is written down: an exchange waits for the stores before it.
-            let mut taken = 0;
-            for look in looks.iter().take(slots.len()) {
-                let pinned = match look {
-                    Some((_, Some((record, seen)))) => {
-                        record.pin_seen(*seen, Span::Page, Order::FRAME, hold).map_err(stopped)
-                    }
-                    Some((_, None)) => Err(Stop::Foreign),
-                    None => break,
-                };
-                if let Err(why) = pinned {
-                    stop = Some(why);
-                    break;
-                }
-                taken += 1;
-            }
-            for (slot, look) in slots.iter_mut().zip(&looks).take(taken) {
-                let Some((pa, _)) = *look else { break };
-                *slot = Some(Pin { pa, ipa, owner: self.owner, order: Order::FRAME, hold });
+    ) -> Ipa {
+        if sight.height() != Height::PAGE || span::<F>(Height::PAGE) != FRAME_SIZE {
+            return at;
+        }
+        let Some(pa) = sight.found().pa(at) else { return at };
+        let records = self.frames.records_around(pa);
+        let terms = Terms::new(self.owner, Order::FRAME, hold);
+        let (rows, before) = ((end.get() - at.get()) / FRAME_SIZE / ROW as u64, pins.len());
+        let (places, _) = pins.free().as_chunks_mut();
+        let mut next = at;
+        for (n, places) in (0..rows as usize).zip(places) {
+            let Some(row) = view.row::<ROW>(sight, n * ROW) else { break };
+            let Some(looks) = records.get_all(row.outputs()) else { break };
+            let taken = Record::pin_pages(looks, hold);
+            let mut ipa = next;
+            for (place, pa) in places.iter_mut().zip(row.outputs()) {
+                *place = Some(Pin { pa, ipa, terms });
                 ipa = ipa.wrapping_add(FRAME_SIZE);
             }
-            if taken < LOOKS {
+            if taken < ROW || !view.row_stands(&row) {
+                self.let_go_of(places, taken);
                 break;
             }
+            next = ipa;
         }
-        let pinned = ((ipa.get() - at.get()) / FRAME_SIZE) as usize;
-        pins.grow(pinned);
-        let standing = view.standing(&row);
-        if standing < pinned {
-            self.take_back(before + standing, pins);
-            return (at.wrapping_add(standing as u64 * FRAME_SIZE), Some(Stop::Entry));
+        pins.grow(((next.get() - at.get()) / FRAME_SIZE) as usize);
+        if next > at && !view.link_stands(sight) {
+            self.take_back(before, pins);
+            return at;
         }
-        // A row that is empty by now was a leaf when it was looked at first.
-        let ended = if pinned < wanted {
-            Some(Stop::Room)
-        } else if wanted == 0 {
-            Some(Stop::Entry)
-        } else {
-            None
-        };
-        (ipa, stop.or(ended))
+        next
+    }
+
+    /// Gives back the first `taken` pins of a row, since one was not to be had, or has lost its entry meanwhile. The others were
+    /// written down and not taken.
+    #[cold]
+    fn let_go_of(&self, places: &mut [Option<Pin>; ROW], taken: usize) {
+        if taken == ROW {
+            met("pin lost to a change of its entry");
+        }
+        for (n, place) in places.iter_mut().enumerate() {
+            let pin = place.take();
+            if n < taken
+                && let Some(pin) = pin
+            {
+                pin.release(self.frames);
+            }
+        }
     }
 
     /// Tells whether an entry is a leaf of the space's own memory that gives the right.
@@ -178,7 +175,7 @@ impl<'f, F: Format> Space<'f, F> {
             }
             match self.pin_folio(pa, end.get() - next.get(), hold) {
                 Ok(order) => {
-                    pins.push(Pin { pa, ipa: next, owner: self.owner, order, hold });
+                    pins.push(Pin { pa, ipa: next, terms: Terms::new(self.owner, order, hold) });
                     pa = pa.wrapping_add(order.bytes());
                     next = next.wrapping_add(order.bytes());
                 }

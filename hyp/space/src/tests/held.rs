@@ -220,9 +220,9 @@ fn a_second_look_sees_that_the_table_was_unlinked() {
     let reader = way.enter(cpu_id(1));
     let view = space.tree().open(&reader);
     let sight = view.sight(Ipa::new(GUEST + PAGE));
-    let row = view.row(&sight, 2);
-    assert_eq!((view.stands(&sight), view.standing(&row)), (true, 2));
+    let row = view.row::<2>(&sight, 0).unwrap();
+    assert_eq!((view.stands(&sight), view.link_stands(&sight), view.row_stands(&row)), (true, true, true));
     space.discard(&mut stay, &plain(&space), &Recorder::default(), range(GUEST, BLOCK)).unwrap();
     assert!(space.tree().is_draining(), "the reader is not waited for");
-    assert_eq!((view.stands(&sight), view.standing(&row)), (false, 0));
+    assert_eq!((view.stands(&sight), view.link_stands(&sight)), (false, false));
 }

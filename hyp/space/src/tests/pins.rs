@@ -1,6 +1,6 @@
 use super::*;
 use crate::{Contents, Pin, PinError, Pins};
-use frames::{FrameError, Hold, Order, Run, Usage};
+use frames::{FrameError, Hold, Order, Run, Span, Usage};
 use stage2::{Attrs, ChangeError, CollapseError, EntryEpoch, Mapping, Note, Why};
 use std::cell::{Cell, RefCell};
 use types::sync::Point;
@@ -167,6 +167,94 @@ fn there_are_no_more_pins_than_there_is_room_for() {
         assert_eq!(pin(machine, space, stay, rest, Hold::Read, &mut pins), Err(PinError::NoRoom));
         space.unpin_all(stay, &mut pins, Contents::Unchanged).unwrap();
     });
+}
+
+/// Makes 11 pages, the last 4 of them in another table, and has `test` look at them with their addresses.
+fn with_pages(test: impl FnOnce(&Machine, &Space<'_, Format>, &mut Stay<'_>, Range, &[Pa])) {
+    with_memory(3 * BLOCK, |machine, space, stay| {
+        let pages = range(GUEST + BLOCK - 7 * PAGE, 11 * PAGE);
+        for ipa in [pages.start(), pages.end()] {
+            space.tree().open(stay).split(&Recorder::default(), ipa, Height::PAGE, Why::Pin).unwrap();
+        }
+        let pas: Vec<Pa> =
+            (0..11).map(|n| translate(space, stay, pages.start().get() + n * PAGE).unwrap().0).collect();
+        test(machine, space, stay, pages, &pas);
+    });
+}
+
+#[test]
+fn pages_side_by_side_are_pinned_up_to_the_first_that_cannot_be() {
+    with_pages(|machine, space, stay, pages, pas| {
+        for bad in 0..=pas.len() {
+            let frozen = pas.get(bad).map(|pa| machine.record(*pa).unwrap());
+            frozen.iter().for_each(|record| assert!(record.freeze(1).is_ok()));
+            let mut slots = slots();
+            let mut pins = Pins::new(&mut slots);
+            let next = space.pin_fast(stay, pages, Hold::Write, &mut pins);
+            assert_eq!((next, pins.len()), (pages.start().wrapping_add(bad as u64 * PAGE), bad));
+            for (n, pa) in pas.iter().enumerate() {
+                let count = u64::from(n < bad);
+                assert_eq!(pins_of(machine, *pa), (count, count, 0));
+            }
+            assert!(pins.iter().map(Pin::pa).eq(pas[..bad].iter().copied()));
+            space.unpin_all(stay, &mut pins, Contents::Unchanged).unwrap();
+            assert!(slots.iter().all(Option::is_none), "what is no pin is not written down");
+            frozen.iter().for_each(|record| assert_eq!(record.thaw(), Ok(())));
+        }
+    });
+}
+
+#[test]
+fn a_row_of_pins_of_which_one_is_lost_keeps_no_other() {
+    thread_local! {
+        static WINDOW: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
+    }
+    let with_window = |work: Box<dyn FnOnce()>, test: &mut dyn FnMut()| {
+        WINDOW.set(Some(work));
+        types::sync::set_hook(Some(|point| {
+            if point == Point::Window
+                && let Some(work) = WINDOW.take()
+            {
+                work();
+            }
+        }));
+        test();
+        types::sync::set_hook(None);
+        assert!(WINDOW.take().is_none(), "there was a look before the exchange");
+    };
+    let machine: &'static Machine = Box::leak(Box::new(machine(32 * MIB)));
+    let space: &'static Space<'_, Format> = Box::leak(Box::new(space(machine)));
+    let epoch = EntryEpoch::new();
+    let mut stay = epoch.enter(cpu_id(0));
+    add_ram(space, &mut stay, GUEST, MIB);
+    let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
+    space.populate(&mut stay, &cpu, &tlb, range(GUEST, 8 * PAGE)).unwrap();
+    let pas: Vec<Pa> = (0..8).map(|n| translate(space, &stay, GUEST + n * PAGE).unwrap().0).collect();
+    let counts = || pas.iter().map(|pa| pins_of(machine, *pa).0).collect::<Vec<_>>();
+    let pages = range(GUEST, 8 * PAGE);
+
+    // The word changes between the look and the exchange: nobody is in the way any more, and it is pinned by itself.
+    let third = machine.record(pas[2]).unwrap();
+    let (mut slots, mut pinned) = (slots(), None);
+    let mut pins = Pins::new(&mut slots);
+    let other = Box::new(move || third.pin(Span::Page, Order::FRAME, Hold::Read).unwrap());
+    with_window(other, &mut || pinned = Some(space.pin_fast(&stay, pages, Hold::Read, &mut pins)));
+    assert_eq!((pinned, counts()), (Some(pages.end()), vec![1, 1, 2, 1, 1, 1, 1, 1]));
+    space.unpin_all(&stay, &mut pins, Contents::Unchanged).unwrap();
+    assert_eq!(counts(), [0, 0, 1, 0, 0, 0, 0, 0]);
+    machine.unpin(pas[2], Order::FRAME, Hold::Read).unwrap();
+
+    // The entry of the third page goes, and its word stays as it was: the second look sees that.
+    let third = range(GUEST + 2 * PAGE, PAGE);
+    let unmap = Box::new(move || {
+        let epoch = EntryEpoch::new();
+        let mut stay = epoch.enter(cpu_id(1));
+        space.tree().unmap(&mut stay, &Recorder::default(), third, &mut |_| {}).unwrap();
+    });
+    with_window(unmap, &mut || pinned = Some(space.pin_fast(&stay, pages, Hold::Read, &mut pins)));
+    assert_eq!((pinned, pins.len()), (Some(third.start()), 2));
+    space.unpin_all(&stay, &mut pins, Contents::Unchanged).unwrap();
+    assert_eq!(counts(), [0; 8]);
 }
 
 #[test]
