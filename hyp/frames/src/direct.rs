@@ -54,6 +54,21 @@ impl DirectMap {
         unsafe { AtomicU64::from_ptr(self.pointer(pa).cast()) }
     }
 
+    /// Returns word `index` of the table at `table`.
+    ///
+    /// The index is added first: in a walk the table is what the load before gives, and nothing but the next load should
+    /// have to wait for it.
+    ///
+    /// # Safety
+    /// As for [`DirectMap::word`], for that word.
+    #[inline(always)]
+    pub(crate) unsafe fn word_of<'a>(self, table: Pa, index: usize) -> &'a AtomicU64 {
+        debug_assert!(table.is_aligned(8));
+        let word = self.zero.wrapping_add(index * size_of::<u64>()).wrapping_add(table.get() as usize);
+        // SAFETY: aligned, mapped and shared only with atomics, by this function's contract.
+        unsafe { AtomicU64::from_ptr(word.cast()) }
+    }
+
     /// Returns `words` times eight bytes at `pa` as atomics.
     ///
     /// # Safety

@@ -135,7 +135,7 @@ impl Entries for Tables<'_> {
             // `FreshTable::new`, which only `take` calls, and who keeps a table that it got from there; lints refuse
             // any other call. The index is below its number of entries by the contract of `Entries`. Such memory is
             // mapped, and accessed as atomics and by the hardware's walker only.
-            Entry(unsafe { map.word(pa) })
+            Entry(unsafe { map.word_of(table.pa(), index) })
         }
     }
 

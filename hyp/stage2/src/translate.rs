@@ -10,6 +10,9 @@ use core::sync::atomic::Ordering::Acquire;
 use types::sync::o;
 use types::{Height, Ipa, Pa};
 
+/// The height of the smallest block.
+const ONE_UP: Height = Height::new(1);
+
 /// Where a walk ended: the entry as it was read, once, and its height. Two registers wide; it decodes on demand.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Found<F> {
@@ -37,9 +40,13 @@ impl<F: Format> Found<F> {
     /// Returns the physical address that `ipa`, the address walked for, translates to; `None` where it does not.
     #[inline(always)]
     pub fn pa(self, ipa: Ipa) -> Option<Pa> {
-        // A page is by far the most frequent, and its masks are constants: a shift by the height would stand in the
-        // chain of dependent loads.
-        if self.height == Height::PAGE { self.pa_at(Height::PAGE, ipa) } else { self.pa_at(self.height, ipa) }
+        // Pages and the smallest blocks are by far the most frequent, and their masks are constants: a shift by the height
+        // would stand in the chain of dependent loads.
+        match self.height {
+            Height::PAGE => self.pa_at(Height::PAGE, ipa),
+            ONE_UP => self.pa_at(ONE_UP, ipa),
+            height => self.pa_at(height, ipa),
+        }
     }
 
     #[inline(always)]
