@@ -10,6 +10,7 @@ use crate::geometry::{shift, span};
 use crate::place::{PATIENCE, Place, covered};
 use crate::tree::STEP_ENTRIES;
 use crate::{Entries, Entry, Format, Found, Pages, Slot, TablePa, View};
+use core::fmt;
 use core::marker::PhantomData;
 use core::ops::ControlFlow::{self, Break, Continue};
 use core::sync::atomic::Ordering::Acquire;
@@ -122,7 +123,7 @@ pub trait Visitor<F: Format> {
     /// To be replaced by who counts or sums: what is kept in local variables over a run costs nothing for each entry,
     /// where a closure's captured variables go to memory and back.
     #[inline(always)]
-    fn run<S: ExactSizeIterator<Item: Slot>>(&mut self, run: &mut Run<F, S>) -> Answer {
+    fn run<T: Slot, S: Fn(usize) -> T>(&mut self, run: &mut Run<F, T, S>) -> Answer {
         for visit in run {
             let answer = self.visit(&visit);
             if !matches!(answer, Answer::Continue | Answer::Descend) {
@@ -144,47 +145,84 @@ impl<F: Format, V: FnMut(&Visit<F>) -> Answer> Visitor<F> for EachEntry<V> {
 }
 
 /// Page entries of one table, each read when it is asked for.
-#[derive(Debug)]
-pub struct Run<F, S> {
+pub struct Run<F, T, S> {
     table: TablePa,
-    /// The entries that are left.
-    slots: S,
-    /// The index behind the last of them: an index of our own would be one more thing to count in every loop.
+    /// Finds an entry of the table.
+    slot: S,
+    /// The index of the entry that comes next.
+    index: usize,
+    /// The index behind the last of them.
     end: usize,
     /// The address of entry 0.
     base: Ipa,
     dead: u64,
     /// The entry that was found dead.
     dead_at: Option<usize>,
-    format: PhantomData<F>,
+    kind: PhantomData<(F, T)>,
 }
 
-impl<F: Format, S: ExactSizeIterator> Run<F, S> {
-    /// Returns the index of the entry that comes next.
-    #[inline(always)]
-    fn index(&self) -> usize {
-        self.end - self.slots.len()
+impl<F, T, S> fmt::Debug for Run<F, T, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Run({}..{} of {})", self.index, self.end, self.table.pa())
     }
+}
 
+/// How many entries [`Run::rest`] has in one round of its loop.
+const ROUND: usize = 8;
+
+impl<F: Format, T: Slot, S: Fn(usize) -> T> Run<F, T, S> {
     #[inline(always)]
     fn ipa(&self, index: usize) -> Ipa {
         self.base.wrapping_add((index as u64) << shift::<F>(Height::PAGE))
     }
+
+    #[inline(always)]
+    fn visit(&self, raw: u64, index: usize) -> Visit<F> {
+        Visit { ipa: self.ipa(index), found: Found::new(raw, Height::PAGE), table: self.table, index }
+    }
+
+    /// Hands out all that is left, in a loop that has several entries to a round, and asks of a leaf one thing only: for who
+    /// takes little of each entry, to whom the walk would be most of the cost.
+    #[inline(always)]
+    pub fn rest(&mut self, mut look: impl FnMut(Visit<F>)) {
+        while self.index + ROUND <= self.end {
+            let first = self.index;
+            for index in first..first + ROUND {
+                let raw = (self.slot)(index).load(o(8, Acquire)); // O8
+                self.index = index + 1;
+                match F::output(raw, Height::PAGE) {
+                    // Twice, so that what `look` asks of a leaf is answered already.
+                    Some(_) => look(self.visit(raw, index)),
+                    None if raw == self.dead => {
+                        self.dead_at = Some(index);
+                        return;
+                    }
+                    None => look(self.visit(raw, index)),
+                }
+            }
+        }
+        for visit in self {
+            look(visit);
+        }
+    }
 }
 
-impl<F: Format, S: ExactSizeIterator<Item: Slot>> Iterator for Run<F, S> {
+impl<F: Format, T: Slot, S: Fn(usize) -> T> Iterator for Run<F, T, S> {
     type Item = Visit<F>;
 
     #[inline(always)]
     fn next(&mut self) -> Option<Visit<F>> {
-        let raw = self.slots.next()?.load(o(8, Acquire)); // O8
-        if raw == self.dead {
-            self.dead_at = Some(self.index() - 1);
+        if self.index == self.end {
             return None;
         }
-        let index = self.index() - 1;
-        let found = Found::new(raw, Height::PAGE);
-        Some(Visit { ipa: self.ipa(index), found, table: self.table, index })
+        let index = self.index;
+        let raw = (self.slot)(index).load(o(8, Acquire)); // O8
+        self.index = index + 1;
+        if raw == self.dead {
+            self.dead_at = Some(index);
+            return None;
+        }
+        Some(self.visit(raw, index))
     }
 }
 
@@ -297,14 +335,16 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         let index = self.tree.geometry.index(ipa, Height::PAGE);
         let len = ((range.end().get() - 1 - ipa.get()) / span) as usize + 1;
         *budget = budget.saturating_sub(len);
+        let slot = self.tree.memory.finder();
         let mut run = Run {
             table,
-            slots: self.tree.memory.slots(table, index..index + len),
+            slot: move |index| slot(table, index),
+            index,
             end: index + len,
             base: ipa.wrapping_add(0u64.wrapping_sub(index as u64 * span)),
-            dead: self.tree.format.encode(Entry::Dead, Height::PAGE),
+            dead: self.tree.format.encode_here(Entry::Dead, Height::PAGE),
             dead_at: None,
-            format: PhantomData,
+            kind: PhantomData,
         };
         loop {
             let answer = visitor.run(&mut run);
@@ -314,7 +354,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             if matches!(answer, Answer::Continue | Answer::Descend) {
                 return Continue(());
             }
-            let last = index.max(run.index().saturating_sub(1));
+            let last = index.max(run.index.saturating_sub(1));
             let ipa = run.ipa(last);
             let last = Place { table, index: last, height: Height::PAGE };
             self.insist(last, ipa, ipa.max(range.start()), answer, visitor)?;

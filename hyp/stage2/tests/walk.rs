@@ -5,10 +5,10 @@ mod common;
 use common::{BLOCK, GIB, PAGE, mapping, pages, rig};
 use model::{Machine, range};
 use stage2::{
-    Answer, Bbm, Entry, EntryEpoch, Format, Mapping, Quiescence, Run, STEP_ENTRIES, Slot, Visit, Visitor,
-    WalkEnd, Walked,
+    Answer, Batched, Bbm, Entry, EntryEpoch, Format, Mapping, Quiescence, Run, STEP_ENTRIES, Slot, Visit,
+    Visitor, WalkEnd, Walked,
 };
-use types::{CpuId, Height, Ipa, Pa};
+use types::{CpuId, Height, Ipa, Pa, Range};
 
 const BLOCK_HEIGHT: Height = Height::new(1);
 
@@ -196,7 +196,7 @@ impl<F: Format> Visitor<F> for Sum {
         Answer::Descend
     }
 
-    fn run<S: ExactSizeIterator<Item: Slot>>(&mut self, run: &mut Run<F, S>) -> Answer {
+    fn run<T: Slot, S: Fn(usize) -> T>(&mut self, run: &mut Run<F, T, S>) -> Answer {
         let mut pages = 0;
         let mut answer = Answer::Continue;
         for visit in run {
@@ -226,6 +226,61 @@ fn a_visitor_of_runs_gets_each_tables_pages_at_once() {
     let walked = view.walk_with(range(GIB, 4 * BLOCK), &mut sum);
     assert_eq!(walked, Walked { next: stop, end: WalkEnd::Stopped(Height::PAGE) });
     assert_eq!(sum.pages, 5);
+}
+
+/// Takes what is left of each run at once, and has something done at one entry.
+struct Rest<'t> {
+    seen: Vec<(u64, bool)>,
+    at: Ipa,
+    then: &'t mut dyn FnMut(),
+}
+
+impl<F: Format> Visitor<F> for Rest<'_> {
+    fn visit(&mut self, _: &Visit<F>) -> Answer {
+        Answer::Descend
+    }
+
+    fn run<T: Slot, S: Fn(usize) -> T>(&mut self, run: &mut Run<F, T, S>) -> Answer {
+        run.rest(|visit| {
+            self.seen.push((visit.ipa().get(), visit.pa().is_some()));
+            if visit.ipa() == self.at {
+                (self.then)();
+            }
+        });
+        Answer::Continue
+    }
+}
+
+#[test]
+fn the_rest_of_a_run_is_every_entry_of_it_up_to_the_first_that_is_dead() {
+    for (first, last) in [(0, 511), (3, 7), (5, 12), (8, 15), (1, 510), (505, 507)] {
+        let machine = Machine::new(16 << 20);
+        let mut rig = rig(&machine, Bbm::Level0);
+        rig.map(&pages(range(GIB, BLOCK))).expect("free");
+        let way = Batched::new();
+        let (reader, mut other) = (way.enter(CpuId::BOOT), way.enter(CpuId::new(1).expect("small")));
+        let holes = [2, 6, 9, 511].map(|page| GIB + page * PAGE);
+        for hole in holes {
+            rig.tree.unmap(&mut other, &machine, range(hole, PAGE), &mut |_| {}).expect("mapped");
+        }
+        let mut prune = || {
+            for half in [GIB, GIB + BLOCK / 2] {
+                let mut rest = range(half, BLOCK / 2);
+                while !rest.is_empty() {
+                    let next = rig.tree.unmap(&mut other, &machine, rest, &mut |_| {}).expect("mapped");
+                    rest = Range::new(next, rest.end()).expect("within the half");
+                }
+            }
+            rig.tree.prune(&mut other, &machine, range(GIB, BLOCK)).expect("empty");
+        };
+        let at = Ipa::new(GIB + last * PAGE);
+        let mut rest = Rest { seen: Vec::new(), at, then: &mut prune };
+        let rest_of_block = range(GIB + first * PAGE, BLOCK - first * PAGE);
+        let walked = rig.tree.open(&reader).walk_with(rest_of_block, &mut rest);
+        assert_eq!(walked, Walked { next: Ipa::new(GIB + BLOCK), end: WalkEnd::Done });
+        let want = (first..=last).map(|page| GIB + page * PAGE).map(|ipa| (ipa, !holes.contains(&ipa)));
+        assert!(rest.seen.iter().copied().eq(want), "{first} to {last}: {} seen", rest.seen.len());
+    }
 }
 
 #[test]

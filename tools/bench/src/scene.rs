@@ -3,8 +3,8 @@
 use crate::pool;
 use frames::Tables;
 use stage2::{
-    Answer, Attrs, Bbm, EntryEpoch, Format as _, Geometry, Invalidate, Mapping, Quiescence, Stay, Tree,
-    Visit, Visitor, Why, Work,
+    Answer, Attrs, Bbm, EntryEpoch, Format as _, Geometry, Invalidate, Mapping, Quiescence, Run, Slot, Stay,
+    Tree, Visit, Visitor, Why, Work,
 };
 use std::mem::ManuallyDrop;
 use types::{Cpu, CpuId, Height, Ipa, Pa, Range, SysReg, Ticks};
@@ -215,11 +215,9 @@ impl Visitor<Format> for Sum {
     }
 
     #[inline(always)]
-    fn run<S: ExactSizeIterator<Item: stage2::Slot>>(&mut self, run: &mut stage2::Run<Format, S>) -> Answer {
+    fn run<T: Slot, S: Fn(usize) -> T>(&mut self, run: &mut Run<Format, T, S>) -> Answer {
         let mut sum = self.0;
-        for visit in run {
-            sum = sum.wrapping_add(visit.pa().map_or(0, Pa::get));
-        }
+        run.rest(|visit| sum = sum.wrapping_add(visit.pa().map_or(0, Pa::get)));
         self.0 = sum;
         Answer::Continue
     }
