@@ -17,17 +17,21 @@ use types::sync::mutant;
 /// A link that leads nowhere. No page is there.
 const NOWHERE: u64 = u64::MAX;
 
-/// Pages in reserve, last in, first out.
+/// Pages in reserve, first in, first out: they come out of the allocator in ascending order, and a CPU that fills one after
+/// another has the next fetched ahead where it is the next in memory, too.
 #[derive(Debug)]
 pub(crate) struct Reserve {
+    /// The page that is drawn next; [`NOWHERE`] where none is here.
     head: u64,
+    /// The page that was added last, where one is here.
+    tail: u64,
     here: u64,
     due: i64,
 }
 
 impl Reserve {
     pub(crate) const fn new() -> Self {
-        Self { head: NOWHERE, here: 0, due: 0 }
+        Self { head: NOWHERE, tail: NOWHERE, here: 0, due: 0 }
     }
 
     /// Returns the number of pages.
@@ -79,8 +83,14 @@ impl Reserve {
     fn push(&mut self, map: DirectMap, page: Pa) {
         // SAFETY: a page in reserve is mapped RAM that `Tables` has taken for a table, and nobody but the reserve looks
         // at it.
-        unsafe { map.word(page) }.store(self.head, Relaxed);
-        self.head = page.get();
+        unsafe { map.word(page) }.store(NOWHERE, Relaxed);
+        if self.head == NOWHERE {
+            self.head = page.get();
+        } else {
+            // SAFETY: as above.
+            unsafe { map.word(Pa::new(self.tail)) }.store(page.get(), Relaxed);
+        }
+        self.tail = page.get();
         self.here += 1;
     }
 

@@ -97,6 +97,14 @@ impl Counters {
         self.gained(cpu, height, n.wrapping_neg());
     }
 
+    /// Counts a leaf of `height` that has become `n` leaves of `below`.
+    #[inline]
+    pub(crate) fn split(&self, cpu: CpuId, height: Height, below: Height, n: u64) {
+        self.count(cpu, Event::Split, 1);
+        self.gained(cpu, height, 1u64.wrapping_neg());
+        self.gained(cpu, below, n);
+    }
+
     /// Counts `n` events.
     #[inline(always)]
     pub(crate) fn count(&self, cpu: CpuId, event: Event, n: u64) {

@@ -95,6 +95,7 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
     /// The rule of the Arm manual unless the format has one of its own (DDI 0487, D8.17.1): address, memory type and
     /// shareability always break; so does size, below level 2; rights, flags and software's bits never do, and what
     /// takes something away is to be invalidated. Where `from` is not live, anything may be stored in place.
+    #[inline(always)]
     fn rewrite(self, from: Entry, to: Entry, height: Height, bbm: Bbm) -> Rewrite {
         let _ = height;
         by_the_book(from, to, bbm)
@@ -160,6 +161,7 @@ pub fn by_the_book(from: Entry, to: Entry, bbm: Bbm) -> Rewrite {
     }
 }
 
+#[inline(never)]
 fn leaf_to_leaf(from: Leaf, to: Leaf, bbm: Bbm) -> Rewrite {
     let (old, new) = (from.attrs, to.attrs);
     let no_tlb_changes = (old.marks ^ new.marks).contains(Marks::NO_TLB);

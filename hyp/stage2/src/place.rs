@@ -65,10 +65,8 @@ impl<F: Format, M: Entries> Tree<F, M> {
                         place = Place { table: TablePa::linked(child), index, height: below };
                     }
                     _ => {
-                        if raw != ABSENT
-                            && restarts < PATIENCE
-                            && self.format.decode(raw, place.height) == Entry::Dead
-                        {
+                        let dead = self.format.encode_here(Entry::Dead, place.height);
+                        if raw == dead && restarts < PATIENCE {
                             restarts += 1;
                             continue 'root;
                         }

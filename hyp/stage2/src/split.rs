@@ -156,9 +156,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         drop(flight);
         tree.counters.count(self.cpu, Event::TableTaken, 1);
         if let Entry::Leaf(_) = entry {
-            tree.counters.count(self.cpu, Event::Split, 1);
-            tree.counters.lost(self.cpu, spot.place.height, 1);
-            tree.counters.gained(self.cpu, below, tree.geometry.entries(below) as u64);
+            tree.counters.split(self.cpu, spot.place.height, below, tree.geometry.entries(below) as u64);
         }
         Splitting::Done
     }
@@ -182,6 +180,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         Err(Splitting::NoPages)
     }
 
+    #[inline(always)]
     fn way(&self, leaf: Leaf, height: Height, why: Why) -> Way {
         let (format, bbm) = (self.tree.format, self.tree.bbm());
         // Whatever its address will be.
@@ -201,7 +200,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     }
 
     fn split_by_break<I: Invalidate>(&self, cpu: &I, split: &mut Split) -> bool {
-        let frozen = self.tree.format.encode(Entry::Frozen, split.place.height);
+        let frozen = self.tree.format.encode_here(Entry::Frozen, split.place.height);
         let Ok(was) = self.tree.replace(self.cpu, split.place, split.stamped, |_| frozen) else {
             return false;
         };
@@ -269,8 +268,9 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         self.tree.replace(self.cpu, split.place, split.stamped, |_| link).is_ok()
     }
 
+    #[inline(always)]
     fn link(&self, split: &Split, pending: bool) -> u64 {
-        self.tree.format.encode(Entry::Table(Table { pending, ..split.link }), split.place.height)
+        self.tree.format.encode_here(Entry::Table(Table { pending, ..split.link }), split.place.height)
     }
 
     fn discharge<I: Invalidate>(&self, cpu: &I, work: Work) {
