@@ -13,6 +13,9 @@ use types::{Cpu, Height, Ipa, Range};
 /// The most bytes that one step of a [`Populate`] zeroes, where pages are not larger.
 pub const STEP_BYTES: u64 = 2 << 20;
 
+/// How often in a row a step may find no page that is on its way back, or lose an entry to others, before that is an answer.
+const PATIENCE: u32 = 8;
+
 /// How far something got that takes several steps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
@@ -32,6 +35,8 @@ pub struct Populate<'s, 'f, F: Format> {
     zeroing: Option<Zeroing<'f>>,
     /// There were no tables, or no reserve, for more than this at the start of the rest.
     largest: Option<Height>,
+    /// How often the start of the rest could not be claimed.
+    lost: u32,
 }
 
 /// A run on its way to be published at the start of the rest.
@@ -60,11 +65,18 @@ impl<'f, F: Format> Space<'f, F> {
         range: Range,
     ) -> Result<(), SpaceError> {
         let mut populate = self.start_populate(range);
+        let mut busy = 0;
         loop {
             match populate.step(section, cpu, tlb) {
                 Ok(Progress::Done) => return Ok(()),
                 Ok(Progress::More) => section.pass(),
                 Err(SpaceError::OutOfTables { .. }) if self.prune_all(section, tlb)? => {}
+                // It may be for memory that rests, and nobody else may come for that.
+                Err(SpaceError::Busy { .. }) if busy < PATIENCE => {
+                    busy += 1;
+                    section.pass();
+                    self.drain(section, cpu);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -72,7 +84,7 @@ impl<'f, F: Format> Space<'f, F> {
 
     /// Starts to put memory behind all of `range`. Does nothing until it is stepped.
     pub const fn start_populate(&self, range: Range) -> Populate<'_, 'f, F> {
-        Populate { space: self, rest: range, zeroing: None, largest: None }
+        Populate { space: self, rest: range, zeroing: None, largest: None, lost: 0 }
     }
 }
 
@@ -132,7 +144,14 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
         let end = Range::block_around(ipa, span::<F>(height)).end();
         match self.space.try_publish(view, tlb, standing, ipa, prepared) {
             Tried::Mapped => self.go_on_from(end),
-            Tried::Lost(_) => {} // the next step looks again
+            // The next step looks again. What is on its way back may be waiting for us: then whoever asked has to leave.
+            Tried::Lost(_) => {
+                self.lost += 1;
+                if self.lost > PATIENCE && !mutant("populates-for-ever") {
+                    self.lost = 0;
+                    return Err(SpaceError::Busy { ipa });
+                }
+            }
             Tried::NoTables(memory) => {
                 // It goes back first: it is no run that somebody else is about to publish.
                 let _ours = mutant("own-run-counted-as-in-hand").then_some(memory);
@@ -219,5 +238,6 @@ impl<'f, F: Format> Populate<'_, 'f, F> {
         self.rest = Range::new(next, self.rest.end()).unwrap_or(self.rest);
         self.zeroing = None;
         self.largest = None;
+        self.lost = 0;
     }
 }

@@ -13,6 +13,8 @@ use types::sync::{Point, Touch, set_hook, set_witness};
 
 /// The most steps of others for which a CPU lingers over a change.
 const LONGEST: u64 = 60;
+/// So many steps are no run's that ends.
+const ENDLESS: u64 = 1 << 27;
 /// One in so many points has the hardware do something by itself.
 const RESTLESS: u64 = 3;
 
@@ -95,6 +97,10 @@ impl<F: Format> Points for Adversary<F> {
                     self.fail(Breach::Stuck, "everybody waits for somebody else".into(), trace);
                 }
             }
+        }
+        if self.baton.steps() > ENDLESS {
+            let trace = self.state().trace.tell(None, None);
+            self.fail(Breach::Stuck, "somebody goes on for ever".into(), trace);
         }
         self.check(|state, words| if state.dice.one_in(RESTLESS) { state.tick(words) } else { Ok(()) });
     }

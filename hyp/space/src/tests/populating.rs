@@ -1,5 +1,6 @@
 use super::*;
 use crate::{Outcome, Progress, STEP_BYTES};
+use stage2::{Batched, Why};
 
 #[test]
 fn populating_maps_the_whole_range_in_the_largest_blocks() {
@@ -154,4 +155,37 @@ fn a_population_beyond_memory_or_regions_names_the_address_and_keeps_what_it_has
     assert!(translate(&space, &stay, ipa.get() - 1).is_some());
     assert!(translate(&space, &stay, ipa.get()).is_none());
     assert_eq!(machine.stats().free, 0, "every last frame is used first");
+}
+
+/// All tables that the space may have are unlinked, and rest for a reader; so nobody can say yet that there is none.
+#[test]
+fn a_population_that_needs_a_table_which_rests_is_busy_and_goes_on_when_the_reader_has_left() {
+    let machine = machine(32 * MIB);
+    let way = Batched::new();
+    let mut stay = way.enter(cpu_id(0));
+    let space = space_with_tables(&machine, 3);
+    space.add_region(&mut stay, Region::ram(range(GUEST, 2 * BLOCK))).unwrap();
+    let (cpu, tlb) = (FakeCpu::new(0, &machine), Recorder::default());
+    let (first, second) = (range(GUEST, BLOCK), range(GUEST + BLOCK, BLOCK));
+    space.populate(&mut stay, &cpu, &tlb, first).unwrap();
+    space.tree().open(&stay).split(&tlb, first.start(), Height::PAGE, Why::Pin).unwrap();
+    let reader = way.enter(cpu_id(1));
+    let _ = space.tree().open(&reader); // from now on it is known as one who looks
+    space.discard(&mut stay, &cpu, &tlb, first).unwrap();
+    assert!(space.tree().is_draining(), "nothing rests");
+    let mut populate = space.start_populate(second);
+    let mut steps = 0;
+    let busy = loop {
+        match populate.step(&stay, &cpu, &tlb) {
+            Ok(_) => steps += 1,
+            Err(error) => break error,
+        }
+        assert!(steps < 100, "it goes on for ever");
+    };
+    assert_eq!(busy, SpaceError::Busy { ipa: second.start() });
+    drop(populate);
+    assert!(matches!(space.populate(&mut stay, &cpu, &tlb, second), Err(SpaceError::Busy { .. })));
+    drop(reader);
+    space.populate(&mut stay, &cpu, &tlb, second).unwrap();
+    assert_eq!(leaves(&space), [0, 1, 0]);
 }

@@ -43,7 +43,13 @@ impl<F: Format, S: Section, C: Cpu, I: Invalidate> Memory<'_, '_, F, S, C, I> {
             match populate.step(&*self.section, self.cpu, self.tlb) {
                 Ok(Progress::Done) => return Ok(part.done(first.end())),
                 Ok(Progress::More) => {}
-                Err(SpaceError::Busy { .. }) => return Ok(part.at(Status::Busy, populate.rest().start())),
+                Err(SpaceError::Busy { .. }) => {
+                    let busy = part.at(Status::Busy, populate.rest().start());
+                    drop(populate);
+                    // It may be for memory that rests, and nobody else may come for that.
+                    self.space.drain(self.section, self.cpu);
+                    return Ok(busy);
+                }
                 Err(error) => return Ok(part.failed(error)),
             }
         }
