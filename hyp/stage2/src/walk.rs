@@ -181,14 +181,15 @@ impl<F: Format, T: Slot, S: Fn(usize) -> T> Run<F, T, S> {
         Visit { ipa: self.ipa(index), found: Found::new(raw, Height::PAGE), table: self.table, index }
     }
 
-    /// Hands out all that is left, in a loop that has several entries to a round, and asks of a leaf one thing only: for who
-    /// takes little of each entry, to whom the walk would be most of the cost.
+    /// Hands out all that is left, eight entries at a time, which are read together before the first is looked at, and asks
+    /// of a leaf one thing only: for who takes little of each entry, to whom the walk would be most of the cost.
     #[inline(always)]
     pub fn rest(&mut self, mut look: impl FnMut(Visit<F>)) {
         while self.index + ROUND <= self.end {
             let first = self.index;
-            for index in first..first + ROUND {
-                let raw = (self.slot)(index).load(o(8, Acquire)); // O8
+            let raws: [u64; ROUND] = core::array::from_fn(|n| (self.slot)(first + n).load(o(8, Acquire))); // O8
+            for (n, raw) in raws.into_iter().enumerate() {
+                let index = first + n;
                 self.index = index + 1;
                 match F::output(raw, Height::PAGE) {
                     // Twice, so that what `look` asks of a leaf is answered already.
