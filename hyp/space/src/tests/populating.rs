@@ -157,6 +157,18 @@ fn a_population_beyond_memory_or_regions_names_the_address_and_keeps_what_it_has
     assert_eq!(machine.stats().free, 0, "every last frame is used first");
 }
 
+#[test]
+fn a_population_without_tables_says_so_at_once_though_it_has_a_run_in_hand() {
+    let machine = machine(16 * MIB);
+    let epoch = EntryEpoch::new();
+    let mut stay = epoch.enter(cpu_id(0));
+    let space = space_with_tables(&machine, 1);
+    add_ram(&space, &mut stay, GUEST, PAGE);
+    let mut populate = space.start_populate(range(GUEST, PAGE));
+    let step = populate.step(&stay, &FakeCpu::new(0, &machine), &Recorder::default());
+    assert_eq!(step, Err(SpaceError::OutOfTables { ipa: Ipa::new(GUEST) }));
+}
+
 /// All tables that the space may have are unlinked, and rest for a reader; so nobody can say yet that there is none.
 #[test]
 fn a_population_that_needs_a_table_which_rests_is_busy_and_goes_on_when_the_reader_has_left() {
