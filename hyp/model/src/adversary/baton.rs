@@ -16,6 +16,8 @@ const STACK: usize = (2 << 20) / size_of::<usize>();
 /// How often CPUs may wait for each other, one after the other, before nobody is taken to get on. The library's own waits
 /// end after 65,535 turns, each: whoever is left alone in the last half of one spins through it, and gets on.
 const LIVELOCK: u64 = 1 << 19;
+/// So many points are no run's that ends.
+const ENDLESS: u64 = 1 << 27;
 
 /// What a CPU does.
 pub(super) type Act<'a> = Box<dyn FnOnce() + Send + 'a>;
@@ -95,15 +97,19 @@ impl Baton {
         self.turns().holder
     }
 
-    /// Passes a point where CPU `me` could go on: perhaps another one does.
-    pub(super) fn step(&self, me: usize) {
+    /// Passes a point where CPU `me` could go on: perhaps another one does. Returns whether somebody seems to go on for ever.
+    pub(super) fn step(&self, me: usize) -> bool {
         let mut turns = self.turns();
         turns.steps += 1;
         turns.waits = 0;
+        if turns.steps > ENDLESS {
+            return true;
+        }
         let pace = turns.pace;
         let is_still = turns.still[me] > turns.steps;
         let next = (is_still || turns.dice.one_in(pace)).then(|| turns.other(me)).flatten();
         self.switch(turns, next);
+        false
     }
 
     /// Has CPU `me` stand still for some steps of the others, fewer than `longest`, at a moment in which they are likely to

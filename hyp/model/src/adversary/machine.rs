@@ -13,8 +13,6 @@ use types::sync::{Point, Touch, set_hook, set_witness};
 
 /// The most steps of others for which a CPU lingers over a change.
 const LONGEST: u64 = 60;
-/// So many steps are no run's that ends.
-const ENDLESS: u64 = 1 << 27;
 /// One in so many points has the hardware do something by itself.
 const RESTLESS: u64 = 3;
 
@@ -78,7 +76,7 @@ pub(super) fn me() -> usize {
 impl<F: Format> Points for Adversary<F> {
     fn pass(&self, me: usize, point: Point) {
         match point {
-            Point::Step => self.baton.step(me),
+            Point::Step => self.step(me),
             Point::Window => {
                 let mut state = self.state();
                 let longest = state.lingers().then_some(state.longest);
@@ -86,21 +84,13 @@ impl<F: Format> Points for Adversary<F> {
                 if let Some(longest) = longest {
                     self.baton.linger(me, longest);
                 }
-                self.baton.step(me);
+                self.step(me);
             }
             Point::Spin => {
                 if self.baton.spin(me) {
-                    let state = self.state();
-                    let at = state.errands.get(me).copied().flatten().map(|(_, range)| range);
-                    let trace = state.trace.tell(at, None);
-                    drop(state);
-                    self.fail(Breach::Stuck, "everybody waits for somebody else".into(), trace);
+                    self.stuck(me, "everybody waits for somebody else");
                 }
             }
-        }
-        if self.baton.steps() > ENDLESS {
-            let trace = self.state().trace.tell(None, None);
-            self.fail(Breach::Stuck, "somebody goes on for ever".into(), trace);
         }
         self.check(|state, words| if state.dice.one_in(RESTLESS) { state.tick(words) } else { Ok(()) });
     }
@@ -150,6 +140,22 @@ impl<F: Format> Adversary<F> {
         if !thread::panicking() {
             resume_unwind(Box::new(Stopped));
         }
+    }
+
+    /// Passes a point where a CPU could go on.
+    fn step(&self, me: usize) {
+        if self.baton.step(me) {
+            self.stuck(me, "somebody goes on for ever");
+        }
+    }
+
+    /// Ends a run that does not end.
+    fn stuck(&self, me: usize, what: &str) {
+        let state = self.state();
+        let at = state.errands.get(me).copied().flatten().map(|(_, range)| range);
+        let trace = state.trace.tell(at, None);
+        drop(state);
+        self.fail(Breach::Stuck, what.into(), trace);
     }
 
     /// A CPU is about to change an entry by what it has seen of it: perhaps others come to it meanwhile.
