@@ -106,7 +106,7 @@ impl Caches {
             Cleaning::Alone => Sweep::Clean,
             Cleaning::AndInvalidate => Sweep::CleanAndInvalidate,
         };
-        sweep(start & !(self.data_line - 1), end, self.data_line, what);
+        sweep(start, end, self.data_line, what);
     }
 
     /// Tells whether a guest's accesses can go past the caches.
@@ -155,7 +155,7 @@ impl Caches {
     pub fn clean_and_invalidate(&self, pa: Pa, bytes: u64) {
         if self.clean == Clean::ToCoherency {
             let end = pa.get().saturating_add(bytes);
-            sweep(pa.get() & !(self.data_line - 1), end, self.data_line, Sweep::CleanAndInvalidate);
+            sweep(pa.get(), end, self.data_line, Sweep::CleanAndInvalidate);
             if keeps(99) {
                 dsb_ish(); // O99: no stale line is left before the first read
             }
@@ -200,7 +200,7 @@ impl Caches {
 /// its caches off. On return they are in memory.
 pub(crate) fn to_memory(pa: Pa, bytes: u64) {
     let line = 4 << (CTR_EL0.get() >> 16 & 0xf);
-    lines(pa.get(), pa.get().saturating_add(bytes), line, clean_and_invalidate);
+    sweep(pa.get(), pa.get().saturating_add(bytes), line, Sweep::CleanAndInvalidate);
     if keeps(201) {
         dsb_sy(); // O201: in memory before the CPU is told to look
     }
@@ -232,7 +232,6 @@ macro_rules! by_address {
 
 #[cfg(not(target_os = "none"))]
 use crate::effect::Effect;
-by_address!(clean_and_invalidate, "dc civac", |at| Effect::Dc("civac", at));
 by_address!(clean_to_unification, "dc cvau", |at| Effect::Dc("cvau", at));
 by_address!(invalidate_fetch, "ic ivau", |at| Effect::Ic("ivau", Some(at)));
 
@@ -255,14 +254,14 @@ enum Sweep {
     CleanAndInvalidate,
 }
 
-/// Sweeps over `start..end`, which begins with a block. 32 blocks a turn as long as there are as many: the loop itself then
+/// Sweeps over every block that `start..end` touches. 32 blocks a turn as long as there are as many: the loop itself then
 /// costs a sixteenth of an instruction a block, of which an operand without an offset makes an addition the last.
 #[cfg(target_os = "none")]
 fn sweep(start: u64, end: u64, block: u64, what: Sweep) {
     macro_rules! turns {
         ($($instruction:literal),+) => {
-            // SAFETY: the caller of `zero` owns the memory, of which `end - start` is a multiple of a block; cleaning
-            // changes nothing in memory. Nothing before `start` or from the block of `end` on is touched.
+            // SAFETY: the caller of `zero` owns the memory, which is whole blocks; cleaning changes nothing in memory. No block
+            // is touched but those that some of `start..end` is in.
             unsafe {
                 core::arch::asm!(
                     "sub {last}, {end}, {turn}",
@@ -282,7 +281,7 @@ fn sweep(start: u64, end: u64, block: u64, what: Sweep) {
                     "add {at}, {at}, {block}",
                     "b 3b",
                     "4:",
-                    at = inout(reg) start => _,
+                    at = inout(reg) start & !(block - 1) => _,
                     last = out(reg) _,
                     turn = in(reg) block * 32,
                     end = in(reg) end,
