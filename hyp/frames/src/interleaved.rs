@@ -29,7 +29,7 @@ const FOLIO: Order = match Order::new(1) {
 };
 
 /// Invalidation is instant here: these models are about software.
-struct Instant;
+pub(crate) struct Instant;
 
 impl Invalidate for Instant {
     type Pending = ();
@@ -152,7 +152,7 @@ fn check(model: impl Fn() + Sync + Send + 'static) {
 }
 
 /// Runs a model with at most so many switches away from a CPU that could go on: fewer for the models with long steps.
-fn check_up_to(switches: usize, model: impl Fn() + Sync + Send + 'static) {
+pub(crate) fn check_up_to(switches: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(switches);
     builder.check(model);

@@ -6,14 +6,15 @@
 
 use super::Reserve;
 use crate::DirectMap;
+use crate::interleaved::{Instant, check_up_to};
 use loom::sync::Arc;
 use loom::thread;
 use model::{Cell, Cells, Tiny, range};
 use stage2::{
     Attrs, Bbm, ChangeError, CollapseError, Entries, Entry, EntryEpoch, FreshTable, Geometry, IdleTable,
-    Invalidate, MapError, Mapping, NoPages, Pages, Purpose, Quiescence, TablePa, TableSize, Tree, Why, Work,
+    MapError, Mapping, NoPages, Pages, Purpose, Quiescence, TablePa, TableSize, Tree, Why,
 };
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicU64;
 use types::sync::Mutex;
 use types::{CpuId, Height, Ipa, Pa, Range};
 
@@ -21,17 +22,6 @@ const PAGE: u64 = 4096;
 const BLOCK: u64 = 2 * PAGE;
 const BLOCK_HEIGHT: Height = Height::new(1);
 const LEVELS: [Bbm; 3] = [Bbm::Level0, Bbm::Level1, Bbm::Level2];
-
-/// Invalidation is instant here: these models are about software.
-struct Instant;
-
-impl Invalidate for Instant {
-    type Pending = ();
-
-    fn begin(&self, _: Work) {}
-
-    fn complete(&self, (): ()) {}
-}
 
 /// A few tables, and the reserve as [`Tables`](crate::Tables) has it: those need more atomics than a model has room for.
 struct Memory {
@@ -222,19 +212,6 @@ fn cpu(n: usize) -> CpuId {
     CpuId::new(n).expect("few")
 }
 
-/// Runs a model with at most so many switches away from a CPU that could go on.
-fn check(switches: usize, model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(switches);
-    let orders = std::sync::Arc::new(AtomicUsize::new(0));
-    let count = orders.clone();
-    builder.check(move || {
-        count.fetch_add(1, Ordering::Relaxed);
-        model();
-    });
-    println!("{orders:?} orders");
-}
-
 /// Splits `block` on another CPU.
 fn splitter(world: &Arc<World>, n: usize, block: u64) -> thread::JoinHandle<bool> {
     let world = world.clone();
@@ -245,7 +222,7 @@ fn splitter(world: &Arc<World>, n: usize, block: u64) -> thread::JoinHandle<bool
 #[test]
 fn a_block_that_is_made_anew_under_a_splitter_has_one_page() {
     for bbm in LEVELS {
-        check(2, move || {
+        check_up_to(2, move || {
             let world = World::new(bbm, BLOCK_HEIGHT, 1, 1);
             let other = splitter(&world, 1, 0);
             world.unmap(0, range(0, BLOCK));
@@ -260,7 +237,7 @@ fn a_block_that_is_made_anew_under_a_splitter_has_one_page() {
 /// Two draw for one block, one of them the neighbour's page, and the neighbour goes and comes meanwhile.
 #[test]
 fn a_block_that_goes_and_comes_while_its_page_is_drawn_for_another_has_one_page() {
-    check(2, || {
+    check_up_to(2, || {
         let world = World::new(Bbm::Level2, BLOCK_HEIGHT, 2, 1);
         let others = [1, 2].map(|n| splitter(&world, n, 0));
         world.unmap(0, range(BLOCK, BLOCK));
@@ -273,7 +250,7 @@ fn a_block_that_goes_and_comes_while_its_page_is_drawn_for_another_has_one_page(
 
 #[test]
 fn who_splits_the_neighbour_of_a_block_that_two_split_has_its_page_or_comes_again() {
-    check(2, || {
+    check_up_to(2, || {
         let world = World::new(Bbm::Level2, BLOCK_HEIGHT, 2, 0);
         let others = [1, 2].map(|n| splitter(&world, n, 0));
         let mine = world.split(0, 1);
@@ -286,7 +263,7 @@ fn who_splits_the_neighbour_of_a_block_that_two_split_has_its_page_or_comes_agai
 
 #[test]
 fn a_block_that_is_collapsed_under_a_splitter_has_one_page() {
-    check(2, || {
+    check_up_to(2, || {
         let world = World::new(Bbm::Level2, BLOCK_HEIGHT, 2, 1);
         let other = splitter(&world, 1, 0);
         let made = world.split(0, 0) && world.collapse(0, 0);
@@ -299,7 +276,7 @@ fn a_block_that_is_collapsed_under_a_splitter_has_one_page() {
 /// Who has drawn is waited for before what its block had in reserve goes with the table.
 #[test]
 fn a_subtree_that_goes_under_two_splitters_takes_its_pages_along() {
-    check(1, || {
+    check_up_to(1, || {
         let world = World::new(Bbm::Level2, BLOCK_HEIGHT.above(), 2, 0);
         let others = [1, 2].map(|n| splitter(&world, n, 0));
         world.unmap(0, range(0, 2 * BLOCK));
