@@ -274,6 +274,12 @@ fn write_by_hardware(world: &World, raw: u64) -> bool {
     slot.compare_exchange(raw, Tiny.encode_at(dirty), Ordering::AcqRel, Ordering::Acquire).is_ok()
 }
 
+/// Has the hardware write to page 0 on another CPU, by what its walk reads now. Tells whether it could.
+fn hardware_that_writes(world: &Arc<World>) -> thread::JoinHandle<bool> {
+    let (world, raw) = (world.clone(), read_by_hardware(world));
+    thread::spawn(move || write_by_hardware(&world, raw))
+}
+
 /// The tiny format at the height of blocks.
 trait AtBlocks {
     fn decode_at(self, raw: u64) -> Entry;
@@ -299,11 +305,7 @@ fn a_dirty_flag_that_the_hardware_sets_during_a_split_is_in_every_child() {
             let mut section = world.epoch.enter(cpu(0));
             world.tree.harvest(&mut section, &Instant, range(0, BLOCK), &mut |_, _| ()).expect("alone");
             drop(section);
-            let raw = read_by_hardware(&world);
-            let hardware = {
-                let world = world.clone();
-                thread::spawn(move || write_by_hardware(&world, raw))
-            };
+            let hardware = hardware_that_writes(&world);
             let section = world.epoch.enter(cpu(0));
             let view = world.tree.open(&section);
             view.split(&Instant, Ipa::new(0), Height::PAGE, Why::DirtyLog).expect("room");
@@ -325,11 +327,7 @@ fn a_write_that_races_with_a_harvest_is_reported_or_still_marked() {
         world.map(0, 0, 2, 0x8000, BLOCK_HEIGHT).expect("free");
         let mut section = world.epoch.enter(cpu(0));
         world.tree.harvest(&mut section, &Instant, range(0, BLOCK), &mut |_, _| ()).expect("alone");
-        let raw = read_by_hardware(&world);
-        let hardware = {
-            let world = world.clone();
-            thread::spawn(move || write_by_hardware(&world, raw))
-        };
+        let hardware = hardware_that_writes(&world);
         let mut reported = false;
         world
             .tree
@@ -349,11 +347,7 @@ fn a_write_that_races_with_aging_is_reported_by_the_next_harvest() {
         world.map(0, 0, 2, 0x8000, BLOCK_HEIGHT).expect("free");
         let mut section = world.epoch.enter(cpu(0));
         world.tree.harvest(&mut section, &Instant, range(0, BLOCK), &mut |_, _| ()).expect("alone");
-        let raw = read_by_hardware(&world);
-        let hardware = {
-            let world = world.clone();
-            thread::spawn(move || write_by_hardware(&world, raw))
-        };
+        let hardware = hardware_that_writes(&world);
         world.tree.age(&mut section, &Instant, range(0, BLOCK), &mut |_, _| ()).expect("nobody owns it");
         let written = hardware.join().unwrap();
         let mut reported = false;
