@@ -80,20 +80,23 @@ pub fn hypercall(mut registers: Registers) -> Result<Registers, Caught> {
     Ok(unsafe { at.read() })
 }
 
+/// Makes a call without arguments.
+fn call(function: u64) -> Result<Registers, Caught> {
+    let mut registers = [0; _];
+    registers[0] = function;
+    hypercall(registers)
+}
+
 /// Turns the machine off.
 pub fn system_off() -> ! {
     const SYSTEM_OFF: u64 = 0x8400_0008;
-    let mut registers = [0; _];
-    registers[0] = SYSTEM_OFF;
-    let _ = hypercall(registers);
+    let _ = call(SYSTEM_OFF);
     crate::cpu::park()
 }
 
 /// Resets the machine.
 pub fn system_reset() -> ! {
     const SYSTEM_RESET: u64 = 0x8400_0009;
-    let mut registers = [0; _];
-    registers[0] = SYSTEM_RESET;
-    let result = hypercall(registers);
+    let result = call(SYSTEM_RESET);
     panic!("SYSTEM_RESET returned {result:?}")
 }

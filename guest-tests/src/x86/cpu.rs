@@ -13,6 +13,16 @@ pub fn index() -> usize {
     index as usize
 }
 
+/// Writes a model-specific register.
+///
+/// # Safety
+/// What the register does is what the caller wants, and leaves memory as it is.
+pub unsafe fn wrmsr(register: u32, value: u64) {
+    let (low, high) = (value as u32, (value >> 32) as u32);
+    // SAFETY: the caller's promise.
+    unsafe { asm!("wrmsr", in("ecx") register, in("eax") low, in("edx") high, options(nostack)) };
+}
+
 /// Waits until all earlier memory accesses are complete.
 pub fn dsb_isb() {
     // SAFETY: barriers only order.

@@ -3,7 +3,7 @@
 use crate::cpu::{self, MAX_CPUS};
 use crate::region::Region;
 use crate::{exception, machine, report, smp};
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
 
 /// Bytes of stack for each CPU.
@@ -77,7 +77,7 @@ pub(crate) fn start(cpu: usize, apic: u64) {
     for command in [INIT, START_UP | PAGE as u32] {
         const ICR: u32 = 0x830;
         // SAFETY: starts a CPU that is not in use.
-        unsafe { asm!("wrmsr", in("ecx") ICR, in("eax") command, in("edx") apic as u32, options(nostack)) };
+        unsafe { cpu::wrmsr(ICR, u64::from(apic as u32) << 32 | u64::from(command)) };
     }
     cpu::wait_until("a vCPU to start", || ARRIVED.load(Acquire) > before);
 }

@@ -1,7 +1,6 @@
 //! The time-stamp counter, and the local APIC's timer on it.
 
 use crate::cpu::{self, MAX_CPUS};
-use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The vector of the timer's interrupt.
@@ -18,9 +17,7 @@ static TAKEN: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 fn write(register: u32, value: u64) {
     // SAFETY: an APIC touches no memory; its interrupt goes where interrupts are expected.
-    unsafe {
-        asm!("wrmsr", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack));
-    }
+    unsafe { cpu::wrmsr(register, value) };
 }
 
 /// Switches this CPU's timer on: it interrupts once when the count reaches what it is armed with.

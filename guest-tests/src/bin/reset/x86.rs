@@ -2,6 +2,7 @@
 
 use core::arch::asm;
 use guest_tests::calls::hypercall;
+use guest_tests::cpu::wrmsr;
 use guest_tests::{Verdict, same, skip, timer};
 
 /// Registers that nothing of the runtime's writes: IA32_STAR, LSTAR, CSTAR and FMASK, KERNEL_GS_BASE, and those of SYSENTER.
@@ -20,14 +21,6 @@ fn rdmsr(register: u32) -> u64 {
     // SAFETY: a read, of a register that there is.
     unsafe { asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nostack)) };
     u64::from(high) << 32 | u64::from(low)
-}
-
-/// # Safety
-/// Nothing uses the register.
-unsafe fn wrmsr(register: u32, value: u64) {
-    let (low, high) = (value as u32, (value >> 32) as u32);
-    // SAFETY: the caller's promise.
-    unsafe { asm!("wrmsr", in("ecx") register, in("eax") low, in("edx") high, options(nostack)) };
 }
 
 pub(super) fn the_boot_vcpu_is_fresh() -> Verdict {
