@@ -55,7 +55,10 @@ impl Linux<'_> {
             // Firmware tells it of all.
             line += &format!(" maxcpus={}", self.cpus());
         }
-        self.append.map_or_else(|| line.clone(), |more| format!("{line} {more}"))
+        if let Some(more) = self.append {
+            line += &format!(" {more}");
+        }
+        line
     }
 
     /// Makes the machine that starts from a disc with the hypervisor and its bundle, and with the same kernel and initramfs
