@@ -35,7 +35,7 @@ fn entry() -> Comparison {
         Contender::new("waiting/entry and exit", TIMES, move || {
             time(|| {
                 for _ in 0..TIMES {
-                    black_box(black_box(&epoch).enter(cpu(0)));
+                    drop(black_box(&epoch).enter(cpu(0)));
                 }
             })
         }),
@@ -60,7 +60,7 @@ fn write_side<Q: Quiescence + 'static>(way: &'static str, make: fn() -> Q) -> Co
         Contender::new("waiting/stay", TIMES, move || {
             time(|| {
                 for _ in 0..TIMES {
-                    black_box(black_box(&stays).enter(cpu(0)));
+                    drop(black_box(&stays).enter(cpu(0)));
                 }
             })
         }),
