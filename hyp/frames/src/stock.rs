@@ -15,11 +15,23 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use types::sync::{AtomicU64, mutant, o};
 use types::{CpuId, MAX_CPUS};
 
-/// The most frames in a stock: 128 KiB.
-pub(crate) const STOCK: Order = match Order::new(5) {
-    Some(order) => order,
-    None => Order::FRAME,
-};
+/// The order of the least that is a full stock, 128 KiB, and of the most, 512 KiB.
+const FULL: (u32, u32) = (5, 7);
+/// As many full stocks there are, at least, of what is free, where they are larger than the least.
+const SHARE: u64 = 256;
+
+/// Returns the order of the run that fills a stock where `free` frames are on the lists. To fill one is to wait for whoever
+/// has the lists, and for their cache lines: seldom, as long as there is plenty.
+pub(crate) const fn full_stock(free: u64) -> Order {
+    let share = match (free / SHARE).checked_ilog2() {
+        Some(share) if share > FULL.0 => share,
+        _ => FULL.0,
+    };
+    match Order::new(if share < FULL.1 { share } else { FULL.1 } as u8) {
+        Some(order) => order,
+        None => Order::FRAME,
+    }
+}
 
 /// One CPU's stock and its part of the count. Nobody else's is on the same line.
 #[repr(align(64))]

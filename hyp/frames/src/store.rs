@@ -5,7 +5,7 @@ use crate::kept::Kept;
 use crate::layout::Layout;
 use crate::pool::Pool;
 use crate::requests::Requests;
-use crate::stock::{STOCK, Stocks};
+use crate::stock::{Stocks, full_stock};
 use crate::{DirectMap, FrameError, Kind, Order, Owner, PaRange, Record, Run, Word};
 use core::fmt;
 use core::ptr::NonNull;
@@ -233,7 +233,7 @@ impl Frames {
     #[inline(never)]
     fn fill_stock(&self, cpu: CpuId) {
         let mut pool = self.pool.lock();
-        let orders = (0..=STOCK.get()).rev().filter_map(Order::new);
+        let orders = (0..=full_stock(pool.free).get()).rev().filter_map(Order::new);
         let run = orders.map(|order| (order, pool.take(&self.memory, order)));
         if let Some((order, Some(first))) = run.into_iter().find(|(_, run)| run.is_some()) {
             pool.count(Kind::Kept, order.frames());

@@ -250,6 +250,23 @@ fn a_stock_is_taken_from_by_its_cpu_and_emptied_by_whoever_finds_nothing_else() 
 }
 
 #[test]
+fn a_stock_is_larger_where_memory_is_plenty_and_all_of_it_comes_back() {
+    let frames = |mib: u64| mib << 20 >> types::FRAME_SHIFT;
+    // 256 of the stocks that are filled, or at least 32 frames.
+    for (mib, stock) in [(1, 32), (32, 32), (63, 32), (64, 64), (127, 64), (128, 128), (64 << 10, 128)] {
+        assert_eq!(crate::stock::full_stock(frames(mib)).frames(), stock, "{mib} MiB");
+    }
+    assert_eq!(crate::stock::full_stock(0).frames(), 32);
+    let machine = Machine::new(&[range(RAM, 136 << 20)], &[]).unwrap();
+    let before = machine.stats();
+    let first = machine.allocate_on(types::CpuId::BOOT, Order::FRAME, GUEST).unwrap();
+    assert_eq!(machine.stats().kept, before.kept + 127);
+    drop(first);
+    assert!(machine.drain_kept());
+    assert_eq!(machine.stats(), before);
+}
+
+#[test]
 fn cpus_that_empty_each_others_stocks_lose_no_frame_and_share_none() {
     let machine = small();
     let before = machine.stats();
