@@ -5,6 +5,7 @@ use crate::place::Place;
 use crate::sight::Sight;
 use crate::{Entries, Entry, Format, Pages, Slot, TablePa, View};
 use core::fmt;
+use core::hint::cold_path;
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering::Acquire;
 use types::sync::o;
@@ -92,6 +93,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
     fn walk_to(&self, ipa: Ipa) -> Sight<F> {
         let top = self.geometry.top();
         if !self.geometry.reaches(ipa) {
+            cold_path();
             return Sight::nowhere(self.root, top);
         }
         let slot = self.tree.memory.finder();
@@ -108,6 +110,9 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 // O8: a table's contents are seen as they were when it was linked. Pairs with O9.
                 let raw = slot(table, index).load(o(8, Acquire));
                 let Some(child) = F::child(raw) else {
+                    if $height > 1 {
+                        cold_path(); // out of the way of the next load
+                    }
                     return Sight::new(raw, Place { table, index, height: Height::new($height) }, above);
                 };
                 above = Some((Place { table, index, height: Height::new($height) }, raw));
@@ -118,6 +123,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         }
         match top.get() {
             1 => {
+                cold_path();
                 root!(1);
                 descend!(1);
             }
@@ -133,6 +139,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 descend!(1);
             }
             4 if F::MAX_TOP >= 4 => {
+                cold_path();
                 root!(4);
                 descend!(4);
                 descend!(3);
