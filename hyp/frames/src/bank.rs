@@ -66,6 +66,12 @@ impl<'f> Records<'f> {
         self.records.get(self.index(Frame::of(pa)))
     }
 
+    /// Returns the records of `N` frames side by side, the first of which `pa` is in; `None` where one is in another bank.
+    #[inline(always)]
+    pub fn side_by_side<const N: usize>(self, pa: Pa) -> Option<&'f [Record; N]> {
+        self.records.get(self.index(Frame::of(pa))..)?.first_chunk()
+    }
+
     /// Returns the record of each of several frames; `None` where one is in another bank.
     #[inline(always)]
     pub fn get_all<const N: usize>(self, pas: [Pa; N]) -> Option<[&'f Record; N]> {
@@ -90,15 +96,26 @@ impl Memory {
     /// Returns the record of a frame; `None` where it is in no bank.
     #[inline(always)]
     pub(crate) fn record(&self, frame: Frame) -> Option<&Record> {
-        for bank in &self.banks {
-            let bank = (*bank)?;
-            let index = frame.0.wrapping_sub(bank.first);
-            if index < bank.frames {
-                // SAFETY: the index is below the number of records, which are valid by `Bank::new`'s contract.
-                return Some(unsafe { bank.records.add(index as usize).as_ref() });
-            }
+        // Mostly there is one bank.
+        let [first, ..] = &self.banks;
+        match Self::record_in(first, frame) {
+            Some(record) => Some(record),
+            None => self.record_behind(frame),
         }
-        None
+    }
+
+    /// Looks for the record of a frame in the banks behind the first.
+    #[inline(never)]
+    fn record_behind(&self, frame: Frame) -> Option<&Record> {
+        self.banks[1..].iter().find_map(|bank| Self::record_in(bank, frame))
+    }
+
+    #[inline(always)]
+    fn record_in(bank: &Option<Bank>, frame: Frame) -> Option<&Record> {
+        let bank = bank.as_ref()?;
+        let index = frame.0.wrapping_sub(bank.first);
+        // SAFETY: the index is below the number of records, which are valid by `Bank::new`'s contract.
+        (index < bank.frames).then(|| unsafe { bank.records.add(index as usize).as_ref() })
     }
 
     /// Returns the records of `frames` frames side by side: of a run, which is in one bank.

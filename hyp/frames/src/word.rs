@@ -13,6 +13,7 @@
 use crate::Order;
 use core::fmt;
 use core::sync::atomic::Ordering::*;
+use types::Access;
 use types::sync::{AtomicU64, mutant, o, window};
 
 /// A field of the word.
@@ -126,6 +127,17 @@ pub enum Hold {
     Write,
 }
 
+impl Hold {
+    /// Returns the right that the guest itself must have.
+    #[inline(always)]
+    pub const fn access(self) -> Access {
+        match self {
+            Self::Read => Access::READ,
+            Self::Write => Access::WRITE,
+        }
+    }
+}
+
 /// Why a word was not changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
@@ -204,14 +216,19 @@ impl Word {
         WRITES.get(self.0)
     }
 
-    /// Tells whether these are owned guests' frames that are not frozen and have room for one more pin of each kind: one
-    /// test for all that is rare. A count in its upper half may have room and is not told to.
+    /// Tells whether these are guests' frames that are not lent, not frozen, and have room for one more pin of each kind, and
+    /// folios of `whole` if that is given: one test for all that is rare. A count in its upper half may have room and is
+    /// not told to.
     #[inline(always)]
-    fn all_have_room<const N: usize>(words: [Self; N]) -> bool {
+    fn are_plain<const N: usize>(words: [Self; N], whole: Option<Order>) -> bool {
         const TOPS: u64 = PINS.top() | WRITES.top() | WHOLE.top();
-        const RARE: u64 = KIND.mask() | FROZEN.mask() | TOPS;
-        let rare = words.iter().fold(0, |rare, word| rare | word.0 ^ KIND.put(Kind::Guest as u64));
-        rare & RARE == 0 && words.iter().all(|word| word.refs() != 0)
+        let (folio, folios) = match whole {
+            Some(order) => (ORDER.put(u64::from(order.get())), ORDER.mask()),
+            None => (0, 0),
+        };
+        let plain = REFS.one() | KIND.put(Kind::Guest as u64) | folio;
+        let rare = REFS.mask() | KIND.mask() | FROZEN.mask() | TOPS | folios;
+        words.iter().fold(0, |differ, word| differ | word.0 ^ plain) & rare == 0
     }
 
     /// Returns the pins of the whole block that begins here.
@@ -396,11 +413,20 @@ impl Record {
     #[inline(always)]
     pub fn pin_seen(&self, seen: Word, span: Span, order: Order, hold: Hold) -> Result<(), Refused> {
         let (_, step) = Self::pin_step(span, hold);
-        let whole = span == Span::Page || seen.order() == order;
-        if Word::all_have_room([seen]) && whole && self.step_from(seen, step) {
+        let whole = (span == Span::Block).then_some(order);
+        if Word::are_plain([seen], whole) && self.step_from(seen, step) {
             return Ok(());
         }
         self.pin_closely(span, order, hold)
+    }
+
+    /// Pins the folio of `order` that begins here, if that takes a look and an exchange and nothing more. Tells whether.
+    #[inline(always)]
+    pub fn pin_folio(&self, order: Order, hold: Hold) -> bool {
+        let seen = self.load();
+        window();
+        let (_, step) = Self::pin_step(Span::Block, hold);
+        Word::are_plain([seen], Some(order)) && self.step_from(seen, step)
     }
 
     /// Pins frames by themselves, in order, up to the first that takes more than a look and an exchange. Returns how many.
@@ -411,7 +437,7 @@ impl Record {
         let seen = records.map(Self::load);
         window();
         let (_, step) = Self::pin_step(Span::Page, hold);
-        if !Word::all_have_room(seen) {
+        if !Word::are_plain(seen, None) {
             return 0;
         }
         for (n, (record, seen)) in records.into_iter().zip(seen).enumerate() {

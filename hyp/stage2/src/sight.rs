@@ -7,12 +7,16 @@
 //!
 //! Neighbours: `space` pins; the words are those of `frames`.
 
+use crate::geometry::shift;
 use crate::place::{ABSENT, Place};
 use crate::{Entries, Entry, Format, Found, Pages, Slot, TablePa, View};
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering::Acquire;
 use types::sync::{mutant, o};
-use types::{Access, Height, Pa};
+use types::{Access, Height, Ipa, Pa};
+
+/// The height of the smallest block.
+const ONE_UP: Height = Height::new(1);
 
 /// An entry as it was seen, and the link above it.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +76,62 @@ impl<F: Format> Sight<F> {
     }
 }
 
+/// A block of the smallest kind as it was seen, and the link above it: what a [`Sight`] says, for this one kind of leaf, in
+/// a few registers.
+#[derive(Clone, Copy, Debug)]
+pub struct SeenBlock<F, S> {
+    raw: u64,
+    slot: S,
+    /// The link to the table; `None` in the root.
+    above: Option<(S, u64)>,
+    format: PhantomData<F>,
+}
+
+impl<F: Format, S: Slot> SeenBlock<F, S> {
+    /// Returns the physical address of `ipa`, the address walked for.
+    #[inline(always)]
+    pub fn pa(&self, ipa: Ipa) -> Pa {
+        Found::<F>::new(self.raw, ONE_UP).pa(ipa).unwrap_or_default() // it is a leaf: `View::block` has looked
+    }
+}
+
+/// A leaf of a table, and some behind it as they are where they lead to adjacent memory and differ in nothing else: one word
+/// says what all of them were.
+#[derive(Clone, Copy, Debug)]
+pub struct Adjacent<F> {
+    raw: u64,
+    first: Place,
+    len: usize,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Adjacent<F> {
+    /// Returns the first output address of the first one.
+    #[inline(always)]
+    pub fn output(self) -> Pa {
+        F::output(self.raw, self.first.height).unwrap_or_default()
+    }
+
+    /// Returns what begins `N` leaves further on.
+    #[inline(always)]
+    pub fn behind<const N: usize>(self) -> Self {
+        let first = Place { index: self.first.index + N, ..self.first };
+        Self { raw: self.words::<N>().1, first, len: self.len.saturating_sub(N), ..self }
+    }
+
+    /// Returns the words of the first `N` leaves, and that of the one behind them.
+    #[inline(always)]
+    fn words<const N: usize>(self) -> ([u64; N], u64) {
+        let mut next = self.raw;
+        let words = [(); N].map(|()| {
+            let word = next;
+            next = F::next_output(word, self.first.height);
+            word
+        });
+        (words, next)
+    }
+}
+
 /// `N` leaves side by side in one table, as they were seen, that differ in where they lead, and in nothing else: what one of
 /// them was decoded for holds for all.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +151,91 @@ impl<F: Format, const N: usize> Row<F, N> {
 }
 
 impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
+    /// Walks to the block of height 1 that translates `ipa`. `None` where the entry that does is another, or does not give
+    /// `access`, or is not [the space's own](Sight::gives).
+    #[inline(always)]
+    pub fn block(&self, ipa: Ipa, access: Access) -> Option<SeenBlock<F, M::Slot<'_>>> {
+        if !self.geometry.reaches(ipa) {
+            return None;
+        }
+        let slot = self.tree.memory.finder();
+        // O8, as in `translate`.
+        let look = |table, index| {
+            let slot = slot(table, index);
+            (slot, slot.load(o(8, Acquire)))
+        };
+        let below = |link, height| {
+            let index = (ipa.get() >> shift::<F>(height)) as usize & ((1 << F::INDEX_BITS) - 1);
+            Some(look(TablePa::linked(F::child(link)?), index))
+        };
+        let root = |height| look(self.root, (ipa.get() >> shift::<F>(height)) as usize);
+        // As in `walk_to`: a case for each height that a root can have.
+        let ((slot, raw), above) = match self.geometry.top().get() {
+            1 => (root(Height::new(1)), None),
+            2 if F::MAX_TOP >= 2 => {
+                let above = root(Height::new(2));
+                (below(above.1, Height::new(1))?, Some(above))
+            }
+            3 if F::MAX_TOP >= 3 => {
+                let above = below(root(Height::new(3)).1, Height::new(2))?;
+                (below(above.1, Height::new(1))?, Some(above))
+            }
+            4 if F::MAX_TOP >= 4 => {
+                let third = below(root(Height::new(4)).1, Height::new(3))?;
+                let above = below(third.1, Height::new(2))?;
+                (below(above.1, Height::new(1))?, Some(above))
+            }
+            _ => return None,
+        };
+        let gives = self.tree.format.gives(raw, ONE_UP, access);
+        gives.then_some(SeenBlock { raw, slot, above, format: PhantomData })
+    }
+
+    /// Tells whether a block and the link above it are what they were: as [`Self::stands`].
+    #[inline(always)]
+    pub fn block_stands<S: Slot>(&self, block: &SeenBlock<F, S>) -> bool {
+        // O8, as in `stands`.
+        let is_same = |slot: S, was, height| self.is_same(slot.load(o(8, Acquire)), was, height);
+        let link_is_same = |(slot, was)| is_same(slot, was, Height::new(2));
+        (is_same(block.slot, block.raw, ONE_UP)
+            && (block.above.is_none_or(link_is_same) || mutant("link-above-not-reread")))
+            || mutant("no-reread-after-pin")
+    }
+
+    /// Returns what the entry that was seen, a leaf, is the first of if others behind it in its table are like it: `most` at
+    /// most.
+    #[inline(always)]
+    pub fn adjacent(&self, sight: &Sight<F>, most: usize) -> Adjacent<F> {
+        let first = sight.place();
+        let len = most.min(self.geometry.entries(first.height) - first.index);
+        Adjacent { raw: sight.found.raw(), first, len, format: PhantomData }
+    }
+
+    /// Looks at `N` entries: tells whether all are there, in one table, as `leaves` has them, flags that hardware sets included.
+    #[inline(always)]
+    pub fn leads_on<const N: usize>(&self, leaves: Adjacent<F>) -> bool {
+        let (first, (words, _)) = (leaves.first, leaves.words::<N>());
+        if leaves.len < N {
+            return false;
+        }
+        let slot = self.tree.memory.finder();
+        let raws: [u64; N] = core::array::from_fn(|n| slot(first.table, first.index + n).load(o(8, Acquire))); // O8
+        // One test for all of them.
+        raws.iter().zip(words).fold(0, |differ, (raw, word)| differ | raw ^ word) == 0
+    }
+
+    /// Tells whether `N` leaves that were as `leaves` has them are so still. That says nothing where the
+    /// [link above](Self::link_stands) is not.
+    #[inline(always)]
+    pub fn still_leads_on<const N: usize>(&self, leaves: Adjacent<F>) -> bool {
+        let (first, (words, _)) = (leaves.first, leaves.words::<N>());
+        let slot = self.tree.memory.finder();
+        // O8, as in `stands`.
+        let mut raws = (0..N).map(|n| slot(first.table, first.index + n).load(o(8, Acquire)));
+        words.into_iter().all(|was| raws.next().is_some_and(|raw| self.is_same(raw, was, first.height)))
+            || mutant("no-reread-after-pin")
+    }
+
     /// Looks at `N` entries, the first of them `behind` entries behind the one that was seen; `None` where one of them is
     /// beyond the table, or no leaf like that one, flags that hardware sets included.
     #[inline(always)]

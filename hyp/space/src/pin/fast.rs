@@ -32,56 +32,162 @@ impl<'f, F: Format> Space<'f, F> {
     ///
     /// No lock, no wait, no allocation. The cost is the walk and one exchange for each frame, or folio of a block.
     pub fn pin_fast<S: Section>(&self, section: &S, range: Range, hold: Hold, pins: &mut Pins<'_>) -> Ipa {
-        let view = self.tree.open(section);
-        self.pin_leaves(&view, range, hold, pins).0
+        self.pin_leaves(section, range, hold, pins).0
     }
 
     /// As [`Space::pin_fast`], and says what ended it, where that was before the range's end.
-    #[inline]
-    pub(super) fn pin_leaves<R>(
+    #[inline(always)]
+    pub(super) fn pin_leaves<S: Section>(
         &self,
-        view: &TableView<'_, 'f, F, R>,
+        section: &S,
         range: Range,
         hold: Hold,
         pins: &mut Pins<'_>,
     ) -> (Ipa, Option<Stop>) {
-        let mut at = range.start();
-        if !range.is_aligned(FRAME_SIZE) {
+        let (mut at, end) = (range.start(), range.end());
+        while end.get() - at.get() >= Order::FOLIO.bytes() && self.pin_whole(section, at, hold, pins) {
+            at = at.wrapping_add(Order::FOLIO.bytes());
+            if at == end {
+                return (at, None);
+            }
+        }
+        self.pin_each(section, at, end, hold, pins)
+    }
+
+    /// Pins the folio at `at`, where it is mapped by a block, and its word takes a look and an exchange. Tells whether that
+    /// was so.
+    ///
+    /// For the most frequent case alone, and nothing of it is kept for any other: then a few registers hold all of it.
+    #[inline(always)]
+    fn pin_whole<S: Section>(&self, section: &S, at: Ipa, hold: Hold, pins: &mut Pins<'_>) -> bool {
+        let order = Order::FOLIO;
+        let view = self.tree.open(section);
+        let Some(block) = view.block(at, hold.access()) else { return false };
+        let pa = block.pa(at);
+        if !pa.is_aligned(order.bytes()) || !at.is_aligned(order.bytes()) || self.check_alive().is_err() {
+            return false;
+        }
+        let (Some(place), Ok(record)) = (pins.free().first_mut(), self.frames.record(pa)) else {
+            return false;
+        };
+        if !record.pin_folio(order, hold) {
+            return false;
+        }
+        *place = Some(Pin { pa, ipa: at, terms: Terms::new(self.owner, order, hold) });
+        pins.grow(1);
+        if !view.block_stands(&block) {
+            self.take_back(pins.len() - 1, pins);
+            return false;
+        }
+        true
+    }
+
+    /// Pins what is behind `at..end`, leaf by leaf.
+    #[inline(never)]
+    fn pin_each<S: Section>(
+        &self,
+        section: &S,
+        mut at: Ipa,
+        end: Ipa,
+        hold: Hold,
+        pins: &mut Pins<'_>,
+    ) -> (Ipa, Option<Stop>) {
+        if !at.is_aligned(FRAME_SIZE) || !end.is_aligned(FRAME_SIZE) {
             return (at, Some(Stop::Entry));
         }
-        let access = match hold {
-            Hold::Read => Access::READ,
-            Hold::Write => Access::WRITE,
-        };
-        if range.is_empty() {
+        if at == end {
             return (at, None);
         }
         if self.check_alive().is_err() {
             return (at, Some(Stop::Entry));
         }
+        let view = self.tree.open(section);
         loop {
             let sight = view.sight(at);
-            if let Err(stop) = self.may_pin(&sight, access) {
+            if let Err(stop) = self.may_pin(&sight, hold.access()) {
                 return (at, Some(stop));
             }
-            let next = self.pin_rows(view, &sight, at, range.end(), hold, pins);
-            if next == range.end() {
-                return (next, None);
+            let (next, stop) = match self.pin_adjacent(&view, &sight, at, end, hold, pins) {
+                next if next > at => (next, None),
+                _ => match self.pin_rows(&view, &sight, at, end, hold, pins) {
+                    next if next > at => (next, None),
+                    _ => self.pin_leaf(&view, &sight, at, end, hold, pins),
+                },
+            };
+            if stop.is_some() || next == end {
+                return (next, stop);
             }
-            if next > at {
-                at = next;
-                continue;
-            }
-            match self.pin_leaf(view, &sight, at, range.end(), hold, pins) {
-                (next, None) if next < range.end() => at = next,
-                done => return done,
-            }
+            at = next;
         }
+    }
+
+    /// Pins pages side by side that lead to memory side by side, a row at a time, from the one at `at` on, as long as each
+    /// takes a look and an exchange and nothing more. Returns the address up to which it has: what is there is to be looked
+    /// at in another way.
+    #[inline(never)]
+    fn pin_adjacent<R>(
+        &self,
+        view: &TableView<'_, 'f, F, R>,
+        sight: &Sight<F>,
+        at: Ipa,
+        end: Ipa,
+        hold: Hold,
+        pins: &mut Pins<'_>,
+    ) -> Ipa {
+        if sight.height() != Height::PAGE || span::<F>(Height::PAGE) != FRAME_SIZE {
+            return at;
+        }
+        let pages = (end.get() - at.get()) / FRAME_SIZE;
+        let mut leaves = view.adjacent(sight, pages as usize);
+        let records = self.frames.records_around(leaves.output());
+        let terms = Terms::new(self.owner, Order::FRAME, hold);
+        let before = pins.len();
+        let (places, _) = pins.free().as_chunks_mut();
+        let mut next = at;
+        for places in places {
+            if !view.leads_on::<ROW>(leaves) {
+                break;
+            }
+            let mut pa = leaves.output();
+            let Some(looks) = records.side_by_side::<ROW>(pa) else { break };
+            let taken = Record::pin_pages(looks.each_ref(), hold);
+            let mut ipa = next;
+            for place in places.iter_mut() {
+                *place = Some(Pin { pa, ipa, terms });
+                (pa, ipa) = (pa.wrapping_add(FRAME_SIZE), ipa.wrapping_add(FRAME_SIZE));
+            }
+            if taken < ROW || !view.still_leads_on::<ROW>(leaves) {
+                self.let_go_of(places, taken);
+                break;
+            }
+            (next, leaves) = (ipa, leaves.behind::<ROW>());
+        }
+        self.confirm(view, sight, at, next, before, pins)
+    }
+
+    /// Counts the pins of `at..next`, which are written down, and looks at the link above them again. Returns up to where
+    /// there are pins now.
+    #[inline(always)]
+    fn confirm<R>(
+        &self,
+        view: &TableView<'_, 'f, F, R>,
+        sight: &Sight<F>,
+        at: Ipa,
+        next: Ipa,
+        before: usize,
+        pins: &mut Pins<'_>,
+    ) -> Ipa {
+        pins.grow(((next.get() - at.get()) / FRAME_SIZE) as usize);
+        if next > at && !view.link_stands(sight) {
+            self.take_back(before, pins);
+            return at;
+        }
+        next
     }
 
     /// Pins pages side by side, a row at a time, from the one at `at` on, as long as each takes a look and an exchange and
     /// nothing more. Returns the address up to which it has: what is there is to be looked at by itself.
-    #[inline(always)]
+    #[inline(never)]
     fn pin_rows<R>(
         &self,
         view: &TableView<'_, 'f, F, R>,
@@ -115,12 +221,7 @@ impl<'f, F: Format> Space<'f, F> {
             }
             next = ipa;
         }
-        pins.grow(((next.get() - at.get()) / FRAME_SIZE) as usize);
-        if next > at && !view.link_stands(sight) {
-            self.take_back(before, pins);
-            return at;
-        }
-        next
+        self.confirm(view, sight, at, next, before, pins)
     }
 
     /// Gives back the first `taken` pins of a row, since one was not to be had, or has lost its entry meanwhile. The others were
@@ -154,7 +255,7 @@ impl<'f, F: Format> Space<'f, F> {
 
     /// Pins what one leaf maps of `at..end`, and looks at it again. What was pinned of a leaf that has changed meanwhile is
     /// given back.
-    #[inline(always)]
+    #[inline(never)]
     fn pin_leaf<R>(
         &self,
         view: &TableView<'_, 'f, F, R>,

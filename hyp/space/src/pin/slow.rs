@@ -8,7 +8,7 @@ use core::fmt;
 use frames::Hold;
 use stage2::{Format, Invalidate, Section};
 use types::sync::spin_loop;
-use types::{Access, Cause, Cpu, FRAME_SIZE, Fault, FaultKind, Height, Ipa, Range};
+use types::{Cause, Cpu, FRAME_SIZE, Fault, FaultKind, Height, Ipa, Range};
 
 /// How many addresses one call of [`Space::pin`] puts memory behind, or has rights given to, at most.
 pub const PIN_FAULTS: u32 = 8;
@@ -98,9 +98,7 @@ impl<F: Format> Space<'_, F> {
         let mut waiter = None;
         let why = loop {
             let Ok(rest) = Range::new(at, range.end()) else { return Ok(at) };
-            let view = self.tree.open(&*section);
-            let (next, stop) = self.pin_leaves(&view, rest, hold, pins);
-            drop(view);
+            let (next, stop) = self.pin_leaves(&*section, rest, hold, pins);
             if next > at {
                 tries = 0;
             }
@@ -137,10 +135,7 @@ impl<F: Format> Space<'_, F> {
         ipa: Ipa,
         hold: Hold,
     ) -> Result<Outcome, PinError> {
-        let access = match hold {
-            Hold::Read => Access::READ,
-            Hold::Write => Access::WRITE,
-        };
+        let access = hold.access();
         let there = self.look(&self.tree.open(section), ipa);
         let kind = match there {
             There::Leaf { .. } => FaultKind::Permission,

@@ -226,3 +226,23 @@ fn a_second_look_sees_that_the_table_was_unlinked() {
     assert!(space.tree().is_draining(), "the reader is not waited for");
     assert_eq!((view.stands(&sight), view.link_stands(&sight)), (false, false));
 }
+
+/// As above, of a table of blocks.
+#[test]
+fn a_second_look_sees_that_a_table_of_blocks_was_unlinked() {
+    const GIB: u64 = 1 << 30;
+    let machine = machine(8 * MIB);
+    let way = stage2::Batched::new();
+    let mut stay = way.enter(cpu_id(0));
+    let space = space(&machine);
+    space.add_region(&mut stay, Region::ram(range(GIB, GIB))).unwrap();
+    space.fault(&stay, &FakeCpu::new(0, &machine), &Recorder::default(), &fault_at(GIB)).unwrap();
+    let reader = way.enter(cpu_id(1));
+    let view = space.tree().open(&reader);
+    let block = view.block(Ipa::new(GIB), Access::WRITE).unwrap();
+    assert_eq!((view.sight(Ipa::new(GIB)).height(), view.block_stands(&block)), (Height::new(1), true));
+    space.discard(&mut stay, &plain(&space), &Recorder::default(), range(GIB, GIB)).unwrap();
+    assert!(space.tree().is_draining(), "the reader is not waited for");
+    assert!(!view.block_stands(&block));
+    assert!(view.block(Ipa::new(GIB), Access::WRITE).is_none());
+}

@@ -204,32 +204,56 @@ fn pages_side_by_side_are_pinned_up_to_the_first_that_cannot_be() {
     });
 }
 
-#[test]
-fn a_row_of_pins_of_which_one_is_lost_keeps_no_other() {
+/// Has `work` done in the first window between a look and an exchange that `test` comes to.
+fn with_window(work: Box<dyn FnOnce()>, test: &mut dyn FnMut()) {
     thread_local! {
         static WINDOW: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
     }
-    let with_window = |work: Box<dyn FnOnce()>, test: &mut dyn FnMut()| {
-        WINDOW.set(Some(work));
-        types::sync::set_hook(Some(|point| {
-            if point == Point::Window
-                && let Some(work) = WINDOW.take()
-            {
-                work();
-            }
-        }));
-        test();
-        types::sync::set_hook(None);
-        assert!(WINDOW.take().is_none(), "there was a look before the exchange");
-    };
+    WINDOW.set(Some(work));
+    types::sync::set_hook(Some(|point| {
+        if point == Point::Window
+            && let Some(work) = WINDOW.take()
+        {
+            work();
+        }
+    }));
+    test();
+    types::sync::set_hook(None);
+    assert!(WINDOW.take().is_none(), "there was a look before the exchange");
+}
+
+/// A machine and a space for as long as the program runs: for what others do in a window.
+fn kept_space() -> (&'static Machine, &'static Space<'static, Format>) {
     let machine: &'static Machine = Box::leak(Box::new(machine(32 * MIB)));
-    let space: &'static Space<'_, Format> = Box::leak(Box::new(space(machine)));
+    (machine, Box::leak(Box::new(space(machine))))
+}
+
+/// Has another CPU unmap `range`.
+fn unmap(space: &'static Space<'static, Format>, range: Range) -> Box<dyn FnOnce()> {
+    Box::new(move || {
+        let epoch = EntryEpoch::new();
+        let mut stay = epoch.enter(cpu_id(1));
+        space.tree().unmap(&mut stay, &Recorder::default(), range, &mut |_| {}).unwrap();
+    })
+}
+
+/// Pins rows of pages, of whose memory the next is where the one before ends, or which lies the other way round.
+fn a_row_of_which_one_is_lost(is_adjacent: bool) {
+    let (machine, space) = kept_space();
     let epoch = EntryEpoch::new();
     let mut stay = epoch.enter(cpu_id(0));
     add_ram(space, &mut stay, GUEST, MIB);
-    let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
-    space.populate(&mut stay, &cpu, &tlb, range(GUEST, 8 * PAGE)).unwrap();
-    let pas: Vec<Pa> = (0..8).map(|n| translate(space, &stay, GUEST + n * PAGE).unwrap().0).collect();
+    let run = machine.allocate(Order::new(3).unwrap(), Usage::Guest(Owner(1))).unwrap().into_pa();
+    let mut pas: Vec<Pa> = (0..8).map(|n| run.wrapping_add(n * PAGE)).collect();
+    if !is_adjacent {
+        pas.reverse();
+    }
+    for (n, pa) in (0..).zip(&pas) {
+        let range = range(GUEST + n * PAGE, PAGE);
+        let mapping =
+            Mapping { range, pa: *pa, attrs: Attrs::RAM, largest: Height::PAGE, why: Why::Alignment };
+        assert_eq!(space.tree().open(&stay).map(&Recorder::default(), &mapping), Ok(range.end()));
+    }
     let counts = || pas.iter().map(|pa| pins_of(machine, *pa).0).collect::<Vec<_>>();
     let pages = range(GUEST, 8 * PAGE);
 
@@ -240,21 +264,70 @@ fn a_row_of_pins_of_which_one_is_lost_keeps_no_other() {
     let other = Box::new(move || third.pin(Span::Page, Order::FRAME, Hold::Read).unwrap());
     with_window(other, &mut || pinned = Some(space.pin_fast(&stay, pages, Hold::Read, &mut pins)));
     assert_eq!((pinned, counts()), (Some(pages.end()), vec![1, 1, 2, 1, 1, 1, 1, 1]));
+    assert!(pins.iter().map(|pin| (pin.ipa(), pin.pa())).eq((0..8).map(|n| (at(n), pas[n as usize]))));
     space.unpin_all(&stay, &mut pins, Contents::Unchanged).unwrap();
     assert_eq!(counts(), [0, 0, 1, 0, 0, 0, 0, 0]);
     machine.unpin(pas[2], Order::FRAME, Hold::Read).unwrap();
 
     // The entry of the third page goes, and its word stays as it was: the second look sees that.
     let third = range(GUEST + 2 * PAGE, PAGE);
-    let unmap = Box::new(move || {
-        let epoch = EntryEpoch::new();
-        let mut stay = epoch.enter(cpu_id(1));
-        space.tree().unmap(&mut stay, &Recorder::default(), third, &mut |_| {}).unwrap();
+    with_window(unmap(space, third), &mut || {
+        pinned = Some(space.pin_fast(&stay, pages, Hold::Read, &mut pins));
     });
-    with_window(unmap, &mut || pinned = Some(space.pin_fast(&stay, pages, Hold::Read, &mut pins)));
     assert_eq!((pinned, pins.len()), (Some(third.start()), 2));
     space.unpin_all(&stay, &mut pins, Contents::Unchanged).unwrap();
     assert_eq!(counts(), [0; 8]);
+}
+
+/// Returns the address of page `n`.
+fn at(n: u64) -> Ipa {
+    Ipa::new(GUEST + n * PAGE)
+}
+
+#[test]
+fn a_row_of_pins_of_which_one_is_lost_keeps_no_other() {
+    a_row_of_which_one_is_lost(true);
+}
+
+#[test]
+fn a_row_of_pins_in_scattered_memory_of_which_one_is_lost_keeps_no_other() {
+    a_row_of_which_one_is_lost(false);
+}
+
+#[test]
+fn a_pin_of_a_block_is_lost_with_its_entry_and_not_with_another_pin() {
+    let (machine, space) = kept_space();
+    let epoch = EntryEpoch::new();
+    let mut stay = epoch.enter(cpu_id(0));
+    add_ram(space, &mut stay, GUEST, 3 * BLOCK);
+    let (cpu, tlb) = (FakeCpu::new(0, machine), Recorder::default());
+    space.populate(&mut stay, &cpu, &tlb, range(GUEST, 3 * BLOCK)).unwrap();
+    let pas = [0, 1, 2].map(|n| translate(space, &stay, GUEST + n * BLOCK).unwrap().0);
+    let counts = || pas.map(|pa| pins_of(machine, pa));
+    let (all, first) = (range(GUEST, 3 * BLOCK), range(GUEST, BLOCK));
+
+    // Another pin comes between the look and the exchange.
+    let word = machine.record(pas[0]).unwrap();
+    let (mut slots, mut pinned) = (slots(), None);
+    let mut pins = Pins::new(&mut slots);
+    let other = Box::new(move || word.pin(Span::Block, Order::FOLIO, Hold::Read).unwrap());
+    with_window(other, &mut || pinned = Some(space.pin_fast(&stay, all, Hold::Write, &mut pins)));
+    assert_eq!((pinned, counts()), (Some(all.end()), [(0, 1, 2), (0, 1, 1), (0, 1, 1)]));
+    assert!(pins.iter().all(|pin| pin.bytes() == BLOCK));
+    space.unpin_all(&stay, &mut pins, Contents::Unchanged).unwrap();
+    machine.unpin(pas[0], Order::FOLIO, Hold::Read).unwrap();
+
+    // The entry goes, and the word stays as it was.
+    with_window(unmap(space, first), &mut || {
+        pinned = Some(space.pin_fast(&stay, all, Hold::Write, &mut pins));
+    });
+    assert_eq!((pinned, pins.len(), counts()), (Some(all.start()), 0, [(0, 0, 0); 3]));
+
+    // One block after the other, and then what is none.
+    let rest = range(GUEST + BLOCK, 2 * BLOCK + PAGE);
+    assert_eq!(space.pin_fast(&stay, rest, Hold::Read, &mut pins), all.end());
+    assert_eq!(counts(), [(0, 0, 0), (0, 0, 1), (0, 0, 1)]);
+    space.unpin_all(&stay, &mut pins, Contents::Unchanged).unwrap();
 }
 
 #[test]
