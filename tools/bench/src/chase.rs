@@ -10,6 +10,9 @@ use std::sync::atomic::Ordering::Relaxed;
 /// Address bits 47 down to 12.
 const ADDRESS: u64 = 0xffff_ffff_f000;
 
+/// An entry that leads somewhere.
+const VALID: u64 = 1;
+
 /// Tables to be chased through.
 #[derive(Clone, Copy)]
 pub struct Chase {
@@ -37,6 +40,24 @@ impl Chase {
             table = raw & ADDRESS;
         }
         table
+    }
+
+    /// As [`Self::page`], with what no walk can leave out: a test of each entry, before its address is used; `None` where one
+    /// is not valid.
+    #[inline(always)]
+    pub fn tested(self, ipa: u64) -> Option<u64> {
+        let mut table = self.root;
+        for shift in [39, 30, 21, 12] {
+            let entry = table + (ipa >> shift & 511) * 8;
+            // SAFETY: as in `page`.
+            let raw =
+                unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(entry as usize) }.load(Relaxed);
+            if raw & VALID == 0 {
+                return None;
+            }
+            table = raw & ADDRESS;
+        }
+        Some(table | ipa & 0xfff)
     }
 
     /// Adds up what `pages` pages side by side go to, from the one of `ipa` on, the first of a table: a load each, and three

@@ -26,44 +26,42 @@ impl Contender {
     }
 }
 
-/// What rows are made of: the median of each contender, in nanoseconds for each operation, in the order in which they
-/// stand.
-pub type Medians<'m> = &'m [f64];
+/// What rows are made of: nanoseconds for each operation in one turn, of each contender in the order in which they stand.
+pub type Turn<'t> = &'t [f64];
 
 /// Contenders, and what their times say.
 pub struct Comparison {
     /// Who takes turns.
     pub contenders: Vec<Contender>,
-    /// Makes the rows.
-    pub rows: Box<dyn Fn(Medians<'_>) -> Vec<Row>>,
+    /// Makes the rows, the same ones for each turn.
+    pub rows: Box<dyn Fn(Turn<'_>) -> Vec<Row>>,
 }
 
 impl Comparison {
     /// Makes a comparison.
-    pub fn new(contenders: Vec<Contender>, rows: impl Fn(Medians<'_>) -> Vec<Row> + 'static) -> Self {
+    pub fn new(contenders: Vec<Contender>, rows: impl Fn(Turn<'_>) -> Vec<Row> + 'static) -> Self {
         Self { contenders, rows: Box::new(rows) }
     }
 
-    /// Has everybody take `runs` turns, after one that does not count. Returns the rows.
+    /// Has everybody take `runs` turns, at least one, after one that does not count. Returns each row as it was in the turn
+    /// in which it had its median: who is compared was measured there one after the other, on a host in one state.
     pub fn run(mut self, runs: usize) -> Vec<Row> {
-        let mut times = vec![Vec::with_capacity(runs); self.contenders.len()];
-        for contender in &mut self.contenders {
-            contender.take_turn();
-        }
-        for _ in 0..runs {
-            for (times, contender) in times.iter_mut().zip(&mut self.contenders) {
-                times.push(contender.take_turn());
-            }
-        }
-        let medians: Vec<f64> = times.into_iter().map(median).collect();
-        (self.rows)(&medians)
+        let mut turn = || -> Vec<f64> { self.contenders.iter_mut().map(Contender::take_turn).collect() };
+        turn();
+        let mut turns: Vec<_> = (0..runs.max(1)).map(|_| (self.rows)(&turn()).into_iter()).collect();
+        std::iter::from_fn(|| {
+            let row: Vec<Row> = turns.iter_mut().filter_map(Iterator::next).collect();
+            (!row.is_empty()).then(|| median(row))
+        })
+        .collect()
     }
 }
 
-/// Returns the middle value; of an even number, the upper one of the two.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// Returns the row that is the middle one by its ratio, or by its value where it has no base; of an even number, the upper
+/// one of the two.
+fn median(mut rows: Vec<Row>) -> Row {
+    rows.sort_by(|a, b| a.measure().total_cmp(&b.measure()));
+    rows.swap_remove(rows.len() / 2)
 }
 
 /// What is asked of a row.
@@ -94,6 +92,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// Returns what is compared: the ratio, or the value where there is no base.
+    fn measure(&self) -> f64 {
+        self.base.map_or(self.value, |base| self.value / base)
+    }
+
     /// Makes a row of nanoseconds for each operation.
     pub fn ns(name: impl Into<String>, value: f64, base: f64, target: Target) -> Self {
         Self { name: name.into(), value, unit: "ns", base: Some(base), target }
