@@ -33,8 +33,8 @@ pub(crate) const fn full_stock(free: u64) -> Order {
     }
 }
 
-/// One CPU's stock and its part of the count. Nobody else's is on the same line.
-#[repr(align(64))]
+/// One CPU's stock and its part of the count. On lines of its own (two, since CPUs fetch neighbours).
+#[repr(align(128))]
 struct Stock {
     /// The number of the next frame, over [`LEFT`] bits of how many are left; 0 for none.
     run: AtomicU64,
@@ -51,7 +51,7 @@ impl Stock {
 }
 
 // The store of all frames is moved into place over the boot CPU's stack, which has 128 KiB.
-const _: () = assert!(size_of::<Stocks>() <= 4 << 10);
+const _: () = assert!(size_of::<Stocks>() <= 8 << 10);
 
 /// The CPUs that there is a stock for. A model checker's threads have small stacks and few CPUs.
 const CPUS: usize = if cfg!(loom) { 2 } else { MAX_CPUS };
