@@ -7,6 +7,8 @@ use crate::scene::{BLOCK, Format, NoTlb, NoZeroing, PAGE, cpu, geometry, range};
 use frames::{Order, Owner};
 use space::{Outcome, Region, Space};
 use stage2::{Bbm, EntryEpoch, Quiescence};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use types::{Access, Cause, CpuId, Fault, FaultKind, Height, Ipa};
 use vmsa::Features;
@@ -46,23 +48,25 @@ fn fault_pages(threads: usize) -> Duration {
             let mapping = crate::scene::mapping(block * BLOCK, pa, PAGE, Height::PAGE);
             space.tree().open(&section).map(&NoTlb, &mapping).expect("nothing is mapped there");
         }
-        together(threads, |n| {
-            for block in (n as u64..BLOCKS).step_by(threads) {
-                for page in 1..=PAGES_OF_BLOCK {
-                    fault(space, epoch, n, block * BLOCK + page * PAGE);
-                }
+        each_block(threads, |n, block| {
+            for page in 1..=PAGES_OF_BLOCK {
+                fault(space, epoch, n, block * BLOCK + page * PAGE);
             }
         })
     })
 }
 
 fn fault_blocks(threads: usize) -> Duration {
-    with_region(|space, epoch| {
-        together(threads, |n| {
-            for block in (n as u64..BLOCKS).step_by(threads) {
-                fault(space, epoch, n, block * BLOCK);
-            }
-        })
+    with_region(|space, epoch| each_block(threads, |n, block| fault(space, epoch, n, block * BLOCK)))
+}
+
+/// Has `threads` threads do `work` for every block once: the next one that is left, whenever one is done, so that a thread
+/// from which the host takes its CPU for a while does not have the other wait at the end.
+fn each_block(threads: usize, work: impl Fn(usize, u64) + Sync) -> Duration {
+    let next = AtomicU64::new(0);
+    together(threads, |n| {
+        let blocks = std::iter::from_fn(|| Some(next.fetch_add(1, Relaxed)).filter(|block| *block < BLOCKS));
+        blocks.for_each(|block| work(n, block));
     })
 }
 
