@@ -104,7 +104,7 @@ pub use quiescence::{
     EntryEpoch, Epoch, InStay, IpiRendezvous, Kick, Quiescence, ReaderCount, Section, Snapshot, Stay,
     Stragglers, Waiting, Walking,
 };
-pub use sight::{Row, Sight};
+pub use sight::{Adjacent, Row, SeenBlock, Sight};
 pub use take::Taken;
 pub use translate::Found;
 pub use tree::{Expectation, Lull, STEP_ENTRIES, STEP_RESERVE, Tree, View, Waiter};

@@ -4,7 +4,7 @@ use super::{Pin, Pins, Terms};
 use crate::Space;
 use crate::space::TableView;
 use frames::{Hold, Order, Record, Refused, Span};
-use stage2::{Entry, Format, Owner, Section, Sight, span};
+use stage2::{Adjacent, Entry, Format, Owner, Row, Section, Sight, span};
 use types::sync::{met, window};
 use types::{Access, FRAME_SIZE, Height, Ipa, Pa, Range};
 
@@ -107,13 +107,17 @@ impl<'f, F: Format> Space<'f, F> {
             if let Err(stop) = self.may_pin(&sight, hold.access()) {
                 return (at, Some(stop));
             }
-            let (next, stop) = match self.pin_adjacent(&view, &sight, at, end, hold, pins) {
-                next if next > at => (next, None),
-                _ => match self.pin_rows(&view, &sight, at, end, hold, pins) {
-                    next if next > at => (next, None),
-                    _ => self.pin_leaf(&view, &sight, at, end, hold, pins),
-                },
-            };
+            let mut next = at;
+            if sight.height() == Height::PAGE && end.get() - at.get() >= ROW as u64 * FRAME_SIZE {
+                next = self.pin_adjacent(&view, &sight, at, end, hold, pins);
+                if next == at {
+                    next = self.pin_scattered(&view, &sight, at, end, hold, pins);
+                }
+            }
+            let mut stop = None;
+            if next == at {
+                (next, stop) = self.pin_leaf(&view, &sight, at, end, hold, pins);
+            }
             if stop.is_some() || next == end {
                 return (next, stop);
             }
@@ -121,10 +125,8 @@ impl<'f, F: Format> Space<'f, F> {
         }
     }
 
-    /// Pins pages side by side that lead to memory side by side, a row at a time, from the one at `at` on, as long as each
-    /// takes a look and an exchange and nothing more. Returns the address up to which it has: what is there is to be looked
-    /// at in another way.
-    #[inline(never)]
+    /// Pins pages that lead to adjacent memory, as [`Space::pin_rows`] does.
+    #[inline(never)] // what it keeps at hand is not to be in anybody's way
     fn pin_adjacent<R>(
         &self,
         view: &TableView<'_, 'f, F, R>,
@@ -134,61 +136,33 @@ impl<'f, F: Format> Space<'f, F> {
         hold: Hold,
         pins: &mut Pins<'_>,
     ) -> Ipa {
-        if sight.height() != Height::PAGE || span::<F>(Height::PAGE) != FRAME_SIZE {
-            return at;
+        if sight.height() != Height::PAGE {
+            return at; // asked again here, where it makes constants of what depends on it
         }
-        let pages = (end.get() - at.get()) / FRAME_SIZE;
-        let mut leaves = view.adjacent(sight, pages as usize);
+        let mut leaves = view.adjacent(sight, ((end.get() - at.get()) / FRAME_SIZE) as usize);
         let records = self.frames.records_around(leaves.output());
-        let terms = Terms::new(self.owner, Order::FRAME, hold);
-        let before = pins.len();
-        let (places, _) = pins.free().as_chunks_mut();
-        let mut next = at;
-        for places in places {
-            if !view.leads_on::<ROW>(leaves) {
-                break;
-            }
-            let mut pa = leaves.output();
-            let Some(looks) = records.side_by_side::<ROW>(pa) else { break };
-            let taken = Record::pin_pages(looks.each_ref(), hold);
-            let mut ipa = next;
-            for place in places.iter_mut() {
-                *place = Some(Pin { pa, ipa, terms });
-                (pa, ipa) = (pa.wrapping_add(FRAME_SIZE), ipa.wrapping_add(FRAME_SIZE));
-            }
-            if taken < ROW || !view.still_leads_on::<ROW>(leaves) {
-                self.let_go_of(places, taken);
-                break;
-            }
-            (next, leaves) = (ipa, leaves.behind::<ROW>());
-        }
-        self.confirm(view, sight, at, next, before, pins)
+        let look = |_| {
+            let row = leaves;
+            let looks =
+                if view.leads_on::<ROW>(row) { records.side_by_side(row.output())? } else { return None };
+            leaves = row.behind::<ROW>();
+            Some((row, looks.each_ref()))
+        };
+        let outputs = |row: &Adjacent<F>| {
+            let mut next = row.output();
+            [(); ROW].map(|()| {
+                let pa = next;
+                next = pa.wrapping_add(FRAME_SIZE);
+                pa
+            })
+        };
+        let next = self.pin_rows(at, hold, pins, look, outputs, |row| view.still_leads_on::<ROW>(*row));
+        self.confirm(view, sight, at, next, pins)
     }
 
-    /// Counts the pins of `at..next`, which are written down, and looks at the link above them again. Returns up to where
-    /// there are pins now.
-    #[inline(always)]
-    fn confirm<R>(
-        &self,
-        view: &TableView<'_, 'f, F, R>,
-        sight: &Sight<F>,
-        at: Ipa,
-        next: Ipa,
-        before: usize,
-        pins: &mut Pins<'_>,
-    ) -> Ipa {
-        pins.grow(((next.get() - at.get()) / FRAME_SIZE) as usize);
-        if next > at && !view.link_stands(sight) {
-            self.take_back(before, pins);
-            return at;
-        }
-        next
-    }
-
-    /// Pins pages side by side, a row at a time, from the one at `at` on, as long as each takes a look and an exchange and
-    /// nothing more. Returns the address up to which it has: what is there is to be looked at by itself.
+    /// Pins pages that are alike and lead anywhere in one bank of memory, as [`Space::pin_rows`] does.
     #[inline(never)]
-    fn pin_rows<R>(
+    fn pin_scattered<R>(
         &self,
         view: &TableView<'_, 'f, F, R>,
         sight: &Sight<F>,
@@ -197,31 +171,73 @@ impl<'f, F: Format> Space<'f, F> {
         hold: Hold,
         pins: &mut Pins<'_>,
     ) -> Ipa {
-        if sight.height() != Height::PAGE || span::<F>(Height::PAGE) != FRAME_SIZE {
-            return at;
-        }
         let Some(pa) = sight.found().pa(at) else { return at };
         let records = self.frames.records_around(pa);
+        let rows = ((end.get() - at.get()) / FRAME_SIZE) as usize / ROW;
+        let look = |n| {
+            let row = if n < rows { view.row::<ROW>(sight, n * ROW)? } else { return None };
+            Some((row, records.get_all(row.outputs())?))
+        };
+        let next = self.pin_rows(at, hold, pins, look, Row::outputs, |row| view.row_stands(row));
+        self.confirm(view, sight, at, next, pins)
+    }
+
+    /// Pins pages side by side, a row at a time, from the one at `at` on, as long as each takes a look and an exchange and
+    /// nothing more. Returns the address up to which it has: what is there is to be looked at in another way. What is pinned is
+    /// written down, and [to be confirmed](Self::confirm).
+    ///
+    /// `look` looks at row `n`, and finds the records of its frames; `outputs` says where those are, and `stands` looks again.
+    #[inline(always)]
+    fn pin_rows<'r, T>(
+        &self,
+        at: Ipa,
+        hold: Hold,
+        pins: &mut Pins<'_>,
+        mut look: impl FnMut(usize) -> Option<(T, [&'r Record; ROW])>,
+        outputs: impl Fn(&T) -> [Pa; ROW],
+        stands: impl Fn(&T) -> bool,
+    ) -> Ipa {
+        if span::<F>(Height::PAGE) != FRAME_SIZE {
+            return at;
+        }
         let terms = Terms::new(self.owner, Order::FRAME, hold);
-        let (rows, before) = ((end.get() - at.get()) / FRAME_SIZE / ROW as u64, pins.len());
         let (places, _) = pins.free().as_chunks_mut();
         let mut next = at;
-        for (n, places) in (0..rows as usize).zip(places) {
-            let Some(row) = view.row::<ROW>(sight, n * ROW) else { break };
-            let Some(looks) = records.get_all(row.outputs()) else { break };
-            let taken = Record::pin_pages(looks, hold);
+        for (n, places) in places.iter_mut().enumerate() {
+            let Some((row, records)) = look(n) else { break };
+            let taken = Record::pin_pages(records, hold);
             let mut ipa = next;
-            for (place, pa) in places.iter_mut().zip(row.outputs()) {
+            for (place, pa) in places.iter_mut().zip(outputs(&row)) {
                 *place = Some(Pin { pa, ipa, terms });
                 ipa = ipa.wrapping_add(FRAME_SIZE);
             }
-            if taken < ROW || !view.row_stands(&row) {
+            if taken < ROW || !stands(&row) {
                 self.let_go_of(places, taken);
                 break;
             }
             next = ipa;
         }
-        self.confirm(view, sight, at, next, before, pins)
+        next
+    }
+
+    /// Counts the pins of the pages in `at..next`, and looks at the link above them again. Returns up to where there are pins
+    /// now.
+    #[inline(always)]
+    fn confirm<R>(
+        &self,
+        view: &TableView<'_, 'f, F, R>,
+        sight: &Sight<F>,
+        at: Ipa,
+        next: Ipa,
+        pins: &mut Pins<'_>,
+    ) -> Ipa {
+        let before = pins.len();
+        pins.grow(((next.get() - at.get()) / FRAME_SIZE) as usize);
+        if next > at && !view.link_stands(sight) {
+            self.take_back(before, pins);
+            return at;
+        }
+        next
     }
 
     /// Gives back the first `taken` pins of a row, since one was not to be had, or has lost its entry meanwhile. The others were
