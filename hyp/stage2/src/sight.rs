@@ -10,6 +10,7 @@
 use crate::geometry::shift;
 use crate::place::{ABSENT, Place};
 use crate::{Entries, Entry, Format, Found, Pages, Slot, TablePa, View};
+use core::hint::cold_path;
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering::Acquire;
 use types::sync::{mutant, o};
@@ -169,23 +170,24 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             Some(look(TablePa::linked(F::child(link)?), index))
         };
         let root = |height| look(self.root, (ipa.get() >> shift::<F>(height)) as usize);
-        // As in `walk_to`: a case for each height that a root can have.
-        let ((slot, raw), above) = match self.geometry.top().get() {
-            1 => (root(Height::new(1)), None),
-            2 if F::MAX_TOP >= 2 => {
-                let above = root(Height::new(2));
-                (below(above.1, Height::new(1))?, Some(above))
-            }
-            3 if F::MAX_TOP >= 3 => {
-                let above = below(root(Height::new(3)).1, Height::new(2))?;
-                (below(above.1, Height::new(1))?, Some(above))
-            }
-            4 if F::MAX_TOP >= 4 => {
-                let third = below(root(Height::new(4)).1, Height::new(3))?;
-                let above = below(third.1, Height::new(2))?;
-                (below(above.1, Height::new(1))?, Some(above))
-            }
-            _ => return None,
+        let top = self.geometry.top().get();
+        // As in `walk_to`: one line for all heights that a root can have.
+        let above = if F::MAX_TOP >= 3 && top >= 3 {
+            let third = if F::MAX_TOP >= 4 && top >= 4 {
+                cold_path();
+                below(root(Height::new(4)).1, Height::new(3))?
+            } else {
+                root(Height::new(3))
+            };
+            Some(below(third.1, Height::new(2))?)
+        } else if F::MAX_TOP >= 2 && top >= 2 {
+            Some(root(Height::new(2)))
+        } else {
+            None
+        };
+        let (slot, raw) = match above {
+            Some((_, link)) => below(link, Height::new(1))?,
+            None => root(Height::new(1)),
         };
         let gives = self.tree.format.gives(raw, ONE_UP, access);
         gives.then_some(SeenBlock { raw, slot, above, format: PhantomData })

@@ -86,23 +86,25 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         self.walk_to(ipa)
     }
 
-    /// Unrolled by hand, once for each height that a root can have: a loop over heights takes twice as long, since
-    /// shift and bound are then computed in the chain of dependent loads. What a caller does not use of the result costs
-    /// nothing.
+    /// Unrolled by hand: a loop over heights takes twice as long, since shift and bound are then computed in the chain of
+    /// dependent loads. One line of code for all heights that a root can have, on which a higher root begins earlier: a case for
+    /// each of them would be left by a jump, and for who has many walks under way a jump counts like a load. What a caller
+    /// does not use of the result costs nothing.
     #[inline(always)]
     fn walk_to(&self, ipa: Ipa) -> Sight<F> {
-        let top = self.geometry.top();
+        let top = self.geometry.top().get();
         if !self.geometry.reaches(ipa) {
             cold_path();
-            return Sight::nowhere(self.root, top);
+            return Sight::nowhere(self.root, self.geometry.top());
         }
         let slot = self.tree.memory.finder();
         let mut table = self.root;
         let mut index;
         let mut above = None;
-        macro_rules! root {
-            ($height:literal) => {
-                index = (ipa.get() >> shift::<F>(Height::new($height))) as usize
+        // A root may have more entries than other tables: `reaches` has looked.
+        macro_rules! at_root {
+            ($height:expr) => {
+                (ipa.get() >> shift::<F>(Height::new($height))) as usize
             };
         }
         macro_rules! descend {
@@ -117,37 +119,27 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 };
                 above = Some((Place { table, index, height: Height::new($height) }, raw));
                 table = TablePa::linked(child);
-                index =
-                    (ipa.get() >> shift::<F>(Height::new($height - 1))) as usize & ((1 << F::INDEX_BITS) - 1);
+                index = at_root!($height - 1) & ((1 << F::INDEX_BITS) - 1);
             };
         }
-        match top.get() {
-            1 => {
+        if F::MAX_TOP >= 3 && top >= 3 {
+            if F::MAX_TOP >= 4 && top >= 4 {
                 cold_path();
-                root!(1);
-                descend!(1);
-            }
-            2 if F::MAX_TOP >= 2 => {
-                root!(2);
-                descend!(2);
-                descend!(1);
-            }
-            3 if F::MAX_TOP >= 3 => {
-                root!(3);
-                descend!(3);
-                descend!(2);
-                descend!(1);
-            }
-            4 if F::MAX_TOP >= 4 => {
-                cold_path();
-                root!(4);
+                index = at_root!(4);
                 descend!(4);
-                descend!(3);
-                descend!(2);
-                descend!(1);
+            } else {
+                index = at_root!(3);
             }
-            _ => return Sight::nowhere(self.root, top), // no shape has such a root
+            descend!(3);
+        } else {
+            index = at_root!(2);
         }
+        if F::MAX_TOP >= 2 && top >= 2 {
+            descend!(2);
+        } else {
+            index = at_root!(1);
+        }
+        descend!(1);
         // O8, for the leaf: what it maps was prepared (zeroed, cleaned) before it was published.
         let raw = slot(table, index).load(o(8, Acquire));
         Sight::new(raw, Place { table, index, height: Height::PAGE }, above)
