@@ -88,8 +88,9 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
 
     /// Unrolled by hand: a loop over heights takes twice as long, since shift and bound are then computed in the chain of
     /// dependent loads. One line of code for all heights that a root can have, on which a higher root begins earlier: a case for
-    /// each of them would be left by a jump, and for who has many walks under way a jump counts like a load. What a caller
-    /// does not use of the result costs nothing.
+    /// each of them would be left by a jump, and for who has many walks under way a jump counts like a load. What is marked as
+    /// cold is not rare: it is out of the way of the longest walk, and has a load less for its jump. What a caller does not use
+    /// of the result costs nothing.
     #[inline(always)]
     fn walk_to(&self, ipa: Ipa) -> Sight<F> {
         let top = self.geometry.top().get();
@@ -112,9 +113,7 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
                 // O8: a table's contents are seen as they were when it was linked. Pairs with O9.
                 let raw = slot(table, index).load(o(8, Acquire));
                 let Some(child) = F::child(raw) else {
-                    if $height > 1 {
-                        cold_path(); // out of the way of the next load
-                    }
+                    cold_path();
                     return Sight::new(raw, Place { table, index, height: Height::new($height) }, above);
                 };
                 above = Some((Place { table, index, height: Height::new($height) }, raw));
@@ -132,11 +131,13 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
             }
             descend!(3);
         } else {
+            cold_path();
             index = at_root!(2);
         }
         if F::MAX_TOP >= 2 && top >= 2 {
             descend!(2);
         } else {
+            cold_path();
             index = at_root!(1);
         }
         descend!(1);

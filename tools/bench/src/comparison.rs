@@ -33,6 +33,8 @@ pub type Turn<'t> = &'t [f64];
 pub struct Comparison {
     /// Who takes turns.
     pub contenders: Vec<Contender>,
+    /// How many passes of each make a turn, with those of the others between them. The median counts.
+    slices: usize,
     /// Makes the rows, the same ones for each turn.
     pub rows: Box<dyn Fn(Turn<'_>) -> Vec<Row>>,
 }
@@ -40,28 +42,42 @@ pub struct Comparison {
 impl Comparison {
     /// Makes a comparison.
     pub fn new(contenders: Vec<Contender>, rows: impl Fn(Turn<'_>) -> Vec<Row> + 'static) -> Self {
-        Self { contenders, rows: Box::new(rows) }
+        Self { contenders, slices: 1, rows: Box::new(rows) }
+    }
+
+    /// As [`Self::new`], with turns of several short passes: a host that is shared slows whoever is measured for some
+    /// milliseconds, or takes one of two CPUs away.
+    pub fn in_slices(contenders: Vec<Contender>, rows: impl Fn(Turn<'_>) -> Vec<Row> + 'static) -> Self {
+        Self { slices: 9, ..Self::new(contenders, rows) }
     }
 
     /// Has everybody take `runs` turns, at least one, after one that does not count. Returns each row as it was in the turn
     /// in which it had its median: who is compared was measured there one after the other, on a host in one state.
     pub fn run(mut self, runs: usize) -> Vec<Row> {
-        let mut turn = || -> Vec<f64> { self.contenders.iter_mut().map(Contender::take_turn).collect() };
+        let mut turn = || -> Vec<f64> {
+            let mut slices: Vec<_> =
+                self.contenders.iter().map(|_| Vec::with_capacity(self.slices)).collect();
+            for _ in 0..self.slices {
+                for (slices, contender) in slices.iter_mut().zip(&mut self.contenders) {
+                    slices.push(contender.take_turn());
+                }
+            }
+            slices.into_iter().map(|slices| median_by(slices, |ns| *ns)).collect()
+        };
         turn();
         let mut turns: Vec<_> = (0..runs.max(1)).map(|_| (self.rows)(&turn()).into_iter()).collect();
         std::iter::from_fn(|| {
             let row: Vec<Row> = turns.iter_mut().filter_map(Iterator::next).collect();
-            (!row.is_empty()).then(|| median(row))
+            (!row.is_empty()).then(|| median_by(row, Row::measure))
         })
         .collect()
     }
 }
 
-/// Returns the row that is the middle one by its ratio, or by its value where it has no base; of an even number, the upper
-/// one of the two.
-fn median(mut rows: Vec<Row>) -> Row {
-    rows.sort_by(|a, b| a.measure().total_cmp(&b.measure()));
-    rows.swap_remove(rows.len() / 2)
+/// Returns the middle one by `key` of several; of an even number, the upper one of the two.
+fn median_by<T>(mut all: Vec<T>, key: impl Fn(&T) -> f64) -> T {
+    all.sort_by(|a, b| key(a).total_cmp(&key(b)));
+    all.swap_remove(all.len() / 2)
 }
 
 /// What is asked of a row.

@@ -29,7 +29,7 @@ pub fn comparisons() -> Vec<Comparison> {
         Contender::new("faults/blocks, two", BLOCKS, || fault_blocks(2)),
     ];
     vec![
-        Comparison::new(pages, |ns| {
+        Comparison::in_slices(pages, |ns| {
             vec![Row::rate("two threads faulting in pages / one", ns[1], ns[0], Target::AtLeast(1.7))]
         }),
         Comparison::new(blocks, |ns| {

@@ -21,7 +21,7 @@ const STRETCHES: u64 = 8;
 /// Pages of a stretch, where it is pinned by pages.
 const PAGES: u64 = 64;
 /// How often a pass gives back what it has pinned, and begins again. The clock stands still meanwhile.
-const TURNS: u64 = 64;
+const TURNS: u64 = 8;
 
 /// Returns how many calls go between two looks at the clock, which take as long as several of them. A block's word has room
 /// for that many pins.
@@ -46,10 +46,10 @@ pub fn comparisons() -> Vec<Comparison> {
         blocks("pin/block, least", walk_and_hold),
     ];
     vec![
-        Comparison::new(by_pages, |ns| {
+        Comparison::in_slices(by_pages, |ns| {
             vec![Row::ns("pin_fast of 64 pages / walk and exchanges", ns[0], ns[1], Target::AtMost(1.25))]
         }),
-        Comparison::new(by_blocks, |ns| {
+        Comparison::in_slices(by_blocks, |ns| {
             vec![
                 Row::ns("pin_fast of a 2M block / walk and exchange", ns[0], ns[1], Target::AtMost(1.25)),
                 Row::ns(
@@ -174,7 +174,7 @@ fn walk_and(
 }
 
 /// How often each CPU goes through its half of the stretches.
-const ROUNDS: u64 = 1024;
+const ROUNDS: u64 = 512;
 
 /// One CPU and two that pin and unpin, and that add and subtract.
 fn scaling() -> Comparison {
@@ -216,7 +216,7 @@ fn scaling() -> Comparison {
         bare("pin/exchanges, one", 1),
         bare("pin/exchanges, two", 2),
     ];
-    Comparison::new(contenders, |ns| {
+    Comparison::in_slices(contenders, |ns| {
         let (ours, bare) = (ns[0] / ns[1], ns[2] / ns[3]);
         let name = "two threads pinning disjoint ranges / bare loop's scaling";
         vec![Row::scaling(name, ours, bare, Target::AtLeast(0.95))]

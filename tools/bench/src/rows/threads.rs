@@ -12,8 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 use types::{Height, Ipa, Pa};
 
-/// How many translations a thread does in a pass.
-const TIMES: u64 = 8 * PAGES;
+/// How many translations a thread does in a pass beside another that translates.
+const TIMES: u64 = PAGES;
+/// How many a reader does in a pass.
+const READS: u64 = 8 * PAGES;
 
 /// Has `threads` threads do `work`, each with its number, from one moment on. Returns the time to the last one's end.
 pub fn together(threads: usize, work: impl Fn(usize) + Sync) -> Duration {
@@ -82,7 +84,7 @@ pub fn translating() -> Vec<Comparison> {
         bare("threads/chase, one", 1),
         bare("threads/chase, two", 2),
     ];
-    vec![Comparison::new(contenders, |ns| {
+    vec![Comparison::in_slices(contenders, |ns| {
         let (ours, bare) = (ns[0] / ns[1], ns[2] / ns[3]);
         vec![Row::scaling("two threads translating / bare loop's scaling", ours, bare, Target::AtLeast(0.95))]
     })]
@@ -97,7 +99,7 @@ pub fn disturbed() -> Vec<Comparison> {
     scene.map(mapping(origin(), 0, GIB, ONE_UP));
     let (alone, beside) = (Arc::clone(&scene), scene);
     let contenders = vec![
-        Contender::new("disturbed/beside a writer", TIMES, move || {
+        Contender::new("disturbed/beside a writer", READS, move || {
             let (done, begun) = (AtomicBool::new(false), AtomicBool::new(false));
             thread::scope(|s| {
                 s.spawn(|| {
@@ -117,7 +119,7 @@ pub fn disturbed() -> Vec<Comparison> {
                 took
             })
         }),
-        Contender::new("disturbed/undisturbed", TIMES, move || read(&alone)),
+        Contender::new("disturbed/undisturbed", READS, move || read(&alone)),
     ];
     vec![Comparison::new(contenders, |ns| {
         vec![Row::rate("readers beside a writer / undisturbed", ns[0], ns[1], Target::AtLeast(0.8))]
@@ -128,7 +130,7 @@ pub fn disturbed() -> Vec<Comparison> {
 fn read(scene: &Scene) -> Duration {
     let mut section = scene.section(2);
     let start = Instant::now();
-    for stay in 0..TIMES / STAY {
+    for stay in 0..READS / STAY {
         let view = scene.tree.open(&section);
         scatter(stay, STAY, |at| {
             let ipa = Ipa::new(at);

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::time::Duration;
 use types::{Height, Ipa, Pa};
 
-/// How many translations a pass does: each page four times, on average.
-const TIMES: u64 = 4 * PAGES;
+/// How many translations a pass does: each page once, on average.
+const TIMES: u64 = PAGES;
 
 /// Returns where each page leads: one circle through all pages (Sattolo's shuffle).
 fn circle() -> Vec<u64> {
@@ -62,20 +62,19 @@ fn assert_agree(ours: &Scene, peer: &peer::Space, chase: Chase) {
     assert_eq!(ours.sum_by_walk(range(origin(), GIB)), peer.sum_by_walk());
 }
 
-/// Translates every page once, so that nobody's tables come from further away than another's, who was measured right before.
+/// Times `work` when it has been done once: nobody's tables come from further away than another's, who was measured right
+/// before.
 #[inline(always)]
-fn fetch(translate: impl Fn(u64) -> u64) {
-    let origin = origin();
-    let sum = (0..PAGES).map(|page| translate(origin + page * PAGE)).fold(0u64, u64::wrapping_add);
-    black_box(sum);
+fn again(work: impl Fn() -> u64) -> Duration {
+    black_box(work());
+    time(work)
 }
 
 /// Follows the circle, `next` being the way from one page to the next.
 #[inline(always)]
 fn follow(next: impl Fn(u64) -> u64) -> Duration {
     let start = origin();
-    fetch(&next);
-    time(|| {
+    again(|| {
         let mut at = start;
         for _ in 0..TIMES {
             at = next(at);
@@ -87,10 +86,9 @@ fn follow(next: impl Fn(u64) -> u64) -> Duration {
 /// Adds up what `translate` says for addresses at random.
 #[inline(always)]
 fn scatter(translate: impl Fn(u64) -> u64) -> Duration {
-    let (origin, mut random) = (origin(), Random::new(3));
-    fetch(&translate);
-    time(|| {
-        let mut sum = 0u64;
+    let origin = origin();
+    again(|| {
+        let (mut random, mut sum) = (Random::new(3), 0u64);
         for _ in 0..TIMES {
             sum = sum.wrapping_add(translate(origin + random.next(18) * PAGE));
         }
@@ -120,7 +118,7 @@ fn dependent(ours: &Rc<Scene>, peer: &Rc<peer::Space>, chase: Chase) -> Comparis
             follow(|at| chase.tested(at).unwrap_or(0))
         }),
     ];
-    Comparison::new(contenders, |ns| {
+    Comparison::in_slices(contenders, |ns| {
         vec![
             Row::ns("translate, dependent / bare chase", ns[0], ns[1], Target::AtMost(1.2)),
             Row::ns("translate, dependent / peer", ns[0], ns[2], Target::None),
@@ -151,7 +149,7 @@ fn independent(ours: &Rc<Scene>, peer: &Rc<peer::Space>, chase: Chase) -> Compar
             scatter(|at| chase.tested(at).unwrap_or(0))
         }),
     ];
-    Comparison::new(contenders, |ns| {
+    Comparison::in_slices(contenders, |ns| {
         vec![
             Row::ns("translate, independent / bare chase", ns[0], ns[1], Target::AtMost(1.6)),
             Row::ns("translate, independent / peer", ns[0], ns[2], Target::AtMost(0.95)),
