@@ -1,7 +1,7 @@
 //! Translate: 262,144 pages in random order, each page leading to another.
 
 use crate::chase::{Chase, Random};
-use crate::comparison::{Comparison, Contender, Row, Target, time};
+use crate::comparison::{Comparison, Contender, Row, Target, time, time_again};
 use crate::peer;
 use crate::scene::{GIB, PAGE, PAGES, Scene, mapping, origin, range};
 use std::hint::black_box;
@@ -62,19 +62,11 @@ fn assert_agree(ours: &Scene, peer: &peer::Space, chase: Chase) {
     assert_eq!(ours.sum_by_walk(range(origin(), GIB)), peer.sum_by_walk());
 }
 
-/// Times `work` when it has been done once: nobody's tables come from further away than another's, who was measured right
-/// before.
-#[inline(always)]
-fn again(work: impl Fn() -> u64) -> Duration {
-    black_box(work());
-    time(work)
-}
-
 /// Follows the circle, `next` being the way from one page to the next.
 #[inline(always)]
 fn follow(next: impl Fn(u64) -> u64) -> Duration {
     let start = origin();
-    again(|| {
+    time_again(|| {
         let mut at = start;
         for _ in 0..TIMES {
             at = next(at);
@@ -87,7 +79,7 @@ fn follow(next: impl Fn(u64) -> u64) -> Duration {
 #[inline(always)]
 fn scatter(translate: impl Fn(u64) -> u64) -> Duration {
     let origin = origin();
-    again(|| {
+    time_again(|| {
         let (mut random, mut sum) = (Random::new(3), 0u64);
         for _ in 0..TIMES {
             sum = sum.wrapping_add(translate(origin + random.next(18) * PAGE));
