@@ -216,11 +216,11 @@ impl Word {
         WRITES.get(self.0)
     }
 
-    /// Tells whether these are guests' frames that are not lent, not frozen, and have room for one more pin of each kind, and
-    /// folios of `whole` if that is given: one test for all that is rare. A count in its upper half may have room and is
-    /// not told to.
+    /// Tells whether this is a guest's frame that is not lent, not frozen, and has room for one more pin of each kind, and in a
+    /// folio of `whole` if that is given: one test for all that is rare. A count in its upper half may have room and is not
+    /// told to.
     #[inline(always)]
-    fn are_plain<const N: usize>(words: [Self; N], whole: Option<Order>) -> bool {
+    fn is_plain(self, whole: Option<Order>) -> bool {
         const TOPS: u64 = PINS.top() | WRITES.top() | WHOLE.top();
         let (folio, folios) = match whole {
             Some(order) => (ORDER.put(u64::from(order.get())), ORDER.mask()),
@@ -228,7 +228,7 @@ impl Word {
         };
         let plain = REFS.one() | KIND.put(Kind::Guest as u64) | folio;
         let rare = REFS.mask() | KIND.mask() | FROZEN.mask() | TOPS | folios;
-        words.iter().fold(0, |differ, word| differ | word.0 ^ plain) & rare == 0
+        (self.0 ^ plain) & rare == 0
     }
 
     /// Returns the pins of the whole block that begins here.
@@ -414,7 +414,7 @@ impl Record {
     pub fn pin_seen(&self, seen: Word, span: Span, order: Order, hold: Hold) -> Result<(), Refused> {
         let (_, step) = Self::pin_step(span, hold);
         let whole = (span == Span::Block).then_some(order);
-        if Word::are_plain([seen], whole) && self.step_from(seen, step) {
+        if seen.is_plain(whole) && self.step_from(seen, step) {
             return Ok(());
         }
         self.pin_closely(span, order, hold)
@@ -426,22 +426,19 @@ impl Record {
         let seen = self.load();
         window();
         let (_, step) = Self::pin_step(Span::Block, hold);
-        Word::are_plain([seen], Some(order)) && self.step_from(seen, step)
+        seen.is_plain(Some(order)) && self.step_from(seen, step)
     }
 
     /// Pins frames by themselves, in order, up to the first that takes more than a look and an exchange. Returns how many.
-    ///
-    /// All words are looked at before the first is exchanged: an exchange holds up what is behind it.
     #[inline(always)]
     pub fn pin_pages<const N: usize>(records: [&Self; N], hold: Hold) -> usize {
-        let seen = records.map(Self::load);
-        window();
         let (_, step) = Self::pin_step(Span::Page, hold);
-        if !Word::are_plain(seen, None) {
-            return 0;
-        }
-        for (n, (record, seen)) in records.into_iter().zip(seen).enumerate() {
-            if !record.step_from(seen, step) {
+        // One after the other, and not all words before the first exchange: then there is nothing to be kept meanwhile, and a
+        // CPU that exchanges looks ahead anyway.
+        for (n, record) in records.into_iter().enumerate() {
+            let seen = record.load();
+            window();
+            if !seen.is_plain(None) || !record.step_from(seen, step) {
                 return n;
             }
         }

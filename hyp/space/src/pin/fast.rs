@@ -211,8 +211,10 @@ impl<'f, F: Format> Space<'f, F> {
                 *place = Some(Pin { pa, ipa, terms });
                 ipa = ipa.wrapping_add(FRAME_SIZE);
             }
-            if taken < ROW || !stands(&row) {
-                self.let_go_of(places, taken);
+            let kept = if stands(&row) { taken } else { 0 };
+            if kept < ROW {
+                self.let_go_of(places, kept, taken);
+                next = next.wrapping_add(kept as u64 * FRAME_SIZE);
                 break;
             }
             next = ipa;
@@ -240,14 +242,14 @@ impl<'f, F: Format> Space<'f, F> {
         next
     }
 
-    /// Gives back the first `taken` pins of a row, since one was not to be had, or has lost its entry meanwhile. The others were
-    /// written down and not taken.
+    /// Keeps the first `kept` of the `taken` pins of a row, and gives the others back: the row has lost an entry meanwhile. What
+    /// was written down and not taken is no pin.
     #[cold]
-    fn let_go_of(&self, places: &mut [Option<Pin>; ROW], taken: usize) {
-        if taken == ROW {
+    fn let_go_of(&self, places: &mut [Option<Pin>; ROW], kept: usize, taken: usize) {
+        if kept < taken {
             met("pin lost to a change of its entry");
         }
-        for (n, place) in places.iter_mut().enumerate() {
+        for (n, place) in places.iter_mut().enumerate().skip(kept) {
             let pin = place.take();
             if n < taken
                 && let Some(pin) = pin
