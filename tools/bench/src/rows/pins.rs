@@ -7,12 +7,12 @@ use crate::pool;
 use crate::scene::{BLOCK, Format, NoTlb, NoZeroing, ONE_UP, PAGE, cpu, geometry, mapping, range};
 use frames::{Hold, Order, Owner, Usage};
 use space::{Contents, Pin, Pins, Space};
-use stage2::{Answer, Bbm, EntryEpoch, Quiescence};
+use stage2::{Answer, Bbm, Entries, EntryEpoch, Pages, Quiescence, View};
 use std::cell::Cell;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::time::Duration;
-use types::{CpuId, Height, Ipa, Pa, Range};
+use types::{Access, CpuId, Height, Ipa, Pa, Range};
 use vmsa::Features;
 
 /// Stretches of memory, which calls go to by turns. What they touch (entries, words, handles) fits the caches closest to a
@@ -44,6 +44,7 @@ pub fn comparisons() -> Vec<Comparison> {
         blocks("pin/block", pin),
         blocks("pin/block, bare", walk_and_exchange),
         blocks("pin/block, least", walk_and_hold),
+        blocks("pin/block, least call", call_to_hold),
     ];
     vec![
         Comparison::in_slices(by_pages, |ns| {
@@ -58,6 +59,7 @@ pub fn comparisons() -> Vec<Comparison> {
                     ns[1],
                     Target::None,
                 ),
+                Row::ns("the least call that does that / walk and exchange", ns[3], ns[1], Target::None),
             ]
         }),
         scaling(),
@@ -129,6 +131,47 @@ fn walk_and_hold(space: &Space<'static, Format>, epoch: &EntryEpoch, bytes: u64)
         let entry = n % STRETCHES as usize;
         assert_eq!(entries[entry].load(Acquire), entry as u64);
     })
+}
+
+/// Does the same by a call for each block, with a range, rights, memory of the caller's for the handle, and a second look at the link
+/// above, too.
+fn call_to_hold(space: &Space<'static, Format>, epoch: &EntryEpoch, bytes: u64) -> Duration {
+    let section = epoch.enter(CpuId::BOOT);
+    let view = space.tree().open(&section);
+    let words: Vec<AtomicU64> = (0..STRETCHES * bytes / PAGE).map(|_| AtomicU64::new(0)).collect();
+    let mut handles = vec![(Pa::new(0), Ipa::new(0), 0); calls(bytes) as usize];
+    time(|| {
+        for (n, handles) in (0..calls(bytes)).zip(handles.chunks_exact_mut(1)) {
+            let stretch = stretch(n, bytes);
+            assert_eq!(hold(&view, stretch, &words, handles), stretch.end());
+        }
+    })
+}
+
+/// Holds the block at the start of `range`. Returns the address behind what is held.
+#[inline(never)]
+fn hold<M: Entries + Pages, R>(
+    view: &View<'_, Format, M, R>,
+    range: Range,
+    words: &[AtomicU64],
+    handles: &mut [(Pa, Ipa, u64)],
+) -> Ipa {
+    let ipa = range.start();
+    let (Some(block), Some(handle)) = (view.block(ipa, Access::WRITE), handles.first_mut()) else {
+        return ipa;
+    };
+    let pa = block.pa(ipa);
+    let word = &words[(pa.get() / PAGE) as usize & (words.len() - 1)];
+    let seen = word.load(Acquire);
+    if seen & (1 << 63) != 0 || word.compare_exchange(seen, seen + 1, AcqRel, Relaxed).is_err() {
+        return ipa;
+    }
+    *handle = (pa, ipa, seen);
+    if !view.block_stands(&block) {
+        word.fetch_sub(1, AcqRel);
+        return ipa;
+    }
+    ipa.wrapping_add(BLOCK)
 }
 
 /// Goes to each leaf, and adds to a word for it.
