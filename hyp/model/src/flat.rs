@@ -1,9 +1,7 @@
 //! [`Flat`]: what a space translates, as a list. The oracle for every operation: no tables, no heights, no bits.
 
-use stage2::{
-    Answer, Attrs, Entries, Entry, Format, Leaf, Marks, Memory, Owner, Pages, Share, View, Visit, span,
-};
-use types::{Access, Height, Ipa, Pa, Range};
+use stage2::{Answer, Attrs, Entries, Entry, Format, Marks, Memory, Owner, Pages, Share, View};
+use types::{Access, Ipa, Pa, Range};
 
 /// What a stretch of addresses is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,7 +146,6 @@ impl Flat {
                     Entry::Leaf(leaf) => {
                         let flags = leaf.attrs.marks;
                         assert!(!flags.intersects(Marks::PENDING | Marks::NO_TLB), "{flags:?} at rest");
-                        quick_looks_agree(view, visit, leaf);
                         Content::memory(leaf.pa, leaf.attrs)
                     }
                     Entry::Note(note) => Content::Note(note.payload()),
@@ -192,35 +189,5 @@ impl Flat {
             tidy.push(next);
         }
         self.stretches = tidy;
-    }
-}
-
-/// Checks that what a pinner sees of a leaf is what the walker has shown. Of pages, every sixteenth is looked at.
-fn quick_looks_agree<F: Format, M: Entries + Pages, R>(
-    view: &View<'_, F, M, R>,
-    visit: &Visit<F>,
-    leaf: Leaf,
-) {
-    let (format, ipa, height) = (view.tree().format(), visit.ipa(), visit.height());
-    let page = ipa.get() / span::<F>(Height::PAGE);
-    if height == Height::PAGE && !page.is_multiple_of(16) {
-        return;
-    }
-    let sight = view.sight(ipa);
-    assert_eq!((sight.height(), sight.entry(format)), (height, Entry::Leaf(leaf)), "at {ipa:?}");
-    for access in [Access::READ, Access::WRITE] {
-        let block = view.block(ipa, access);
-        let is_one = height == Height::new(1) && sight.gives(format, access);
-        assert_eq!(block.map(|block| block.pa(ipa)), is_one.then_some(leaf.pa), "at {ipa:?}");
-        assert!(block.is_none_or(|block| view.block_stands(&block)));
-    }
-    if height == Height::PAGE {
-        let next = ipa.wrapping_add(span::<F>(height));
-        let after = Leaf { pa: leaf.pa.wrapping_add(span::<F>(height)), ..leaf };
-        let in_table = !(page + 1).is_multiple_of(1 << F::INDEX_BITS);
-        let leads_on = in_table && view.sight(next).entry(format) == Entry::Leaf(after);
-        let leaves = view.adjacent(&sight, usize::MAX);
-        assert_eq!(view.leads_on::<2>(leaves), leads_on, "at {ipa:?}");
-        assert!(leaves.output() == leaf.pa && (!leads_on || view.still_leads_on::<2>(leaves)));
     }
 }

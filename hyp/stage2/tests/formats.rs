@@ -10,7 +10,8 @@ use model::{Arena, Machine, Rig, range};
 use ops::{bbm, cases, common_ops, layout, ops, with_memory};
 use proptest::prelude::*;
 use stage2::{
-    Attrs, Bbm, EntryEpoch, Format, Geometry, Invalidate, Mapping, Quiescence, Tree, Why, Work, span,
+    Answer, Attrs, Bbm, Entries, Entry, EntryEpoch, Format, Geometry, Invalidate, Leaf, Mapping, Pages,
+    Quiescence, Tree, View, Why, Work, span,
 };
 use std::cell::{Cell, RefCell};
 use types::{Access, CpuId, Height, Ipa, Pa, Range};
@@ -184,6 +185,99 @@ fn the_life_of_a_block_is_the_same_on_every_machine() {
     }
     let ops: Vec<Op> = life.into_iter().map(|(op, _)| op).collect();
     run_in_step(players, &ops, Agreement::Exact); // once more, compared after each
+}
+
+/// Checks that what a pinner sees of each leaf in `range` is what the walker shows. Returns how many blocks it can pin, and how
+/// many pages that lead on to the next.
+fn quick_looks<F: Format, M: Entries + Pages, R>(view: &View<'_, F, M, R>, range: Range) -> (u64, u64) {
+    let (format, mut leaves, mut seen) = (view.tree().format(), Vec::new(), (0, 0));
+    let mut rest = range;
+    while !rest.is_empty() {
+        let walked = view.walk(rest, |visit| {
+            if let Entry::Leaf(leaf) = visit.entry(format) {
+                leaves.push((visit.ipa(), visit.height(), leaf));
+            }
+            Answer::Descend
+        });
+        rest = Range::new(walked.next, range.end()).expect("ascending");
+    }
+    for (n, &(ipa, height, leaf)) in leaves.iter().enumerate() {
+        let sight = view.sight(ipa);
+        assert_eq!((sight.height(), sight.entry(format)), (height, Entry::Leaf(leaf)), "at {ipa:?}");
+        assert!(view.stands(&sight));
+        for access in [Access::READ, Access::WRITE] {
+            let block = view.block(ipa, access);
+            let is_one = height == Height::new(1) && leaf.attrs.access.contains(access);
+            assert_eq!(block.map(|block| block.pa(ipa)), is_one.then_some(leaf.pa), "at {ipa:?}");
+            assert!(block.is_none_or(|block| view.block_stands(&block)));
+            seen.0 += u64::from(is_one && access == Access::WRITE);
+        }
+        let within = ipa.wrapping_add(span::<F>(height) - span::<F>(Height::PAGE));
+        let offset = span::<F>(height) - span::<F>(Height::PAGE);
+        let last = view.block(within, Access::READ).map(|block| block.pa(within));
+        assert!(last.is_none_or(|pa| pa == leaf.pa.wrapping_add(offset)));
+        if height == Height::PAGE {
+            let step = span::<F>(height);
+            let is_last = (ipa.get() / step + 1).is_multiple_of(1 << F::INDEX_BITS);
+            let after = (ipa.wrapping_add(step), height, Leaf { pa: leaf.pa.wrapping_add(step), ..leaf });
+            let leads_on = !is_last && leaves.get(n + 1) == Some(&after);
+            let two = view.adjacent(&sight, usize::MAX);
+            assert_eq!((two.output(), view.leads_on::<2>(two)), (leaf.pa, leads_on), "at {ipa:?}");
+            assert!(!leads_on || view.still_leads_on::<2>(two));
+            assert!(!view.leads_on::<2>(view.adjacent(&sight, 1)), "one is not two");
+            seen.1 += u64::from(leads_on);
+        }
+    }
+    seen
+}
+
+/// Maps three pages, a block, and five pages, changes one of those, and has each leaf looked at as a pinner does.
+fn pinned_as_walked<F: Format>(format: F, top: u8, ipa_bits: u32) {
+    let geometry = Geometry::<F>::new(Height::new(top), ipa_bits).expect("possible");
+    let machine = Machine::new(256 << F::GRANULE_SHIFT);
+    let mut rig = Rig::new(&machine, format, geometry, Bbm::Level3);
+    let (page, block) = (span::<F>(Height::PAGE), span::<F>(Height::new(1)));
+    let all = range(2 * block - 3 * page, block + 8 * page);
+    let mapping = Mapping {
+        range: all,
+        pa: Pa::new(all.start().get() + 4 * block),
+        attrs: Attrs::RAM,
+        largest: Height::new(1),
+        why: Why::Alignment,
+    };
+    rig.map(&mapping).expect("free");
+    let around = range(0, 4 * block);
+    let look = |rig: &Rig<'_, F>| {
+        let section = machine.enter(CpuId::BOOT);
+        quick_looks(&rig.tree.open(&section), around)
+    };
+    assert_eq!(look(&rig), (1, 2 + 4), "a block, and pages of which all but the last lead on");
+    rig.protect(range(3 * block + page, page), Access::READ).expect("there");
+    assert_eq!(look(&rig), (1, 2 + 2), "what has another right leads nowhere, and nobody leads there");
+    rig.protect(range(2 * block, block), Access::READ).expect("there");
+    assert_eq!(look(&rig), (0, 2 + 2), "the block cannot be pinned for writing");
+    rig.unmap(around).expect("mapped");
+    assert_eq!(look(&rig), (0, 0));
+    rig.destroy();
+}
+
+#[test]
+fn what_a_pinner_sees_of_a_leaf_is_what_the_walker_shows() {
+    let (none, all) = (Features::empty(), Features::all());
+    for features in [none, all] {
+        pinned_as_walked(Vmsa::<Granule4K>::new(features), 1, 34);
+        pinned_as_walked(Vmsa::<Granule4K>::new(features), 2, 43);
+        pinned_as_walked(Vmsa::<Granule4K>::new(features), 3, 48);
+        pinned_as_walked(Vmsa::<Granule4KLpa2>::new(features), 4, 52);
+        pinned_as_walked(Vmsa::<Granule16K>::new(features), 2, 47);
+        pinned_as_walked(Vmsa::<Granule16KLpa2>::new(features), 3, 52);
+        pinned_as_walked(Vmsa::<Granule64K>::new(features), 1, 42);
+        pinned_as_walked(Vmsa::<Granule64K>::new(features), 2, 48);
+    }
+    for format in INTEL {
+        pinned_as_walked(format, 3, 48);
+        pinned_as_walked(format, 4, 52);
+    }
 }
 
 /// Maps a page on each side of every border between the tables of the root, and at both ends.
