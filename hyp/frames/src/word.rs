@@ -412,12 +412,7 @@ impl Record {
     /// access.
     #[inline(always)]
     pub fn pin_seen(&self, seen: Word, span: Span, order: Order, hold: Hold) -> Result<(), Refused> {
-        let (_, step) = Self::pin_step(span, hold);
-        let whole = (span == Span::Block).then_some(order);
-        if seen.is_plain(whole) && self.step_from(seen, step) {
-            return Ok(());
-        }
-        self.pin_closely(span, order, hold)
+        if self.pin_plain(seen, span, order, hold) { Ok(()) } else { self.pin_closely(span, order, hold) }
     }
 
     /// Pins the folio of `order` that begins here, if that takes a look and an exchange and nothing more. Tells whether.
@@ -425,31 +420,32 @@ impl Record {
     pub fn pin_folio(&self, order: Order, hold: Hold) -> bool {
         let seen = self.load();
         window();
-        let (_, step) = Self::pin_step(Span::Block, hold);
-        seen.is_plain(Some(order)) && self.step_from(seen, step)
+        self.pin_plain(seen, Span::Block, order, hold)
     }
 
     /// Pins frames by themselves, in order, up to the first that takes more than a look and an exchange. Returns how many.
     #[inline(always)]
     pub fn pin_pages<const N: usize>(records: [&Self; N], hold: Hold) -> usize {
-        let (_, step) = Self::pin_step(Span::Page, hold);
         // One after the other, and not all words before the first exchange: then there is nothing to be kept meanwhile, and a
         // CPU that exchanges looks ahead anyway.
         for (n, record) in records.into_iter().enumerate() {
             let seen = record.load();
             window();
-            if !seen.is_plain(None) || !record.step_from(seen, step) {
+            if !record.pin_plain(seen, Span::Page, Order::FRAME, hold) {
                 return n;
             }
         }
         N
     }
 
-    /// Adds `step` where the word is what was seen.
+    /// Pins where nothing is rare about the word, and it is what was seen. Tells whether that was so.
     #[inline(always)]
-    fn step_from(&self, seen: Word, step: u64) -> bool {
+    fn pin_plain(&self, seen: Word, span: Span, order: Order, hold: Hold) -> bool {
+        let (_, step) = Self::pin_step(span, hold);
+        let whole = (span == Span::Block).then_some(order);
         // O22, as in `update_from`.
-        self.0.compare_exchange_weak(seen.0, seen.0 + step, o(22, AcqRel), o(22, Relaxed)).is_ok()
+        seen.is_plain(whole)
+            && self.0.compare_exchange_weak(seen.0, seen.0 + step, o(22, AcqRel), o(22, Relaxed)).is_ok()
     }
 
     /// Pins what takes more than one look, or says why not.

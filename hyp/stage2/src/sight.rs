@@ -9,15 +9,13 @@
 
 use crate::geometry::shift;
 use crate::place::{ABSENT, Place};
+use crate::translate::ONE_UP;
 use crate::{Entries, Entry, Format, Found, Pages, Slot, TablePa, View};
 use core::hint::cold_path;
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering::Acquire;
 use types::sync::{mutant, o};
 use types::{Access, Height, Ipa, Pa};
-
-/// The height of the smallest block.
-const ONE_UP: Height = Height::new(1);
 
 /// An entry as it was seen, and the link above it.
 #[derive(Clone, Copy, Debug)]

@@ -12,7 +12,7 @@ use types::sync::o;
 use types::{Height, Ipa, Pa};
 
 /// The height of the smallest block.
-const ONE_UP: Height = Height::new(1);
+pub(crate) const ONE_UP: Height = Height::new(1);
 
 /// Where a walk ended: the entry as it was read, once, and its height. Two registers wide; it decodes on demand.
 #[derive(Clone, Copy, PartialEq, Eq)]

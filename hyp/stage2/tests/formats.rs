@@ -212,8 +212,8 @@ fn quick_looks<F: Format, M: Entries + Pages, R>(view: &View<'_, F, M, R>, range
             assert!(block.is_none_or(|block| view.block_stands(&block)));
             seen.0 += u64::from(is_one && access == Access::WRITE);
         }
-        let within = ipa.wrapping_add(span::<F>(height) - span::<F>(Height::PAGE));
         let offset = span::<F>(height) - span::<F>(Height::PAGE);
+        let within = ipa.wrapping_add(offset);
         let last = view.block(within, Access::READ).map(|block| block.pa(within));
         assert!(last.is_none_or(|pa| pa == leaf.pa.wrapping_add(offset)));
         if height == Height::PAGE {

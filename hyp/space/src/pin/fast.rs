@@ -143,8 +143,10 @@ impl<'f, F: Format> Space<'f, F> {
         let records = self.frames.records_around(leaves.output());
         let look = |_| {
             let row = leaves;
-            let looks =
-                if view.leads_on::<ROW>(row) { records.side_by_side(row.output())? } else { return None };
+            if !view.leads_on::<ROW>(row) {
+                return None;
+            }
+            let looks = records.side_by_side(row.output())?;
             leaves = row.behind::<ROW>();
             Some((row, looks.each_ref()))
         };
@@ -175,7 +177,10 @@ impl<'f, F: Format> Space<'f, F> {
         let records = self.frames.records_around(pa);
         let rows = ((end.get() - at.get()) / FRAME_SIZE) as usize / ROW;
         let look = |n| {
-            let row = if n < rows { view.row::<ROW>(sight, n * ROW)? } else { return None };
+            if n == rows {
+                return None;
+            }
+            let row = view.row::<ROW>(sight, n * ROW)?;
             Some((row, records.get_all(row.outputs())?))
         };
         let next = self.pin_rows(at, hold, pins, look, Row::outputs, |row| view.row_stands(row));
