@@ -33,11 +33,8 @@ impl Chase {
     pub fn page(self, ipa: u64) -> u64 {
         let mut table = self.root;
         for shift in [39, 30, 21, 12] {
-            let entry = table + (ipa >> shift & 511) * 8;
             // SAFETY: an entry of a table, since all links on the way are there, by the contract of `through`.
-            let raw =
-                unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(entry as usize) }.load(Relaxed);
-            table = raw & ADDRESS;
+            table = unsafe { entry(table, ipa >> shift & 511) } & ADDRESS;
         }
         table
     }
@@ -48,10 +45,8 @@ impl Chase {
     pub fn tested(self, ipa: u64) -> Option<u64> {
         let mut table = self.root;
         for shift in [39, 30, 21, 12] {
-            let entry = table + (ipa >> shift & 511) * 8;
             // SAFETY: as in `page`.
-            let raw =
-                unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(entry as usize) }.load(Relaxed);
+            let raw = unsafe { entry(table, ipa >> shift & 511) };
             if raw & VALID == 0 {
                 return None;
             }
@@ -68,22 +63,27 @@ impl Chase {
         for first in (0..pages).step_by(512) {
             let mut table = self.root;
             for shift in [39, 30, 21] {
-                let entry = table + ((ipa + (first << 12)) >> shift & 511) * 8;
                 // SAFETY: as in `page`.
-                let raw =
-                    unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(entry as usize) }.load(Relaxed);
-                table = raw & ADDRESS;
+                table = unsafe { entry(table, (ipa + (first << 12)) >> shift & 511) } & ADDRESS;
             }
             for page in 0..512.min(pages - first) {
-                let entry = table + page * 8;
                 // SAFETY: as in `page`.
-                let raw =
-                    unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(entry as usize) }.load(Relaxed);
-                sum = sum.wrapping_add(raw & ADDRESS);
+                sum = sum.wrapping_add(unsafe { entry(table, page) } & ADDRESS);
             }
         }
         sum
     }
+}
+
+/// Loads entry `index` of the table at `table`.
+///
+/// # Safety
+/// A table is there, and has such an entry.
+#[inline(always)]
+unsafe fn entry(table: u64, index: u64) -> u64 {
+    let entry = std::ptr::with_exposed_provenance::<AtomicU64>((table + index * 8) as usize);
+    // SAFETY: it is there, by this function's contract, and accessed as an atomic only.
+    unsafe { &*entry }.load(Relaxed)
 }
 
 /// Numbers at random, made in registers, and not dependent on any load.
