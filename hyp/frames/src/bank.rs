@@ -140,7 +140,7 @@ impl Memory {
     }
 
     /// Returns the record of the frame that `pa` is in.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn record_at(&self, pa: Pa) -> Result<&Record, FrameError> {
         self.record(Frame::of(pa)).ok_or(FrameError::NoRecord { pa })
     }

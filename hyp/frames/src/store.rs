@@ -141,6 +141,7 @@ impl Frames {
     }
 
     /// Returns the record of the frame that `pa` is in. Errors: [`FrameError::NoRecord`].
+    #[inline(always)]
     pub fn record(&self, pa: Pa) -> Result<&Record, FrameError> {
         self.memory.record_at(pa)
     }

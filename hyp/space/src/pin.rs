@@ -20,16 +20,18 @@
 
 mod fast;
 mod slow;
+#[cfg(test)]
+mod tests;
 
 pub use slow::{PIN_FAULTS, PIN_TRIES, PinError};
 
 use crate::Space;
 use crate::tally::Event;
 use core::fmt;
-use core::num::NonZeroU32;
+use core::num::NonZeroU64;
 use frames::{Frames, Hold, Order, Owner};
 use stage2::{Format, Section};
-use types::{Ipa, Pa, Range};
+use types::{FRAME_SIZE, Ipa, Pa, Range};
 
 /// A hold on a frame, or on a folio of several.
 ///
@@ -38,37 +40,43 @@ use types::{Ipa, Pa, Range};
 #[must_use = "a pin that is not given back keeps its frames for ever"]
 #[derive(PartialEq, Eq, Hash)]
 pub struct Pin {
-    pa: Pa,
-    ipa: Ipa,
-    terms: Terms,
+    /// The physical address; below it, the [order and the hold](Terms::below_pa).
+    pa: NonZeroU64,
+    /// The guest's address; around it, the [owner](Terms::around_ipa).
+    ipa: u64,
 }
 
-/// What pins taken together have in common. One word, so that a pin is written down by as few stores as can be: the next
-/// exchange waits for each of them.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Terms(NonZeroU32);
+/// What pins taken together have in common. It is written down where addresses of frames have no bits, so that a pin is two
+/// stores: the next exchange waits for each of them.
+#[derive(Clone, Copy)]
+struct Terms {
+    /// The order from bit 2 on, bit 1 for a write, and bit 0, which makes it no zero.
+    below_pa: NonZeroU64,
+    /// The owner, turned: its low 12 bits come to 52 to 63, the high ones to 0 to 3.
+    around_ipa: u64,
+}
+
+/// The bits of a frame's address: Arm's and Intel's end at 52.
+const ADDRESS: u64 = (1 << 52) - FRAME_SIZE;
+const OWNER_TURN: u32 = 12;
+const WRITES: u64 = 0b10;
+const ORDER_SHIFT: u32 = 2;
 
 impl Terms {
     #[inline(always)]
     fn new(owner: Owner, order: Order, hold: Hold) -> Self {
-        let writes = u32::from(hold == Hold::Write);
-        // Bit 0 makes it no zero.
-        Self(NonZeroU32::MIN | u32::from(owner.0) << 16 | u32::from(order.get()) << 8 | writes << 1)
-    }
-
-    const fn owner(self) -> Owner {
-        Owner((self.0.get() >> 16) as u16)
-    }
-
-    const fn order(self) -> Order {
-        match Order::new((self.0.get() >> 8) as u8) {
-            Some(order) => order,
-            None => Order::FRAME,
+        let writes = if hold == Hold::Write { WRITES } else { 0 };
+        Self {
+            below_pa: NonZeroU64::MIN | u64::from(order.get()) << ORDER_SHIFT | writes,
+            around_ipa: u64::from(owner.0).rotate_right(OWNER_TURN),
         }
     }
 
-    const fn hold(self) -> Hold {
-        if self.0.get() & 0b10 == 0 { Hold::Read } else { Hold::Write }
+    /// Writes down a pin of the frame or folio at `pa`, found at `ipa`: both are what [`ADDRESS`] has bits for.
+    #[inline(always)]
+    fn pin(self, pa: Pa, ipa: Ipa) -> Pin {
+        debug_assert!((pa.get() | ipa.get()) & !ADDRESS == 0, "not a frame's address: {pa}, {ipa}");
+        Pin { pa: self.below_pa | pa.get(), ipa: self.around_ipa | ipa.get() }
     }
 }
 
@@ -91,38 +99,49 @@ pub struct Pins<'b> {
 impl Pin {
     /// Returns where the pinned memory is: it stays there.
     pub const fn pa(&self) -> Pa {
-        self.pa
+        Pa::new(self.pa.get() & ADDRESS)
     }
 
     /// Returns the guest's address by which it was found.
     pub const fn ipa(&self) -> Ipa {
-        self.ipa
+        Ipa::new(self.ipa & ADDRESS)
     }
 
     /// Returns the number of bytes, a power of two of frames.
     pub const fn bytes(&self) -> u64 {
-        self.terms.order().bytes()
+        self.order().bytes()
     }
 
     /// Returns what the pin is for.
     pub const fn hold(&self) -> Hold {
-        self.terms.hold()
+        if self.pa.get() & WRITES == 0 { Hold::Read } else { Hold::Write }
+    }
+
+    const fn order(&self) -> Order {
+        match Order::new(((self.pa.get() & (FRAME_SIZE - 1)) >> ORDER_SHIFT) as u8) {
+            Some(order) => order,
+            None => Order::FRAME,
+        }
+    }
+
+    const fn owner(&self) -> Owner {
+        Owner(self.ipa.rotate_left(OWNER_TURN) as u16)
     }
 
     /// Returns the guest's addresses.
     pub fn range(&self) -> Range {
-        Range::block_around(self.ipa, self.bytes())
+        Range::block_around(self.ipa(), self.bytes())
     }
 
     /// Tells whether somebody wants to move this memory: then the pinner lets go as soon as it can, and pins anew. Nobody
     /// waits for it. One load.
     pub fn is_wanted(&self, frames: &Frames) -> bool {
-        frames.record(self.pa).is_ok_and(|record| record.load().is_wanted())
+        frames.record(self.pa()).is_ok_and(|record| record.load().is_wanted())
     }
 
     /// Gives the pin back when its space has ended, and with it whoever wanted to know what was written.
     pub fn release(self, frames: &Frames) {
-        let unpinned = frames.unpin(self.pa, self.terms.order(), self.terms.hold());
+        let unpinned = frames.unpin(self.pa(), self.order(), self.hold());
         debug_assert_eq!(unpinned, Ok(()), "a pin was not on its frame's word");
     }
 }
@@ -132,11 +151,11 @@ impl fmt::Debug for Pin {
         write!(
             f,
             "Pin({:?} at {}, {} of {:?} for {:?})",
-            self.ipa,
-            self.pa,
-            self.terms.owner().0,
-            self.terms.order(),
-            self.terms.hold()
+            self.ipa(),
+            self.pa(),
+            self.owner().0,
+            self.order(),
+            self.hold()
         )
     }
 }
@@ -203,7 +222,7 @@ impl<F: Format> Space<'_, F> {
     /// # Errors
     /// The pin, where it is another space's.
     pub fn unpin<S: Section>(&self, section: &S, pin: Pin, contents: Contents) -> Result<(), Pin> {
-        if pin.terms.owner() != self.owner {
+        if pin.owner() != self.owner {
             return Err(pin);
         }
         if pin.is_wanted(self.frames) {

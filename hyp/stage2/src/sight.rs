@@ -191,14 +191,15 @@ impl<F: Format, M: Entries + Pages, R> View<'_, F, M, R> {
         gives.then_some(SeenBlock { raw, slot, above, format: PhantomData })
     }
 
-    /// Tells whether a block and the link above it are what they were: as [`Self::stands`].
+    /// Tells whether a block and the link above it are what they were, flags that hardware sets included: who is told no is to
+    /// look closer, as [`Self::stands`] does.
     #[inline(always)]
-    pub fn block_stands<S: Slot>(&self, block: &SeenBlock<F, S>) -> bool {
+    pub fn is_untouched<S: Slot>(&self, block: &SeenBlock<F, S>) -> bool {
         // O8, as in `stands`.
-        let is_same = |slot: S, was, height| self.is_same(slot.load(o(8, Acquire)), was, height);
-        let link_is_same = |(slot, was)| is_same(slot, was, Height::new(2));
-        (is_same(block.slot, block.raw, ONE_UP)
-            && (block.above.is_none_or(link_is_same) || mutant("link-above-not-reread")))
+        let is_as_it_was = |slot: S, was| slot.load(o(8, Acquire)) == was;
+        let link_is_as_it_was = |(slot, was)| is_as_it_was(slot, was);
+        (is_as_it_was(block.slot, block.raw)
+            && (block.above.is_none_or(link_is_as_it_was) || mutant("link-above-not-reread")))
             || mutant("no-reread-after-pin")
     }
 

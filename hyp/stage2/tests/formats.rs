@@ -209,7 +209,7 @@ fn quick_looks<F: Format, M: Entries + Pages, R>(view: &View<'_, F, M, R>, range
             let block = view.block(ipa, access);
             let is_one = height == Height::new(1) && leaf.attrs.access.contains(access);
             assert_eq!(block.map(|block| block.pa(ipa)), is_one.then_some(leaf.pa), "at {ipa:?}");
-            assert!(block.is_none_or(|block| view.block_stands(&block)));
+            assert!(block.is_none_or(|block| view.is_untouched(&block)));
             seen.0 += u64::from(is_one && access == Access::WRITE);
         }
         let offset = span::<F>(height) - span::<F>(Height::PAGE);

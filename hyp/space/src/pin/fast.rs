@@ -31,6 +31,7 @@ impl<'f, F: Format> Space<'f, F> {
     /// has write-protected takes [`Space::pin`].
     ///
     /// No lock, no wait, no allocation. The cost is the walk and one exchange for each frame, or folio of a block.
+    #[inline(always)] // each register that a call of it would save is a store that the exchange waits for
     pub fn pin_fast<S: Section>(&self, section: &S, range: Range, hold: Hold, pins: &mut Pins<'_>) -> Ipa {
         self.pin_leaves(section, range, hold, pins).0
     }
@@ -44,13 +45,15 @@ impl<'f, F: Format> Space<'f, F> {
         hold: Hold,
         pins: &mut Pins<'_>,
     ) -> (Ipa, Option<Stop>) {
-        let (mut at, end) = (range.start(), range.end());
-        while end.get() - at.get() >= Order::FOLIO.bytes() && self.pin_whole(section, at, hold, pins) {
-            at = at.wrapping_add(Order::FOLIO.bytes());
-            if at == end {
-                return (at, None);
-            }
+        let (at, end) = (range.start(), range.end());
+        if range.len() == Order::FOLIO.bytes() && self.pin_whole(section, at, hold, pins) {
+            return (end, None);
         }
+        let at = if range.len() > Order::FOLIO.bytes() {
+            self.pin_wholes(section, at, end, hold, pins)
+        } else {
+            at
+        };
         self.pin_each(section, at, end, hold, pins)
     }
 
@@ -67,19 +70,34 @@ impl<'f, F: Format> Space<'f, F> {
         if !pa.is_aligned(order.bytes()) || !at.is_aligned(order.bytes()) || self.check_alive().is_err() {
             return false;
         }
-        let (Some(place), Ok(record)) = (pins.free().first_mut(), self.frames.record(pa)) else {
-            return false;
-        };
+        let Ok(record) = self.frames.record(pa) else { return false };
+        let Some(place) = pins.free().first_mut() else { return false };
         if !record.pin_folio(order, hold) {
             return false;
         }
-        *place = Some(Pin { pa, ipa: at, terms: Terms::new(self.owner, order, hold) });
+        *place = Some(Terms::new(self.owner, order, hold).pin(pa, at));
         pins.grow(1);
-        if !view.block_stands(&block) {
-            self.take_back(pins.len() - 1, pins);
+        if !view.is_untouched(&block) {
+            self.undo(pins); // a flag, maybe: to be tried by who looks closer
             return false;
         }
         true
+    }
+
+    /// Pins folios from `at` on, each as [`Space::pin_whole`] does, as long as it can. Returns up to where.
+    #[inline(never)]
+    fn pin_wholes<S: Section>(
+        &self,
+        section: &S,
+        mut at: Ipa,
+        end: Ipa,
+        hold: Hold,
+        pins: &mut Pins<'_>,
+    ) -> Ipa {
+        while end.get() - at.get() >= Order::FOLIO.bytes() && self.pin_whole(section, at, hold, pins) {
+            at = at.wrapping_add(Order::FOLIO.bytes());
+        }
+        at
     }
 
     /// Pins what is behind `at..end`, leaf by leaf.
@@ -213,7 +231,7 @@ impl<'f, F: Format> Space<'f, F> {
             let taken = Record::pin_pages(records, hold);
             let mut ipa = next;
             for (place, pa) in places.iter_mut().zip(outputs(&row)) {
-                *place = Some(Pin { pa, ipa, terms });
+                *place = Some(terms.pin(pa, ipa));
                 ipa = ipa.wrapping_add(FRAME_SIZE);
             }
             let kept = if stands(&row) { taken } else { 0 };
@@ -299,7 +317,7 @@ impl<'f, F: Format> Space<'f, F> {
             }
             match self.pin_folio(pa, end.get() - next.get(), hold) {
                 Ok(order) => {
-                    pins.push(Pin { pa, ipa: next, terms: Terms::new(self.owner, order, hold) });
+                    pins.push(Terms::new(self.owner, order, hold).pin(pa, next));
                     pa = pa.wrapping_add(order.bytes());
                     next = next.wrapping_add(order.bytes());
                 }
@@ -336,6 +354,14 @@ impl<'f, F: Format> Space<'f, F> {
         match record.pin_seen(seen, Span::Page, Order::FRAME, hold) {
             Ok(()) => Ok(Order::FRAME),
             Err(why) => Err(stopped(why)),
+        }
+    }
+
+    /// Gives back the pin taken last.
+    #[cold]
+    fn undo(&self, pins: &mut Pins<'_>) {
+        if let Some(pin) = pins.pop() {
+            pin.release(self.frames);
         }
     }
 

@@ -240,9 +240,9 @@ fn a_second_look_sees_that_a_table_of_blocks_was_unlinked() {
     let reader = way.enter(cpu_id(1));
     let view = space.tree().open(&reader);
     let block = view.block(Ipa::new(GIB), Access::WRITE).unwrap();
-    assert_eq!((view.sight(Ipa::new(GIB)).height(), view.block_stands(&block)), (Height::new(1), true));
+    assert_eq!((view.sight(Ipa::new(GIB)).height(), view.is_untouched(&block)), (Height::new(1), true));
     space.discard(&mut stay, &plain(&space), &Recorder::default(), range(GIB, GIB)).unwrap();
     assert!(space.tree().is_draining(), "the reader is not waited for");
-    assert!(!view.block_stands(&block));
+    assert!(!view.is_untouched(&block));
     assert!(view.block(Ipa::new(GIB), Access::WRITE).is_none());
 }

@@ -237,6 +237,15 @@ fn unmap(space: &'static Space<'static, Format>, range: Range) -> Box<dyn FnOnce
     })
 }
 
+/// Has another CPU take the young flag of what is in `range`.
+fn age(space: &'static Space<'static, Format>, range: Range) -> Box<dyn FnOnce()> {
+    Box::new(move || {
+        let epoch = EntryEpoch::new();
+        let mut stay = epoch.enter(cpu_id(1));
+        space.age(&mut stay, &Recorder::default(), range, &mut |_, _| {}).unwrap();
+    })
+}
+
 /// Pins rows of pages, of whose memory the next is where the one before ends, or which lies the other way round.
 fn a_row_of_which_one_is_lost(is_adjacent: bool) {
     let (machine, space) = kept_space();
@@ -316,6 +325,18 @@ fn a_pin_of_a_block_is_lost_with_its_entry_and_not_with_another_pin() {
     assert!(pins.iter().all(|pin| pin.bytes() == BLOCK));
     space.unpin_all(&stay, &mut pins, Contents::Unchanged).unwrap();
     machine.unpin(pas[0], Order::FOLIO, Hold::Read).unwrap();
+
+    // A flag of the entry changes: it is looked at closer, and leads to the same memory.
+    let other = epoch.enter(cpu_id(2));
+    let view = space.tree().open(&other);
+    let block = view.block(first.start(), Access::READ).unwrap();
+    with_window(age(space, first), &mut || {
+        pinned = Some(space.pin_fast(&stay, first, Hold::Read, &mut pins));
+    });
+    assert!(!view.is_untouched(&block));
+    drop(other);
+    assert_eq!((pinned, pins.len(), counts()[0]), (Some(first.end()), 1, (0, 0, 1)));
+    space.unpin_all(&stay, &mut pins, Contents::Unchanged).unwrap();
 
     // The entry goes, and the word stays as it was.
     with_window(unmap(space, first), &mut || {
